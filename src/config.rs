@@ -1,0 +1,285 @@
+//! Every setting: its type, unit, default, bounds and effect.
+//!
+//! In:     built-in defaults, then a TOML file, then the environment, then flags; later ones win.
+//! Out:    [`Config`], validated.
+//! Never:  secrets from the command line; a setting that is accepted and then ignored.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A value that must not reach a log: `Debug` prints `***`, and there is no `Display`.
+#[derive(Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The secret itself, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether nothing was set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.0.is_empty() { "" } else { "***" })
+    }
+}
+
+/// All settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How to reach Postgres.
+    pub database: Database,
+    /// The slot and what it reads.
+    pub replication: Replication,
+    /// How tokens are verified.
+    pub jwt: Jwt,
+    /// Row changes: what is shown, and how.
+    pub changes: Changes,
+    /// The listening socket and its clients.
+    pub server: Server,
+}
+
+/// How to reach Postgres, and as whom.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    /// Owner-like login, for installing. `DATABASE_URL`. No default.
+    pub url: Secret,
+    /// Login with REPLICATION and nothing else. Empty: one is made with `url` at each start.
+    pub replication_url: Secret,
+    /// NOINHERIT login that is a member of exactly `roles`. Empty: one is made at each start.
+    pub check_url: Secret,
+    /// Postgres roles that a token may name. A role outside this list is refused.
+    pub roles: Vec<String>,
+    /// `search_path` under which policies are evaluated: the one your API uses.
+    pub search_path: String,
+    /// Connections for subscription checks. Default 4, 1 to 100.
+    pub pool_size: usize,
+    /// Milliseconds one user's policies may take for one batch. Default 2000, 10 to 60000.
+    pub check_timeout_ms: u64,
+    /// Milliseconds to wait for a new connection. Default 5000, 100 to 60000.
+    pub connect_timeout_ms: u64,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self {
+            url: Secret::default(),
+            replication_url: Secret::default(),
+            check_url: Secret::default(),
+            roles: ["anon", "authenticated", "service_role"].map(String::from).to_vec(),
+            search_path: "\"$user\", public, extensions".into(),
+            pool_size: 4,
+            check_timeout_ms: 2000,
+            connect_timeout_ms: 5000,
+        }
+    }
+}
+
+/// The replication slot and what it reads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Replication {
+    /// Name of the permanent slot: `a-z 0-9 _`, at most 63 bytes.
+    pub slot: String,
+    /// Publications to read. The first is created, empty, when it is missing.
+    pub publications: Vec<String>,
+    /// `wal_sender_timeout` of our connection, in milliseconds: how long a dead link holds the
+    /// slot. Default 10000, 1000 to 600000.
+    pub sender_timeout_ms: u64,
+    /// Bytes of WAL in one batch before it is handed on. Default 256 KiB, 4 KiB to 16 MiB. One
+    /// row that is larger makes a batch of its own.
+    pub batch_bytes: usize,
+    /// Batches read ahead of the publisher before the socket is left to fill. Default 4, 1 to 64.
+    pub batches_ahead: usize,
+    /// How long the slot's confirmed position trails what was published. Default 60 s.
+    pub replay_window_ms: u64,
+    /// At most this much WAL is held back by that, whichever is less. Default 64 MiB.
+    pub replay_window_bytes: u64,
+    /// Milliseconds that creating the slot may wait for running transactions. Default 60000.
+    pub create_timeout_ms: u64,
+}
+
+impl Default for Replication {
+    fn default() -> Self {
+        Self {
+            slot: "walcast".into(),
+            publications: vec!["supabase_realtime".into()],
+            sender_timeout_ms: 10_000,
+            batch_bytes: 256 * 1024,
+            batches_ahead: 4,
+            replay_window_ms: 60_000,
+            replay_window_bytes: 64 * 1024 * 1024,
+            create_timeout_ms: 60_000,
+        }
+    }
+}
+
+/// How tokens are verified.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct Jwt {
+    /// Shared secret for HS256, HS384 and HS512, at least 32 bytes. `WALCAST_JWT_SECRET`.
+    pub secret: Secret,
+    /// Key set for asymmetric tokens: the JSON itself, or the path of a file that holds it.
+    /// `WALCAST_JWKS`.
+    pub jwks: String,
+    /// Claims that must have exactly these values, as JSON. `JWT_CLAIM_VALIDATORS`.
+    pub required_claims: BTreeMap<String, serde_json::Value>,
+}
+
+/// What a DELETE shows when the old row is not enough to decide who could see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum DeleteMode {
+    /// Only what is decided exactly is shown: the table needs `replica identity full` or an
+    /// identity index over the columns its policies use.
+    Full,
+    /// The primary key, to every subscriber for whom a policy could be true.
+    #[default]
+    PkCompat,
+    /// Nothing.
+    Drop,
+}
+
+impl DeleteMode {
+    /// The name in settings and in the subscribe reply.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::PkCompat => "pk_compat",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+/// Row changes: what is shown, and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Changes {
+    /// What a DELETE shows when its old row does not decide who could see it.
+    pub delete_mode: DeleteMode,
+    /// The same for single tables, by `schema.table`.
+    pub delete_mode_by_table: BTreeMap<String, DeleteMode>,
+    /// Whether a row that an update moves out of sight is announced as a DELETE of its key to
+    /// those who could see it before. Default true.
+    pub announce_move_out: bool,
+    /// Bytes of one row's values above which long ones are left out (`Error 413`). Default 1 MiB.
+    pub record_bytes_max: usize,
+}
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self {
+            delete_mode: DeleteMode::default(),
+            delete_mode_by_table: BTreeMap::new(),
+            announce_move_out: true,
+            record_bytes_max: 1024 * 1024,
+        }
+    }
+}
+
+/// The listening socket and its clients.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Address to listen on. Default `127.0.0.1:4000`.
+    pub bind: SocketAddr,
+    /// Sockets at once; more get 503. Default 100000.
+    pub connections_max: usize,
+    /// Channels on one socket. Default 1000.
+    pub channels_per_connection_max: usize,
+    /// Bytes of one incoming frame or message; a larger one closes the socket with 1009.
+    /// Default 5000000.
+    pub frame_bytes_max: usize,
+    /// Bytes queued for one slow client before it is closed. Default 4 MiB. One frame that is
+    /// larger still passes when nothing else is queued.
+    pub outbox_bytes_max: usize,
+    /// Bytes of the request line and headers. Default 64 KiB.
+    pub header_bytes_max: usize,
+    /// Milliseconds a client may take to send its request. Default 10000.
+    pub header_timeout_ms: u64,
+    /// Milliseconds without any incoming frame before a socket is closed. Default 60000.
+    pub idle_timeout_ms: u64,
+    /// Milliseconds before a failed join is answered, so that clients in a retry loop are slowed.
+    /// Default 500; must stay well below the clients' 10 s.
+    pub join_error_backoff_ms: u64,
+    /// Milliseconds that a stop may take to say goodbye to clients. Default 5000.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::from(([127, 0, 0, 1], 4000)),
+            connections_max: 100_000,
+            channels_per_connection_max: 1000,
+            frame_bytes_max: 5_000_000,
+            outbox_bytes_max: 4 * 1024 * 1024,
+            header_bytes_max: 64 * 1024,
+            header_timeout_ms: 10_000,
+            idle_timeout_ms: 60_000,
+            join_error_backoff_ms: 500,
+            drain_timeout_ms: 5_000,
+        }
+    }
+}
+
+/// Why settings were refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file could not be read.
+    #[error("cannot read the settings file {path}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not valid.
+    #[error("the settings file {path} is not valid")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// One value is out of its bounds or malformed.
+    #[error("setting {name}: {problem}")]
+    Invalid {
+        /// The setting's name as the user wrote it.
+        name: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+impl Replication {
+    /// `sender_timeout_ms` as a duration.
+    pub fn sender_timeout(&self) -> Duration {
+        Duration::from_millis(self.sender_timeout_ms)
+    }
+}

@@ -1,0 +1,9 @@
+//! Postgres as an ordinary client: logins, TLS, and the SQL objects walcast installs.
+//!
+//! In:     connection URLs, the files under `sql/` and `migrations/`.
+//! Out:    [`Login`]: connections with every output setting pinned.
+//! Never:  replication (`wal` speaks that itself); altering objects it does not own.
+
+mod login;
+
+pub use login::{Error, Login};

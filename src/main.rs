@@ -1,0 +1,3 @@
+//! Arguments → config → tracing → server → exit code.
+
+fn main() {}

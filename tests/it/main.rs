@@ -1,0 +1,10 @@
+//! Behaviour on real parts: a private Postgres for the whole run, a database for each test.
+
+mod cluster;
+
+#[tokio::test]
+async fn a_database_of_its_own_for_each_test() {
+    let database = cluster::Database::create().await;
+    let row = database.client().await.query_one("select current_database()", &[]).await.unwrap();
+    assert_eq!(row.get::<_, &str>(0), database.name);
+}
