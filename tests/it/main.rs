@@ -1,5 +1,7 @@
 //! Behaviour on real parts: a private Postgres for the whole run, a database for each test.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where its expectation does")]
+
 mod cluster;
 
 #[tokio::test]
