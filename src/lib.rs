@@ -4,4 +4,5 @@
 pub mod config;
 pub mod lsn;
 pub mod db;
+pub mod wal;
 pub mod change;

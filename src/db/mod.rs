@@ -5,5 +5,6 @@
 //! Never:  replication (`wal` speaks that itself); altering objects it does not own.
 
 mod login;
+pub mod tls;
 
-pub use login::{Error, Login};
+pub use login::{Endpoint, Error, Login, OUTPUT_SETTINGS};
