@@ -3,5 +3,7 @@
 
 pub mod config;
 pub mod lsn;
+pub mod topic;
 pub mod db;
 pub mod change;
+pub mod auth;
