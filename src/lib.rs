@@ -7,3 +7,5 @@ pub mod topic;
 pub mod db;
 pub mod change;
 pub mod auth;
+pub mod session;
+pub mod transport;
