@@ -212,6 +212,9 @@ pub struct Server {
     pub connections_max: usize,
     /// Channels on one socket. Default 1000.
     pub channels_per_connection_max: usize,
+    /// Subscriptions to row changes in one join; a join with more is refused. Default 100, 1 to
+    /// 10000.
+    pub subscriptions_per_channel_max: usize,
     /// Bytes of one incoming frame or message; a larger one closes the socket with 1009.
     /// Default 5000000.
     pub frame_bytes_max: usize,
@@ -237,6 +240,7 @@ impl Default for Server {
             bind: SocketAddr::from(([127, 0, 0, 1], 4000)),
             connections_max: 100_000,
             channels_per_connection_max: 1000,
+            subscriptions_per_channel_max: 100,
             frame_bytes_max: 5_000_000,
             outbox_bytes_max: 4 * 1024 * 1024,
             header_bytes_max: 64 * 1024,

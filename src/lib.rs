@@ -3,6 +3,10 @@
 
 pub mod config;
 pub mod lsn;
+pub mod topic;
 pub mod db;
 pub mod wal;
 pub mod change;
+pub mod auth;
+pub mod session;
+pub mod transport;

@@ -1,0 +1,3 @@
+//! Transports: bytes of a connection ↔ what sessions understand.
+
+pub mod phoenix;
