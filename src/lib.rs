@@ -5,3 +5,6 @@ pub mod config;
 pub mod lsn;
 pub mod db;
 pub mod change;
+pub mod hub;
+pub mod transport;
+pub mod http;

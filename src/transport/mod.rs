@@ -1,0 +1,4 @@
+//! How events reach a client: one module for each protocol, and the listening socket.
+
+pub mod listener;
+pub mod websocket;
