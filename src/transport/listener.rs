@@ -64,7 +64,7 @@ pub struct Connections {
     idle_timeout: Duration,
     drain_timeout: Duration,
     limits: Limits,
-    /// WebSockets and those about to be.
+    /// Sockets, and upgrades that are under way.
     sockets: AtomicUsize,
     /// TCP connections that still speak HTTP.
     http: AtomicUsize,
@@ -136,7 +136,7 @@ impl Connections {
         })
     }
 
-    /// Open WebSockets, and those whose upgrade is under way.
+    /// Open sockets, and upgrades that are under way.
     pub fn sockets(&self) -> usize {
         self.sockets.load(Ordering::Relaxed)
     }
@@ -211,10 +211,10 @@ impl Place {
                 debug!("the peer went away during its upgrade");
                 return;
             };
-            match upgraded.downcast::<TokioIo<TcpStream>>() {
-                Ok(parts) => self.run(parts.io.into_inner(), parts.read_buf, start),
-                Err(_) => warn!("an upgraded connection is no TCP socket"),
-            }
+            let parts = upgraded
+                .downcast::<TokioIo<TcpStream>>()
+                .expect("every connection is made of a TCP stream in `HttpConnection::run`");
+            self.run(parts.io.into_inner(), parts.read_buf, start);
         });
     }
 
@@ -268,16 +268,11 @@ pub async fn serve(
             _ = sweep.tick() => connections.sweep(),
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => accept(&connections, &router, stream, address),
-                Err(error) => match error.kind() {
-                    // The peer was faster.
-                    ErrorKind::ConnectionAborted
-                    | ErrorKind::ConnectionReset
-                    | ErrorKind::Interrupted => {}
-                    ErrorKind::InvalidInput | ErrorKind::NotConnected => break Err(error),
-                    _ => {
-                        warn!(%error, "cannot accept a connection");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) if error.kind() == ErrorKind::InvalidInput => break Err(error),
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
                 }
             },
         }
@@ -285,6 +280,14 @@ pub async fn serve(
     drop(listener);
     drain(&connections).await;
     outcome
+}
+
+/// The peer was gone before we came to it; the listening socket is well.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted
+    )
 }
 
 /// Nothing new, goodbye to everybody, and a bounded wait for them to go.

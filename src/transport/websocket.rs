@@ -348,7 +348,7 @@ impl<P: Peer> Pump<'_, P> {
             };
             at += used;
             match incoming {
-                None => {}
+                None | Some(Incoming::Pong) => {}
                 Some(Incoming::Text(text)) => self.peer.text(text)?,
                 Some(Incoming::Binary(data)) => self.peer.binary(data)?,
                 Some(Incoming::Ping(payload)) => {
@@ -356,7 +356,6 @@ impl<P: Peer> Pump<'_, P> {
                         return ControlFlow::Break(reason);
                     }
                 }
-                Some(Incoming::Pong) => {}
                 Some(Incoming::Close(code)) => return ControlFlow::Break(CloseReason::Peer(code)),
             }
         }
@@ -435,8 +434,8 @@ mod tests {
         assert_eq!(head(125)[..2], [0x81, 125]);
         assert_eq!(head(126), [0x81, 126, 0, 126]);
         assert_eq!(head(65_535), [0x81, 126, 0xFF, 0xFF]);
-        assert_eq!(text_frame(&[0; 65_536])[..10], [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
-        assert_eq!(text_frame(&[0; 65_536]).len(), 65_546);
+        assert_eq!(text_frame(&vec![0; 65_536])[..10], [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
+        assert_eq!(text_frame(&vec![0; 65_536]).len(), 65_546);
         assert_eq!(binary_frame(&[7])[..], [0x82, 1, 7]);
     }
 
@@ -445,6 +444,32 @@ mod tests {
         assert_eq!(close_frame(1005, "")[..], [0x88, 0]);
         assert_eq!(close_frame(1000, "idle")[..], *b"\x88\x06\x03\xe8idle");
         assert_eq!(close_frame(1000, &"é".repeat(100)).len(), 2 + 2 + 122);
+    }
+
+    /// What an idle connection costs is mostly this: a task holds nothing else.
+    #[tokio::test]
+    async fn the_future_of_a_connection_is_small() {
+        struct Nobody;
+        impl Peer for Nobody {
+            fn text(&mut self, _: &str) -> ControlFlow<CloseReason> {
+                ControlFlow::Continue(())
+            }
+            fn binary(&mut self, _: &[u8]) -> ControlFlow<CloseReason> {
+                ControlFlow::Continue(())
+            }
+            fn woken(&mut self) -> ControlFlow<CloseReason> {
+                ControlFlow::Continue(())
+            }
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let outbox = Arc::new(Outbox::new(stream, 1000));
+        let unfinished = Arc::new(Room::new(1000));
+        let limits = Limits { message_bytes_max: 1000, close_grace: Duration::ZERO, unfinished };
+        let future = run(outbox, Bytes::new(), limits, Nobody);
+        let (future, outbox) = (size_of_val(&future), size_of::<Outbox>());
+        assert!(future <= 448, "the future takes {future} bytes");
+        assert!(outbox <= 256, "the outbox takes {outbox} bytes");
     }
 
     #[test]
