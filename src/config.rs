@@ -210,6 +210,9 @@ pub struct Server {
     pub bind: SocketAddr,
     /// Sockets at once; more get 503. Default 100000.
     pub connections_max: usize,
+    /// Connections at once that are not sockets, or not yet; more get 503. Default 10000. Each
+    /// can hold `header_bytes_max`.
+    pub http_connections_max: usize,
     /// Channels on one socket. Default 1000.
     pub channels_per_connection_max: usize,
     /// Subscriptions to row changes in one join; a join with more is refused. Default 100, 1 to
@@ -218,6 +221,10 @@ pub struct Server {
     /// Bytes of one incoming frame or message; a larger one closes the socket with 1009.
     /// Default 5000000.
     pub frame_bytes_max: usize,
+    /// Bytes of messages that have begun to come and not ended, over all sockets; beyond it the
+    /// socket that asks for more is closed with 1013. Default 256 MiB, at least
+    /// `frame_bytes_max`.
+    pub unfinished_bytes_max: usize,
     /// Bytes queued for one slow client before it is closed. Default 4 MiB. One frame that is
     /// larger still passes when nothing else is queued.
     pub outbox_bytes_max: usize,
@@ -225,7 +232,8 @@ pub struct Server {
     pub header_bytes_max: usize,
     /// Milliseconds a client may take to send its request. Default 10000.
     pub header_timeout_ms: u64,
-    /// Milliseconds without any incoming frame before a socket is closed. Default 60000.
+    /// Milliseconds without anything coming in before a socket is closed with 1000, and without
+    /// anything being taken before the kernel gives a connection up. Default 60000.
     pub idle_timeout_ms: u64,
     /// Milliseconds before a failed join is answered, so that clients in a retry loop are slowed.
     /// Default 500; must stay well below the clients' 10 s.
@@ -239,9 +247,11 @@ impl Default for Server {
         Self {
             bind: SocketAddr::from(([127, 0, 0, 1], 4000)),
             connections_max: 100_000,
+            http_connections_max: 10_000,
             channels_per_connection_max: 1000,
             subscriptions_per_channel_max: 100,
             frame_bytes_max: 5_000_000,
+            unfinished_bytes_max: 256 * 1024 * 1024,
             outbox_bytes_max: 4 * 1024 * 1024,
             header_bytes_max: 64 * 1024,
             header_timeout_ms: 10_000,

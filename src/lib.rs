@@ -8,5 +8,7 @@ pub mod db;
 pub mod wal;
 pub mod change;
 pub mod auth;
+pub mod hub;
 pub mod session;
 pub mod transport;
+pub mod http;
