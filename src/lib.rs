@@ -9,6 +9,7 @@ pub mod wal;
 pub mod change;
 pub mod auth;
 pub mod hub;
+pub mod subscribe;
 pub mod session;
 pub mod transport;
 pub mod http;
