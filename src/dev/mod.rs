@@ -36,7 +36,7 @@ const DATABASE: &str = "postgres";
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Port on 127.0.0.1 to serve at.
-    #[arg(long, env = "WALCAST_PORT", default_value_t = 4000,
+    #[arg(long, env = "PORT", default_value_t = 4000,
           value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
     /// Directory that keeps the private Postgres, its log and the secrets.

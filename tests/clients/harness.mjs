@@ -167,7 +167,7 @@ export class Server {
       WALCAST_BIND: `127.0.0.1:${this.port}`,
       // Names of slots are the cluster's, and other tests share it.
       WALCAST_SLOT: `walcast_${this.database.name}`,
-      RUST_LOG: process.env.RUST_LOG ?? "info",
+      WALCAST_LOG: process.env.WALCAST_LOG ?? "info",
       RUST_BACKTRACE: "1",
     });
     const ready = async () => {
