@@ -13,3 +13,4 @@ pub mod subscribe;
 pub mod session;
 pub mod transport;
 pub mod http;
+pub mod dev;

@@ -3,25 +3,28 @@
 //! A shell holds the cluster: when this process ends in any way, its standard input closes, and it
 //! stops the server and removes the directory.
 
-use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use tokio_postgres::{Client, NoTls};
+use walcast::dev;
+
+/// How long a slot may stay active after its walsender was told to go.
+const SLOT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The server of this test run.
 pub(crate) struct Cluster {
-    /// Where its Unix socket is.
-    pub(crate) socket_dir: PathBuf,
-    /// Its TCP port on 127.0.0.1, and the number in its socket's name.
-    pub(crate) port: u16,
+    /// Itself: its URLs, its directories.
+    pub(crate) server: dev::Cluster,
     _keeper: Child,
 }
 
-/// One test's database. Dropped with the cluster; a slot must be dropped by the test that made it.
+/// One test's database. When it goes, so do the slots in it; a slot left behind would hold back
+/// every other test's WAL.
 pub(crate) struct Database {
     /// Its name, unique in the run.
     pub(crate) name: String,
@@ -35,9 +38,9 @@ impl Database {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let cluster = cluster();
         let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let admin = connect(&cluster.url("postgres")).await;
+        let admin = connect(&cluster.server.url("postgres")).await;
         admin.batch_execute(&format!("create database {name}")).await.unwrap();
-        let url = cluster.url(&name);
+        let url = cluster.server.url(&name);
         Self { name, url }
     }
 
@@ -47,10 +50,42 @@ impl Database {
     }
 }
 
-impl Cluster {
-    fn url(&self, database: &str) -> String {
-        let host = self.socket_dir.to_str().unwrap().replace('/', "%2F");
-        format!("postgres://postgres@{host}:{}/{database}", self.port)
+impl Drop for Database {
+    fn drop(&mut self) {
+        // A runtime of its own: the test's is the one that drops us.
+        let (url, name) = (cluster().server.url("postgres"), self.name.clone());
+        let work = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                tokio::time::timeout(SLOT_DEADLINE, drop_slots(&url, &name)).await
+            })?;
+            std::io::Result::Ok(())
+        });
+        let done = work.join();
+        if !std::thread::panicking() {
+            assert!(matches!(done, Ok(Ok(()))), "the slots of {} stay: {done:?}", self.name);
+        }
+    }
+}
+
+/// Ends whoever reads a slot of database `name`, and drops it; a reader may come back in between.
+async fn drop_slots(url: &str, name: &str) {
+    let admin = connect(url).await;
+    let slots = "select slot_name::text, active_pid from pg_replication_slots where database = $1";
+    loop {
+        let slots = admin.query(slots, &[&name]).await.unwrap();
+        if slots.is_empty() {
+            return;
+        }
+        for slot in slots {
+            let (slot, reader) = (slot.get::<_, String>(0), slot.get::<_, Option<i32>>(1));
+            if let Some(reader) = reader {
+                // Waits until that process is gone, at most this long.
+                let end = "select pg_terminate_backend($1, 1000)";
+                admin.execute(end, &[&reader]).await.unwrap();
+            }
+            let _ = admin.execute("select pg_drop_replication_slot($1)", &[&slot]).await;
+        }
     }
 }
 
@@ -67,90 +102,48 @@ pub(crate) fn cluster() -> &'static Cluster {
     CLUSTER.get_or_init(start)
 }
 
-fn start() -> Cluster {
-    let bin = server_binaries();
-    let directory = std::env::temp_dir().join(format!("walcast-it-{}", std::process::id()));
-    let (data, socket_dir) = (directory.join("data"), directory.join("socket"));
-    fs::create_dir_all(&socket_dir).unwrap();
-    let owner = ordinary_user();
-    if let Some((uid, gid)) = owner {
-        std::os::unix::fs::chown(&directory, Some(uid), Some(gid)).unwrap();
-        std::os::unix::fs::chown(&socket_dir, Some(uid), Some(gid)).unwrap();
+/// A directory for one cluster of this run, in a place every user can reach.
+pub(crate) fn directory(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("walcast-it-{}-{name}", std::process::id()))
+}
+
+/// Settings under which many tests at once do not run out of anything.
+pub(crate) fn options(name: &str) -> dev::ClusterOptions {
+    let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    dev::ClusterOptions {
+        durable: false,
+        settings: vec![
+            setting("max_connections", "400"),
+            setting("max_wal_senders", "100"),
+            setting("max_replication_slots", "100"),
+            setting("max_wal_size", "8GB"),
+        ],
+        ..dev::ClusterOptions::new(directory(name))
     }
-    let command = |program: &str| {
-        let mut command = Command::new(bin.join(program));
-        command.current_dir(&directory).stdin(Stdio::null());
-        if let Some((uid, gid)) = owner {
-            command.uid(uid).gid(gid);
-        }
-        command
-    };
-    let initdb = command("initdb")
-        .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"])
-        .args(["--locale=C.UTF-8", "-D"])
-        .arg(&data)
-        .output()
-        .unwrap();
-    assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let settings = [
-        format!("unix_socket_directories='{}'", socket_dir.display()),
-        format!("port={port}"),
-        "listen_addresses='127.0.0.1'".into(),
-        "wal_level=logical".into(),
-        "fsync=off".into(),
-        "max_connections=400".into(),
-        "max_wal_senders=100".into(),
-        "max_replication_slots=100".into(),
-        "max_wal_size=8GB".into(),
-    ];
-    fs::write(data.join("postgresql.auto.conf"), settings.join("\n")).unwrap();
-    let started = command("pg_ctl")
-        .args(["-w", "-D"])
-        .arg(&data)
-        .arg("-l")
-        .arg(data.join("log"))
-        .arg("start")
-        .output()
-        .unwrap();
-    assert!(started.status.success(), "pg_ctl start: {}", String::from_utf8_lossy(&started.stderr));
+}
+
+/// Reads its standard input until this process is gone, then stops the server at once and removes
+/// the directories. SIGQUIT is an immediate stop; the count bounds the wait where nobody reaps.
+const KEEPER: &str = r#"
+read -r _
+read -r pid <"$0/postmaster.pid" && kill -QUIT "$pid"
+left=100
+while [ "$left" -gt 0 ] && kill -0 "$pid"; do
+    sleep 0.1
+    left=$((left - 1))
+done
+rm -rf "$@"
+"#;
+
+/// What ends `server` when this process ends, in whatever way.
+pub(crate) fn keep(server: &dev::Cluster) -> Child {
     let mut keeper = Command::new("sh");
-    keeper
-        .args(["-c", "read -r _; \"$0\" -D \"$1\" -m immediate stop >/dev/null; rm -rf \"$2\""])
-        .arg(bin.join("pg_ctl"))
-        .args([&data, &directory])
-        .stdin(Stdio::piped())
-        .process_group(0);
-    if let Some((uid, gid)) = owner {
-        keeper.uid(uid).gid(gid);
-    }
-    Cluster { socket_dir, port, _keeper: keeper.spawn().unwrap() }
+    keeper.args(["-c", KEEPER]).arg(server.data()).args(server.directories());
+    keeper.stdin(Stdio::piped()).stderr(Stdio::null()).process_group(0).spawn().unwrap()
 }
 
-/// The newest installed server.
-fn server_binaries() -> PathBuf {
-    let mut found: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path().join("bin"))
-        .filter(|bin| bin.join("initdb").exists())
-        .collect();
-    found.sort();
-    found.pop().expect("a PostgreSQL server under /usr/lib/postgresql (./scripts/test installs it)")
-}
-
-/// As root: the user and group to run the server as, since Postgres refuses root.
-fn ordinary_user() -> Option<(u32, u32)> {
-    use std::os::unix::fs::MetadataExt as _;
-    if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        return None;
-    }
-    let passwd = fs::read_to_string("/etc/passwd").unwrap();
-    let id = |user: &str| {
-        let line = passwd.lines().find(|line| line.split(':').next() == Some(user))?;
-        let mut fields = line.split(':').skip(2);
-        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-    };
-    id("postgres").or_else(|| id("nobody"))
+fn start() -> Cluster {
+    let server = dev::Cluster::start(&options("all")).unwrap();
+    let keeper = keep(&server);
+    Cluster { server, _keeper: keeper }
 }

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod sockets;
+mod dev;
 
 #[tokio::test]
 async fn a_database_of_its_own_for_each_test() {

@@ -1,0 +1,36 @@
+// Runs every client test on one private Postgres: `node run.mjs [file…]`.
+//
+// WALCAST_TEST_DATABASE_URL names a superuser's URL of another server to use instead; it needs
+// wal_level = logical and some free slots.
+
+import { spawn } from "node:child_process";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+import { BIN, says, start } from "./harness.mjs";
+
+const here = fileURLToPath(new URL(".", import.meta.url));
+const files = process.argv.slice(2);
+if (files.length === 0) files.push(...readdirSync(here).filter((name) => name.endsWith(".test.mjs")));
+
+const env = { ...process.env };
+let postgres;
+let directory;
+if (!env.WALCAST_TEST_DATABASE_URL) {
+  directory = mkdtempSync(join(tmpdir(), "walcast-clients-"));
+  postgres = start(BIN, ["dev", "--only-postgres", "--data-dir", join(directory, "dev")], env);
+  const [, url] = await says(postgres, /^DATABASE_URL=(\S+)$/m, 120_000);
+  env.WALCAST_TEST_DATABASE_URL = url;
+}
+
+const tests = spawn(process.execPath, ["--test", ...files], { cwd: here, env, stdio: "inherit" });
+const code = await new Promise((resolve) => tests.once("exit", (code) => resolve(code ?? 1)));
+
+if (postgres) {
+  postgres.kill("SIGINT");
+  await postgres.ended;
+  rmSync(directory, { recursive: true, force: true });
+}
+process.exit(code);
