@@ -2,6 +2,7 @@
 //! who may see them. `ARCHITECTURE.md` has the map; each module uses only modules above it here.
 
 pub mod config;
+pub mod telemetry;
 pub mod lsn;
 pub mod db;
 pub mod change;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, NoTls};
 
+use crate::config::Secret;
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -35,6 +37,14 @@ impl Login {
     /// [`Error::Url`] when it is malformed.
     pub fn parse(url: &str, timeout: Duration) -> Result<Self, Error> {
         Ok(Self { config: url.parse().map_err(Error::Url)?, timeout })
+    }
+
+    /// The same server and database, as somebody else.
+    #[must_use]
+    pub fn with_user(&self, user: &str, password: &Secret) -> Self {
+        let mut config = self.config.clone();
+        config.user(user).password(password.expose());
+        Self { config, timeout: self.timeout }
     }
 
     /// A new connection, called `name` in `pg_stat_activity`. Its task ends with the client.
