@@ -6,3 +6,4 @@ pub mod telemetry;
 pub mod lsn;
 pub mod db;
 pub mod change;
+pub mod doctor;

@@ -724,7 +724,7 @@ fn sentence(error: &tokio_postgres::Error) -> String {
 }
 
 /// An identifier for SQL text.
-pub(super) fn quote(name: &str) -> String {
+pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

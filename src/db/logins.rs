@@ -23,7 +23,7 @@ use crate::db::Login;
 /// Logins of instances that died are dropped when nobody is connected with them for this long
 /// after they were made: an instance connects within seconds, and when a live one lost all its
 /// connections and then its logins, [`Logins::ensure`] makes them again.
-const ORPHAN_AGE: Duration = Duration::from_secs(15 * 60);
+pub const ORPHAN_AGE: Duration = Duration::from_secs(15 * 60);
 
 /// Connections of the replication login: the stream, its successor while the old link is dying,
 /// and queries about the slot.
@@ -150,7 +150,10 @@ impl Logins {
         {
             let client = owner.connect("walcast logins").await?;
             prepare(&client).await?;
-            drop_orphans(&client).await;
+            // Failing is no reason not to start.
+            if let Err(error) = drop_orphans_with(&client).await {
+                warn!(error = message(&error), "cannot look for logins of dead instances");
+            }
             let roles = existing_roles(&client, &settings.roles).await?;
             let id = random_hex();
             let mut pair = Vec::new();
@@ -308,19 +311,31 @@ pub(super) async fn drop_unused(
     Ok(done)
 }
 
-/// Drops what dead instances left. Failing is no reason not to start.
-async fn drop_orphans(client: &Client) {
-    match unused(client, ORPHAN_AGE).await {
-        Ok(found) => {
-            for (name, _) in found.into_iter().filter(|(_, connected)| !connected) {
-                match drop_login(client, &name).await {
-                    Ok(()) => info!(login = name, "login of a dead instance dropped"),
-                    Err(error) => warn!(login = name, error = message(&error), "login kept"),
-                }
-            }
+/// Drops what dead instances left, and returns the names.
+///
+/// # Errors
+/// [`Error`] when they cannot be looked for; one that cannot be dropped is logged and left.
+pub async fn drop_orphans(owner: &Login) -> Result<Vec<String>, Error> {
+    let client = owner.connect("walcast logins").await?;
+    prepare(&client).await?;
+    drop_orphans_with(&client).await.map_err(failed("look for logins of dead instances"))
+}
+
+async fn drop_orphans_with(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+    let mut dropped = Vec::new();
+    for (name, connected) in unused(client, ORPHAN_AGE).await? {
+        if connected {
+            continue;
         }
-        Err(error) => warn!(error = message(&error), "cannot look for logins of dead instances"),
+        match drop_login(client, &name).await {
+            Ok(()) => {
+                info!(login = name, "login of a dead instance dropped");
+                dropped.push(name);
+            }
+            Err(error) => warn!(login = name, error = message(&error), "login kept"),
+        }
     }
+    Ok(dropped)
 }
 
 /// The logins made for this database at least `age` ago, and whether one of the pair is connected.
