@@ -2,6 +2,7 @@
 //! who may see them. `ARCHITECTURE.md` has the map; each module uses only modules above it here.
 
 pub mod config;
+pub mod telemetry;
 pub mod lsn;
 pub mod topic;
 pub mod db;
@@ -14,3 +15,4 @@ pub mod session;
 pub mod transport;
 pub mod http;
 pub mod dev;
+pub mod doctor;

@@ -5,6 +5,7 @@
 mod cluster;
 mod sockets;
 mod dev;
+mod install;
 
 #[tokio::test]
 async fn a_database_of_its_own_for_each_test() {
