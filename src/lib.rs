@@ -5,3 +5,5 @@ pub mod config;
 pub mod lsn;
 pub mod db;
 pub mod change;
+pub mod catalog;
+pub mod event;

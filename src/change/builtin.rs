@@ -3,7 +3,7 @@
 //! In:     a type OID from the log.
 //! Out:    its name and how its text becomes JSON.
 //! Never:  types that a database may define for itself.
-//! Source: `pg_type.dat` of PostgreSQL; compared with the server's `pg_type` by
+//! Source: `pg_type.dat` of Postgres; compared with the server's `pg_type` by
 //!         `tests/it/values.rs`. These OIDs never change between versions.
 
 use super::value::Type;

@@ -3,7 +3,7 @@
 //! In:     a value in Postgres' text format under pinned output settings, and its [`Type`].
 //! Out:    JSON text, equal to what `to_jsonb` gives for that value; the exceptions are at [`render`].
 //! Never:  IO; floating-point round trips of numbers; invalid JSON, whatever the bytes are.
-//! Source: PostgreSQL's `array_out`, `record_out` and `jsonb.c`, asked through a real server by
+//! Source: Postgres' `array_out`, `record_out` and `jsonb.c`, asked through a real server by
 //!         `tests/it/values.rs`.
 
 use std::borrow::Cow;
@@ -97,13 +97,9 @@ pub fn string(text: &[u8], out: &mut Vec<u8>) {
 fn nested(kind: &Type, text: &[u8], out: &mut Vec<u8>, depth: usize) {
     let start = out.len();
     let understood = match kind {
-        Type::Bool => match text {
-            b"t" => Some(out.extend_from_slice(b"true")),
-            b"f" => Some(out.extend_from_slice(b"false")),
-            _ => None,
-        },
+        Type::Bool => boolean(text).map(|word| out.extend_from_slice(word)),
         Type::Integer | Type::Numeric | Type::Float => {
-            is_number(text).then(|| out.extend_from_slice(text))
+            Some(text).filter(|text| is_number(text)).map(|digits| out.extend_from_slice(digits))
         }
         Type::Json => json(text, out),
         Type::Timestamp => timestamp(text, out),
@@ -125,6 +121,14 @@ fn nested(kind: &Type, text: &[u8], out: &mut Vec<u8>, depth: usize) {
     if understood.is_none() {
         out.truncate(start);
         string(text, out);
+    }
+}
+
+fn boolean(text: &[u8]) -> Option<&'static [u8]> {
+    match text {
+        b"t" => Some(b"true"),
+        b"f" => Some(b"false"),
+        _ => None,
     }
 }
 
