@@ -19,6 +19,18 @@ pub enum ReplicaIdentity {
     Index,
 }
 
+impl ReplicaIdentity {
+    /// From `pg_class.relreplident`, which the log repeats. An unknown one promises nothing.
+    pub const fn from_code(code: u8) -> Self {
+        match code {
+            b'd' => Self::Default,
+            b'f' => Self::Full,
+            b'i' => Self::Index,
+            _ => Self::Nothing,
+        }
+    }
+}
+
 /// One column of a tuple, in the order the log sends them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
