@@ -528,7 +528,7 @@ fn weak_and_broken_keys_are_found_at_start() {
         (SECRET.into(), with(3, "x", json!(short))),
         (SECRET.into(), with(3, "x", json!(encode([7; 33])))),
         (SECRET.into(), with(4, "k", json!(short))),
-        ("".into(), r#"{"keys":[]}"#.into()),
+        (String::new(), r#"{"keys":[]}"#.into()),
     ];
     for (secret, jwks) in cases {
         let error = Verifier::new(&settings(&secret, &jwks), &roles())
