@@ -86,6 +86,20 @@ fn version_2_frames_are_arrays_of_five_or_more() {
 }
 
 #[test]
+fn a_large_payload_is_borrowed_from_its_message() {
+    let payload = json!({ "rows": vec![json!({ "x": [1, 2.5, "three"] }); 10_000] }).to_string();
+    for (version, text) in [
+        (Version::V1, format!(r#"{{"topic":"t","event":"e","ref":null,"payload":{payload}}}"#)),
+        (Version::V2, format!(r#"[null,null,"t","e",{payload}]"#)),
+    ] {
+        let frame = decode_text(version, &text).unwrap();
+        let Payload::Json(json) = frame.payload else { panic!("text frames carry JSON") };
+        assert_eq!(json.get(), payload);
+        assert!(text.as_bytes().as_ptr_range().contains(&json.get().as_ptr()));
+    }
+}
+
+#[test]
 fn malformed_text_is_refused_in_both_versions() {
     let deep = format!("[{}", "[".repeat(100_000));
     let long = "x".repeat(300);
@@ -1028,6 +1042,45 @@ fn a_lost_permission_shuts_the_channel_down() {
         assert_eq!(lines, ["leave 1".to_owned(), system, close]);
         let message = SystemMessage::subscribed();
         assert_eq!(talk.input(Input::System { channel, message }), NOTHING);
+    });
+}
+
+#[test]
+fn a_join_that_waits_is_told_nothing_but_its_answer() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        let channel = talk.joins[0].channel;
+        let message = SystemMessage::subscribed();
+        assert_eq!(talk.input(Input::System { channel, message }), NOTHING);
+        let lines = talk.input(Input::Shutdown { channel, message: "no more".into() });
+        assert_eq!(lines, ["leave 1".to_owned(), refused("1", ROOM, "Unauthorized: no more")]);
+        assert_eq!(talk.input(Input::Shutdown { channel, message: "again".into() }), NOTHING);
+    });
+}
+
+#[test]
+fn a_second_answer_to_one_join_changes_nothing() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        assert_eq!(talk.accept(), NOTHING);
+        let outcome = JoinOutcome::Error { reason: "late".into() };
+        let channel = talk.joins[0].channel;
+        assert_eq!(talk.input(Input::Joined { channel, outcome }), NOTHING);
+        assert_eq!(talk.session.channels(), 1);
+    });
+}
+
+#[test]
+fn equal_tokens_on_one_connection_share_their_claims() {
+    both(|talk| {
+        let user = token("authenticated", NOW + 60);
+        for (number, token) in [(1, &connect_token()), (2, &user), (3, &user)] {
+            let payload = json!({ "access_token": token, "config": {} });
+            talk.join("1", &format!("realtime:{number}"), &payload);
+        }
+        let [connect, first, second] = &talk.joins[..] else { panic!("three joins") };
+        assert!(Arc::ptr_eq(&first.claims, &second.claims));
+        assert!(!Arc::ptr_eq(&connect.claims, &first.claims));
     });
 }
 
