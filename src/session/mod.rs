@@ -473,17 +473,25 @@ impl Session {
         };
         let channel = &mut self.channels[at];
         let Some(joining) = channel.joining.take() else { return };
-        let refused = match &outcome {
-            JoinOutcome::Error { reason } => Some(reason.clone()),
-            JoinOutcome::Ok { subscriptions, .. }
-                if subscriptions.len() != joining.postgres_changes.len() =>
-            {
-                Some("Unknown Error on Channel".into())
+        let answer = match outcome {
+            JoinOutcome::Error { reason } => Err(reason),
+            JoinOutcome::Ok { subscriptions, system } => {
+                let problem = if subscriptions.len() == joining.postgres_changes.len() {
+                    expired(&channel.claims, now).map(|error| error.reason())
+                } else {
+                    Some("Unknown Error on Channel".into())
+                };
+                match problem {
+                    None => Ok((subscriptions, system)),
+                    Some(reason) => {
+                        outputs.push(Output::Leave(id));
+                        Err(reason)
+                    }
+                }
             }
-            JoinOutcome::Ok { .. } => expired(&channel.claims, now).map(|error| error.reason()),
         };
-        match (refused, outcome) {
-            (None, JoinOutcome::Ok { subscriptions, system }) => {
+        match answer {
+            Ok((subscriptions, system)) => {
                 let response = acknowledgement(&joining.postgres_changes, &subscriptions);
                 let topic = channel.topic.to_shared();
                 let join_ref = channel.join_ref.clone();
@@ -496,12 +504,8 @@ impl Session {
                     outputs.push(Output::Refresh { channel: id, claims });
                 }
             }
-            (refused, outcome) => {
+            Err(reason) => {
                 let channel = self.channels.remove(at);
-                if matches!(outcome, JoinOutcome::Ok { .. }) {
-                    outputs.push(Output::Leave(id));
-                }
-                let reason = refused.unwrap_or_default();
                 outputs.push(channel.refused(joining.reference, &reason));
             }
         }

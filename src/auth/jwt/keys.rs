@@ -27,7 +27,7 @@ const RSA_MODULUS_BYTES: std::ops::RangeInclusive<usize> = 256..=512;
 
 /// What a key can be used for: an algorithm fits exactly one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum Family {
     Secret,
     Rsa,
     P256,
@@ -37,10 +37,10 @@ enum Kind {
 
 struct Key {
     kid: String,
-    kind: Kind,
+    family: Family,
     /// The only algorithm this key is meant for, when the key set says so.
     algorithm: Option<Algorithm>,
-    key: DecodingKey,
+    material: DecodingKey,
 }
 
 /// The keys tokens are verified with.
@@ -51,17 +51,17 @@ pub(super) struct Keys {
 
 /// A signature algorithm by its name in a token. Everything else, `none` and PS* included, is
 /// refused; ES512 and Ed448 have no verifier here.
-fn algorithm(name: &str) -> Option<(Algorithm, Kind)> {
+fn algorithm(name: &str) -> Option<(Algorithm, Family)> {
     Some(match name {
-        "HS256" => (Algorithm::HS256, Kind::Secret),
-        "HS384" => (Algorithm::HS384, Kind::Secret),
-        "HS512" => (Algorithm::HS512, Kind::Secret),
-        "RS256" => (Algorithm::RS256, Kind::Rsa),
-        "RS384" => (Algorithm::RS384, Kind::Rsa),
-        "RS512" => (Algorithm::RS512, Kind::Rsa),
-        "ES256" => (Algorithm::ES256, Kind::P256),
-        "ES384" => (Algorithm::ES384, Kind::P384),
-        "EdDSA" | "Ed25519" => (Algorithm::EdDSA, Kind::Ed25519),
+        "HS256" => (Algorithm::HS256, Family::Secret),
+        "HS384" => (Algorithm::HS384, Family::Secret),
+        "HS512" => (Algorithm::HS512, Family::Secret),
+        "RS256" => (Algorithm::RS256, Family::Rsa),
+        "RS384" => (Algorithm::RS384, Family::Rsa),
+        "RS512" => (Algorithm::RS512, Family::Rsa),
+        "ES256" => (Algorithm::ES256, Family::P256),
+        "ES384" => (Algorithm::ES384, Family::P384),
+        "EdDSA" | "Ed25519" => (Algorithm::EdDSA, Family::Ed25519),
         _ => return None,
     })
 }
@@ -90,25 +90,25 @@ impl Keys {
         name: &str,
         kid: Option<&str>,
     ) -> Result<(Algorithm, &DecodingKey), TokenError> {
-        let (algorithm, kind) = algorithm(name).ok_or(TokenError::Signer { kid: None })?;
+        let (algorithm, family) = algorithm(name).ok_or(TokenError::Signer { kid: None })?;
         let listed = kid.and_then(|kid| {
             self.set.iter().find(|key| {
                 key.kid == kid
-                    && key.kind == kind
+                    && key.family == family
                     && key.algorithm.is_none_or(|meant| meant == algorithm)
             })
         });
-        match (listed, kind, kid) {
-            (Some(key), _, _) => Ok((algorithm, &key.key)),
-            (None, Kind::Secret, _) => self
+        match (listed, family, kid) {
+            (Some(key), _, _) => Ok((algorithm, &key.material)),
+            (None, Family::Secret, _) => self
                 .secret
                 .as_ref()
                 .map(|secret| (algorithm, secret))
                 .ok_or(TokenError::Signer { kid: None }),
-            (None, Kind::Rsa | Kind::P256 | Kind::P384 | Kind::Ed25519, Some(kid)) => {
+            (None, Family::Rsa | Family::P256 | Family::P384 | Family::Ed25519, Some(kid)) => {
                 Err(TokenError::unknown_key(kid))
             }
-            (None, Kind::Rsa | Kind::P256 | Kind::P384 | Kind::Ed25519, None) => {
+            (None, Family::Rsa | Family::P256 | Family::P384 | Family::Ed25519, None) => {
                 Err(TokenError::Signer { kid: None })
             }
         }
@@ -214,13 +214,13 @@ fn decode(json: JsonKey) -> Result<Option<Key>, &'static str> {
         let value = value.ok_or(what)?;
         URL_SAFE_NO_PAD.decode(value.trim_end_matches('=')).map_err(|_| what)
     };
-    let (kind, probe, key) = match (&*json.kty, json.crv.as_deref()) {
+    let (family, probe, material) = match (&*json.kty, json.crv.as_deref()) {
         ("oct", _) => {
             let secret = member(json.k, "k is not base64url")?;
             if secret.len() < SECRET_BYTES_MIN {
                 return Err("k is shorter than 32 bytes");
             }
-            (Kind::Secret, Algorithm::HS256, DecodingKey::from_secret(&secret))
+            (Family::Secret, Algorithm::HS256, DecodingKey::from_secret(&secret))
         }
         ("RSA", _) => {
             let modulus = member(json.n, "n is not base64url")?;
@@ -234,20 +234,20 @@ fn decode(json: JsonKey) -> Result<Option<Key>, &'static str> {
                 return Err("e is not an odd number between 3 and 4294967295");
             }
             let key = DecodingKey::from_rsa_raw_components(&modulus, &exponent);
-            (Kind::Rsa, Algorithm::RS256, key)
+            (Family::Rsa, Algorithm::RS256, key)
         }
         ("EC", Some(curve @ ("P-256" | "P-384"))) => {
             let x = member(json.x, "x is not base64url")?;
             let y = member(json.y, "y is not base64url")?;
-            let (kind, probe, length) = match curve {
-                "P-256" => (Kind::P256, Algorithm::ES256, 32),
-                _ => (Kind::P384, Algorithm::ES384, 48),
+            let (family, probe, length) = match curve {
+                "P-256" => (Family::P256, Algorithm::ES256, 32),
+                _ => (Family::P384, Algorithm::ES384, 48),
             };
             if x.len() != length || y.len() != length {
                 return Err("x or y has the wrong length for crv");
             }
             // An uncompressed point (SEC 1, 2.3.3).
-            (kind, probe, DecodingKey::from_ec_der(&[&[4], &*x, &*y].concat()))
+            (family, probe, DecodingKey::from_ec_der(&[&[4], &*x, &*y].concat()))
         }
         ("OKP", Some("Ed25519")) => {
             let x = member(json.x, "x is not base64url")?;
@@ -255,14 +255,15 @@ fn decode(json: JsonKey) -> Result<Option<Key>, &'static str> {
             if x.len() != 32 {
                 return Err("x has the wrong length for crv");
             }
-            (Kind::Ed25519, Algorithm::EdDSA, DecodingKey::from_ed_der(&x))
+            (Family::Ed25519, Algorithm::EdDSA, DecodingKey::from_ed_der(&x))
         }
         _ => return Ok(None),
     };
-    if meant.is_some_and(|(_, needs)| needs != kind) {
+    if meant.is_some_and(|(_, needs)| needs != family) {
         return Err("alg does not fit kty and crv");
     }
     // Fails when the numbers are not a point on their curve.
-    jsonwebtoken::crypto::verify("", b"", &key, probe).map_err(|_| "not a valid public key")?;
-    Ok(Some(Key { kid, kind, algorithm: meant.map(|(algorithm, _)| algorithm), key }))
+    jsonwebtoken::crypto::verify("", b"", &material, probe)
+        .map_err(|_| "not a valid public key")?;
+    Ok(Some(Key { kid, family, algorithm: meant.map(|(algorithm, _)| algorithm), material }))
 }

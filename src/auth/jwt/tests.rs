@@ -1,5 +1,7 @@
 //! Tokens made here with every algorithm, and by OpenSSL (`tests/data/jwt`).
 
+use std::sync::LazyLock;
+
 use jsonwebtoken::{Algorithm, EncodingKey};
 use proptest::prelude::*;
 use serde_json::json;
@@ -65,7 +67,8 @@ fn payload() -> String {
 }
 
 fn verify(token: &str) -> Result<Claims, TokenError> {
-    verifier().verify(token, at(NOW))
+    static VERIFIER: LazyLock<Verifier> = LazyLock::new(verifier);
+    VERIFIER.verify(token, at(NOW))
 }
 
 fn claim(name: &str) -> TokenError {
@@ -528,7 +531,7 @@ fn weak_and_broken_keys_are_found_at_start() {
         (SECRET.into(), with(3, "x", json!(short))),
         (SECRET.into(), with(3, "x", json!(encode([7; 33])))),
         (SECRET.into(), with(4, "k", json!(short))),
-        ("".into(), r#"{"keys":[]}"#.into()),
+        (String::new(), r#"{"keys":[]}"#.into()),
     ];
     for (secret, jwks) in cases {
         let error = Verifier::new(&settings(&secret, &jwks), &roles())
@@ -579,6 +582,44 @@ fn nothing_secret_is_printed() {
     assert!(!text.contains(SECRET), "{text}");
     assert_eq!(fingerprint, Fingerprint::of(SECRET));
     assert_ne!(fingerprint, Fingerprint::of("another"));
+}
+
+/// JSON values near the roles that are allowed, and far from them.
+fn near_roles() -> impl Strategy<Value = Value> {
+    let text = prop_oneof![
+        "\\PC{0,12}",
+        prop::sample::select(vec!["anon", "authenticated", "service_role", "postgres"])
+            .prop_map(String::from),
+        "(anon|ANON|Anon|an on|anon\u{0}|\"anon\"|anon;|ａnon|authenticated,anon)",
+    ];
+    let leaf = prop_oneof![
+        text.prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<bool>().prop_map(Value::from),
+        Just(Value::Null),
+    ];
+    leaf.prop_recursive(2, 6, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            inner.prop_map(|value| json!({ "role": value })),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+    #[test]
+    fn only_a_listed_role_is_ever_accepted(role in near_roles(), twice in any::<bool>()) {
+        let second = if twice { r#""role":"anon","# } else { "" };
+        let payload = format!(r#"{{{second}"exp":{},"role":{role}}}"#, NOW + 1);
+        let listed = role.as_str().is_some_and(|role| roles().iter().any(|listed| listed == role));
+        let answer = verify(&hs256(&payload));
+        prop_assert_eq!(answer.is_ok(), listed && !twice, "{} {:?}", payload, answer);
+        if let Ok(claims) = answer {
+            prop_assert_eq!(Some(&*claims.role), role.as_str());
+        }
+    }
 }
 
 proptest! {

@@ -86,6 +86,20 @@ fn version_2_frames_are_arrays_of_five_or_more() {
 }
 
 #[test]
+fn a_large_payload_is_borrowed_from_its_message() {
+    let payload = json!({ "rows": vec![json!({ "x": [1, 2.5, "three"] }); 10_000] }).to_string();
+    for (version, text) in [
+        (Version::V1, format!(r#"{{"topic":"t","event":"e","ref":null,"payload":{payload}}}"#)),
+        (Version::V2, format!(r#"[null,null,"t","e",{payload}]"#)),
+    ] {
+        let frame = decode_text(version, &text).unwrap();
+        let Payload::Json(json) = frame.payload else { panic!("text frames carry JSON") };
+        assert_eq!(json.get(), payload);
+        assert!(text.as_bytes().as_ptr_range().contains(&json.get().as_ptr()));
+    }
+}
+
+#[test]
 fn malformed_text_is_refused_in_both_versions() {
     let deep = format!("[{}", "[".repeat(100_000));
     let long = "x".repeat(300);
@@ -329,7 +343,7 @@ impl Talk {
     }
 
     /// Joins and answers the join well; returns the lines of both.
-    fn join(&mut self, join_ref: &str, topic: &str, payload: Value) -> Vec<String> {
+    fn join(&mut self, join_ref: &str, topic: &str, payload: &Value) -> Vec<String> {
         let mut lines = self.say(&json!([join_ref, join_ref, topic, "phx_join", payload]));
         lines.extend(self.accept());
         lines
@@ -483,7 +497,7 @@ fn the_reply_echoes_each_subscription_with_its_id_in_order() {
     let asked = [
         r#"{"event":"*","schema":"public","table":"t","filter":"id=eq.1"}"#,
         r#"{ "table" : "t", "x": 1.50, "big": 12345678901234567890123, "filter": null }"#,
-        r#"{}"#,
+        "{}",
         r#"{ "id": "mine" }"#,
     ];
     let config = format!(
@@ -563,7 +577,9 @@ fn a_nameless_or_impossible_topic_is_refused() {
 fn topics_of_255_bytes_and_of_any_script_work() {
     both(|talk| {
         for topic in [format!("realtime:{}", "x".repeat(246)), "realtime:部屋/🦀".to_owned()] {
-            assert!(talk.join("1", &topic, json!({ "config": {} })).contains(&joined("1", &topic)));
+            assert!(
+                talk.join("1", &topic, &json!({ "config": {} })).contains(&joined("1", &topic))
+            );
         }
     });
 }
@@ -617,7 +633,7 @@ fn a_join_with_a_bad_token_says_which_way_it_is_bad() {
             assert_eq!(lines, [refused("1", ROOM, reason)]);
             assert_eq!(talk.session.channels(), 0);
             let other = "realtime:other";
-            assert!(talk.join("2", other, json!({})).contains(&joined("2", other)));
+            assert!(talk.join("2", other, &json!({})).contains(&joined("2", other)));
         });
     }
 }
@@ -640,7 +656,7 @@ fn an_expired_connection_token_joins_nothing_but_the_socket_lives() {
 #[test]
 fn a_second_join_of_a_topic_closes_the_first() {
     both(|talk| {
-        talk.join("1", ROOM, json!({}));
+        talk.join("1", ROOM, &json!({}));
         let lines = talk.say(&json!(["5", "5", ROOM, "phx_join", {}]));
         assert_eq!(
             lines,
@@ -669,7 +685,7 @@ fn a_second_join_overtakes_one_that_waits_and_its_late_answer_is_dropped() {
 #[test]
 fn a_refused_second_join_has_closed_the_first_all_the_same() {
     both(|talk| {
-        talk.join("1", ROOM, json!({}));
+        talk.join("1", ROOM, &json!({}));
         let lines = talk.say(&json!(["2", "2", ROOM, "phx_join", { "access_token": "x" }]));
         let reason = "MalformedJWT: The token provided is not a valid JWT";
         assert_eq!(lines, ["leave 1".to_owned(), closed("1", ROOM), refused("2", ROOM, reason)]);
@@ -680,7 +696,7 @@ fn a_refused_second_join_has_closed_the_first_all_the_same() {
 #[test]
 fn a_leave_is_answered_and_then_the_channel_closes() {
     both(|talk| {
-        talk.join("1", ROOM, json!({}));
+        talk.join("1", ROOM, &json!({}));
         let leave = json!(["1", "2", ROOM, "phx_leave", {}]);
         assert_eq!(talk.say(&leave), ["leave 1".to_owned(), ok("1", "2", ROOM), closed("1", ROOM)]);
         assert_eq!(talk.say(&leave), [ok("1", "2", ROOM)]);
@@ -703,8 +719,8 @@ fn a_leave_while_the_join_waits_ends_it() {
 #[test]
 fn a_stale_leave_is_ignored_and_one_without_a_join_ref_is_not() {
     both(|talk| {
-        talk.join("1", ROOM, json!({}));
-        talk.join("4", ROOM, json!({}));
+        talk.join("1", ROOM, &json!({}));
+        talk.join("4", ROOM, &json!({}));
         assert_eq!(talk.say(&json!(["1", "5", ROOM, "phx_leave", {}])), NOTHING);
         assert_eq!(talk.session.channels(), 1);
         let lines = talk.say(&json!([null, "6", ROOM, "phx_leave", {}]));
@@ -733,7 +749,7 @@ fn a_join_without_a_join_ref_works_to_its_end() {
 fn a_push_with_a_stale_or_missing_join_ref_is_processed() {
     for join_ref in [json!("1"), json!("99"), json!(null)] {
         both(|talk| {
-            talk.join("1", ROOM, json!({}));
+            talk.join("1", ROOM, &json!({}));
             let user = token("authenticated", NOW + 60);
             let push = json!([join_ref, "2", ROOM, "access_token", { "access_token": user }]);
             assert_eq!(talk.say(&push), ["refresh 1 authenticated"]);
@@ -744,7 +760,7 @@ fn a_push_with_a_stale_or_missing_join_ref_is_processed() {
 #[test]
 fn unknown_events_on_a_joined_channel_get_no_reply() {
     both(|talk| {
-        talk.join("1", ROOM, json!({}));
+        talk.join("1", ROOM, &json!({}));
         for event in ["anything", "", "phx_reply", "phx_close", "system", "heartbeat", "PHX_LEAVE"]
         {
             assert_eq!(talk.say(&json!(["1", "2", ROOM, event, {}])), NOTHING, "{event}");
@@ -759,7 +775,7 @@ fn a_binary_broadcast_to_an_unjoined_topic_is_unmatched() {
     let frame = bytes(KIND_3);
     let frame = || decode_binary(Version::V2, &frame).unwrap();
     assert_eq!(talk.input(Input::Frame(frame())), [unmatched("5", ROOM)]);
-    talk.join("1", ROOM, json!({}));
+    talk.join("1", ROOM, &json!({}));
     assert_eq!(talk.input(Input::Frame(frame())), NOTHING);
     // A join must be text.
     let join = [&[0, 0, 1, 13, 8][..], b"1", ROOM.as_bytes(), b"phx_join", b"{}"].concat();
@@ -802,7 +818,7 @@ fn string_booleans_are_taken_and_other_types_refused() {
 fn more_channels_than_allowed_are_refused_until_one_ends() {
     both(|talk| {
         for number in 1..=3 {
-            talk.join("1", &format!("realtime:{number}"), json!({}));
+            talk.join("1", &format!("realtime:{number}"), &json!({}));
         }
         let fourth = json!(["4", "4", "realtime:4", "phx_join", {}]);
         let full = refused("4", "realtime:4", "ChannelRateLimitReached: Too many channels");
@@ -864,7 +880,7 @@ fn an_answer_that_does_not_fit_the_join_fails_it() {
 #[test]
 fn a_refreshed_token_replaces_the_claims_without_a_reply() {
     both(|talk| {
-        talk.join("1", ROOM, json!({}));
+        talk.join("1", ROOM, &json!({}));
         let refresh =
             |token: &str| json!(["1", "2", ROOM, "access_token", { "access_token": token }]);
         let user = token("authenticated", NOW + 60);
@@ -877,7 +893,7 @@ fn a_refreshed_token_replaces_the_claims_without_a_reply() {
 #[test]
 fn refreshes_that_mean_nothing_are_ignored() {
     both(|talk| {
-        talk.join("1", ROOM, json!({}));
+        talk.join("1", ROOM, &json!({}));
         for payload in [
             json!({ "access_token": connect_token() }),
             json!({ "access_token": null }),
@@ -932,7 +948,7 @@ fn a_refresh_that_fails_shuts_the_channel_down_with_its_text() {
         (token("postgres", NOW + 9), "The role in the token is not allowed"),
     ] {
         both(|talk| {
-            talk.join("1", ROOM, json!({}));
+            talk.join("1", ROOM, &json!({}));
             let lines =
                 talk.say(&json!(["1", "2", ROOM, "access_token", { "access_token": token }]));
             let [system, close] = shutdown("1", text);
@@ -968,8 +984,8 @@ fn a_bad_refresh_while_the_join_waits_is_the_joins_answer() {
 fn a_channel_ends_when_its_token_expires() {
     both(|talk| {
         let short = token("authenticated", NOW + 10);
-        talk.join("1", ROOM, json!({ "access_token": short }));
-        talk.join("2", "realtime:other", json!({}));
+        talk.join("1", ROOM, &json!({ "access_token": short }));
+        talk.join("2", "realtime:other", &json!({}));
         let channel = talk.joins[0].channel;
         assert_eq!(talk.session.next_expiry(), Some((channel, at(NOW + 10))));
         talk.now = at(NOW + 9);
@@ -985,7 +1001,7 @@ fn a_channel_ends_when_its_token_expires() {
 #[test]
 fn a_refresh_in_time_keeps_the_channel() {
     both(|talk| {
-        talk.join("1", ROOM, json!({ "access_token": token("anon", NOW + 10) }));
+        talk.join("1", ROOM, &json!({ "access_token": token("anon", NOW + 10) }));
         let longer = token("anon", NOW + 100);
         talk.say(&json!(["1", "2", ROOM, "access_token", { "access_token": longer }]));
         talk.now = at(NOW + 10);
@@ -1018,7 +1034,7 @@ fn a_token_that_expires_while_the_join_waits_fails_it() {
 #[test]
 fn a_lost_permission_shuts_the_channel_down() {
     both(|talk| {
-        talk.join("1", ROOM, json!({}));
+        talk.join("1", ROOM, &json!({}));
         let channel = talk.joins[0].channel;
         let text = "You do not have permissions to read from this Channel topic: room";
         let [system, close] = shutdown("1", text);
@@ -1030,10 +1046,49 @@ fn a_lost_permission_shuts_the_channel_down() {
 }
 
 #[test]
+fn a_join_that_waits_is_told_nothing_but_its_answer() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        let channel = talk.joins[0].channel;
+        let message = SystemMessage::subscribed();
+        assert_eq!(talk.input(Input::System { channel, message }), NOTHING);
+        let lines = talk.input(Input::Shutdown { channel, message: "no more".into() });
+        assert_eq!(lines, ["leave 1".to_owned(), refused("1", ROOM, "Unauthorized: no more")]);
+        assert_eq!(talk.input(Input::Shutdown { channel, message: "again".into() }), NOTHING);
+    });
+}
+
+#[test]
+fn a_second_answer_to_one_join_changes_nothing() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        assert_eq!(talk.accept(), NOTHING);
+        let outcome = JoinOutcome::Error { reason: "late".into() };
+        let channel = talk.joins[0].channel;
+        assert_eq!(talk.input(Input::Joined { channel, outcome }), NOTHING);
+        assert_eq!(talk.session.channels(), 1);
+    });
+}
+
+#[test]
+fn equal_tokens_on_one_connection_share_their_claims() {
+    both(|talk| {
+        let user = token("authenticated", NOW + 60);
+        for (number, token) in [(1, &connect_token()), (2, &user), (3, &user)] {
+            let payload = json!({ "access_token": token, "config": {} });
+            talk.join("1", &format!("realtime:{number}"), &payload);
+        }
+        let [connect, first, second] = &talk.joins[..] else { panic!("three joins") };
+        assert!(Arc::ptr_eq(&first.claims, &second.claims));
+        assert!(!Arc::ptr_eq(&connect.claims, &first.claims));
+    });
+}
+
+#[test]
 fn a_disconnect_tells_every_joined_topic_first() {
     both(|talk| {
-        talk.join("1", ROOM, json!({}));
-        talk.join("2", "realtime:b", json!({}));
+        talk.join("1", ROOM, &json!({}));
+        talk.join("2", "realtime:b", &json!({}));
         talk.say(&json!(["3", "3", "realtime:c", "phx_join", {}]));
         let told = |join_ref: &str, topic: &str| {
             let payload = json!({ "extension": "system", "status": "ok", "message": "Server requested disconnect" });
