@@ -80,6 +80,12 @@ pub struct Database {
     pub pool_size: usize,
     /// Milliseconds one user's policies may take for one batch. Default 2000, 10 to 60000.
     pub check_timeout_ms: u64,
+    /// Milliseconds all users' policies together may take for one batch; those not asked by then
+    /// miss it and are told. Default 10000, 100 to 600000.
+    pub batch_check_timeout_ms: u64,
+    /// Milliseconds between the two snapshots of the recent past that decide who could see a row
+    /// before it was deleted. Each is held for two intervals. Default 400, 50 to 5000.
+    pub snapshot_interval_ms: u64,
     /// Milliseconds to wait for a new connection. Default 5000, 100 to 60000.
     pub connect_timeout_ms: u64,
 }
@@ -94,6 +100,8 @@ impl Default for Database {
             search_path: "\"$user\", public, extensions".into(),
             pool_size: 4,
             check_timeout_ms: 2000,
+            batch_check_timeout_ms: 10_000,
+            snapshot_interval_ms: 400,
             connect_timeout_ms: 5000,
         }
     }

@@ -5,3 +5,4 @@ pub mod config;
 pub mod lsn;
 pub mod db;
 pub mod change;
+pub mod auth;
