@@ -276,6 +276,14 @@ impl Catalog {
         known.forgotten = known.forgotten.wrapping_add(1);
     }
 
+    /// Asks again about every table, because the catalog changed in a way that no table tells.
+    pub fn forget_all(&self) {
+        let mut known = self.known();
+        known.tables.clear();
+        known.published = None;
+        known.forgotten = known.forgotten.wrapping_add(1);
+    }
+
     /// The tables in our publications, as of at most a second ago, by OID.
     ///
     /// # Errors

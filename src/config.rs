@@ -86,6 +86,12 @@ pub struct Database {
     pub pool_size: usize,
     /// Milliseconds one user's policies may take for one batch. Default 2000, 10 to 60000.
     pub check_timeout_ms: u64,
+    /// Milliseconds all users' policies together may take for one batch; those not asked by then
+    /// miss it and are told. Default 10000, 100 to 600000.
+    pub batch_check_timeout_ms: u64,
+    /// Milliseconds between the two snapshots of the recent past that decide who could see a row
+    /// before it was deleted. Each is held for two intervals. Default 400, 50 to 5000.
+    pub snapshot_interval_ms: u64,
     /// Milliseconds to wait for a new connection. Default 5000, 100 to 60000.
     pub connect_timeout_ms: u64,
 }
@@ -100,6 +106,8 @@ impl Default for Database {
             search_path: "\"$user\", public, extensions".into(),
             pool_size: 4,
             check_timeout_ms: 2000,
+            batch_check_timeout_ms: 10_000,
+            snapshot_interval_ms: 400,
             connect_timeout_ms: 5000,
         }
     }
@@ -199,6 +207,17 @@ pub struct Changes {
     /// Bytes of one row's values above which long ones are left out (`Error 413`). Default 1 MiB,
     /// 1 KiB to 256 MiB.
     pub record_bytes_max: usize,
+}
+
+impl Changes {
+    /// What a DELETE of this table shows when its old row does not decide.
+    pub fn delete_mode_of(&self, schema: &str, table: &str) -> DeleteMode {
+        if self.delete_mode_by_table.is_empty() {
+            return self.delete_mode;
+        }
+        let name = format!("{schema}.{table}");
+        self.delete_mode_by_table.get(&name).copied().unwrap_or(self.delete_mode)
+    }
 }
 
 impl Default for Changes {

@@ -5,7 +5,7 @@
 //! Never:  a role outside the configured list.
 
 pub mod jwt;
-
+pub mod rls;
 
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -194,6 +194,17 @@ impl Subscription {
         subscription
     }
 
+    /// Whether it names more than one table, those to come included.
+    pub fn is_of_many(&self) -> bool {
+        self.schema == Name::Any || self.table == Name::Any
+    }
+
+    /// The same, for one of its tables only. Its id stays.
+    #[must_use]
+    pub fn narrowed(&self, schema: &str, table: &str) -> Self {
+        Self { schema: Name::Is(schema.into()), table: Name::Is(table.into()), ..self.clone() }
+    }
+
     /// Whether a change of this table concerns it, before any condition.
     pub fn covers(&self, schema: &str, table: &str) -> bool {
         self.schema.matches(schema) && self.table.matches(table)

@@ -273,6 +273,11 @@ impl<'a> TupleData<'a> {
         }
     }
 
+    /// The row as it stands in the batch; every value of its columns lies within.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.0
+    }
+
     /// Bytes of the row in the log.
     pub fn bytes_len(&self) -> usize {
         self.0.len()

@@ -8,6 +8,8 @@ mod sockets;
 mod dev;
 mod install;
 mod values;
+mod rls;
+mod rls_world;
 
 #[tokio::test]
 async fn a_database_of_its_own_for_each_test() {
