@@ -482,6 +482,20 @@ mod tests {
     }
 
     #[test]
+    fn without_its_full_old_row_nothing_is_said_of_the_old_one() {
+        let change = change(
+            todos(ReplicaIdentity::Full),
+            Operation::Update,
+            Some([Some("2"), Some("b"), Some("t")]),
+            None,
+        );
+        for old in [OldColumns::All, OldColumns::Key] {
+            assert!(shown(&change, old).ends_with(r#","old_record":{},"errors":null}"#));
+        }
+        assert!(!keeps_key(&change));
+    }
+
+    #[test]
     fn a_delete_has_no_record() {
         let by_key = change(
             todos(ReplicaIdentity::Default),

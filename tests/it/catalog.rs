@@ -200,9 +200,8 @@ async fn row_access_is_what_postgres_makes_of_policies_roles_and_owners() {
         for role in roles {
             let sql = format!("set role {role}; select row_security_active('t'); reset role");
             let active = admin.simple_query(&sql).await.unwrap();
-            let active = active.iter().find_map(|message| match message {
-                SimpleQueryMessage::Row(row) => row.get(0),
-                _ => Option::None,
+            let active = active.iter().find_map(|message| {
+                if let SimpleQueryMessage::Row(row) = message { row.get(0) } else { Option::None }
             });
             assert_eq!(
                 active,
