@@ -119,7 +119,8 @@ pub struct Table {
     pub primary_key: Box<[Box<str>]>,
     /// For a partition: the topmost table it is part of.
     pub partition_root: Option<QualifiedName>,
-    /// The columns each configured role may select, by role; a role that does not exist is absent.
+    /// The columns each configured role may select, by role: it has the privilege, and usage of
+    /// the schema. A role that does not exist is absent.
     pub readable: BTreeMap<Box<str>, Box<[Box<str>]>>,
     /// What row security has for each configured role; a role that does not exist is absent.
     pub row_access: BTreeMap<Box<str>, RowAccess>,
@@ -308,9 +309,10 @@ impl Catalog {
         self.ask_published(&mut connection).await
     }
 
-    /// Whether policies, functions, grants, roles, memberships or settings changed since the last
-    /// call; if so, every table was forgotten. The first call compares with the time of the first
-    /// question. Costs a millisecond or a few of the server's; sees changes as they commit.
+    /// Whether policies, functions, grants, composite types, roles, memberships or settings changed
+    /// since the last call; if so, every table was forgotten, and what was made of them (each
+    /// [`Relation`] too) may be out of date. The first call compares with the time of the first
+    /// question. Costs the server a millisecond or a few; sees changes as they commit.
     ///
     /// # Errors
     /// Any [`Error`]: what is remembered may be out of date, ask again soon.
@@ -395,8 +397,10 @@ impl Catalog {
     async fn connect(&self) -> Result<Connection, Error> {
         let client = self.login.connect("walcast catalog").await.map_err(Error::Connect)?;
         let prepared = async {
-            // Compiling these plans takes a hundred times as long as running them.
-            client.batch_execute("set jit = off; set statement_timeout = '10s'").await?;
+            // Compiling these plans takes a hundred times as long as running them. No schema that
+            // somebody may create operators in is searched.
+            let settings = "set jit = off; set statement_timeout = '10s'; set search_path = ''";
+            client.batch_execute(settings).await?;
             let table = include_str!("../sql/catalog/table.sql");
             let table = client.prepare_typed(table, &[SqlType::OID, SqlType::TEXT_ARRAY]).await?;
             let published = include_str!("../sql/catalog/published.sql");

@@ -46,7 +46,18 @@ select
         )), 0)
         from pg_catalog.pg_attribute as a
         join pg_catalog.pg_class as c on c.oid = a.attrelid
-        where (a.attacl is not null or c.relkind = 'c')
+        where a.attacl is not null
+            and c.relpersistence <> 't'
+            and c.oid >= 16384
+    )
+    # (
+        select coalesce(pg_catalog.bit_xor(pg_catalog.hashint8extended(
+            (a.attrelid::pg_catalog.int8 << 32) | a.xmin::pg_catalog.text::pg_catalog.int8,
+            10000 + a.attnum
+        )), 0)
+        from pg_catalog.pg_attribute as a
+        join pg_catalog.pg_class as c on c.oid = a.attrelid
+        where c.relkind = 'c'
             and c.relpersistence <> 't'
             and c.oid >= 16384
     )

@@ -4,6 +4,7 @@
 //! Out:    [`Relation`]: everything needed to read, filter and render that table's tuples.
 //! Never:  IO.
 
+use super::columns::ColumnSet;
 use super::value::Type;
 
 /// What a table's old row images hold.
@@ -67,5 +68,11 @@ impl Relation {
     /// The place of a column in this relation's tuples.
     pub fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| *column.name == *name)
+    }
+
+    /// The places of the primary key's columns; empty when there is no key or it is not known.
+    pub fn primary_key(&self) -> ColumnSet {
+        let columns = (0..).zip(&self.columns);
+        columns.filter(|(_, column)| column.in_primary_key).map(|(place, _)| place).collect()
     }
 }

@@ -166,12 +166,14 @@ fn put(kind: &Type, value: Value<'_>, out: &mut Vec<u8>) -> bool {
 
 /// The new row's value in a column, when the log has it.
 fn new_value(change: &Change, place: usize) -> Option<Value<'_>> {
-    let value = change.record.as_ref()?.get(place);
-    match (value, &change.old_record) {
-        (Value::Unchanged, Some((OldImage::Full, old))) => known(old.get(place)),
-        (Value::Unchanged, Some((OldImage::Key, _)) | None) => None,
-        (Value::Null | Value::Text(_), _) => Some(value),
-    }
+    change.record.as_ref().and_then(|record| known(record, place)).or_else(|| {
+        match (&change.record, &change.old_record) {
+            (Some(record), Some((OldImage::Full, old))) if place < record.len() => {
+                known(old, place)
+            }
+            (_, Some((OldImage::Full | OldImage::Key, _)) | None) => None,
+        }
+    })
 }
 
 /// The old row's value in a column, when the log has it and it may be shown.
@@ -186,23 +188,24 @@ fn old_value(change: &Change, old: OldColumns, place: usize) -> Option<Value<'_>
         return None;
     }
     match &change.old_record {
-        Some((OldImage::Full, tuple)) => known(tuple.get(place)),
-        Some((OldImage::Key, tuple)) if column.in_identity => known(tuple.get(place)),
+        Some((OldImage::Full, tuple)) => known(tuple, place),
+        Some((OldImage::Key, tuple)) if column.in_identity => known(tuple, place),
         // In a key-only image, null elsewhere means "not sent".
         Some((OldImage::Key, _)) => None,
         None => {
             let repeated = change.operation == Operation::Update
                 && change.relation.replica_identity != ReplicaIdentity::Full
                 && column.in_identity;
-            change.record.as_ref().filter(|_| repeated).and_then(|tuple| known(tuple.get(place)))
+            change.record.as_ref().filter(|_| repeated).and_then(|tuple| known(tuple, place))
         }
     }
 }
 
-fn known(value: Value<'_>) -> Option<Value<'_>> {
-    match value {
-        Value::Null | Value::Text(_) => Some(value),
-        Value::Unchanged => None,
+/// A value that the image has. An image shorter than its relation has no nulls at its end.
+fn known(tuple: &Tuple, place: usize) -> Option<Value<'_>> {
+    match tuple.get(place) {
+        value @ (Value::Null | Value::Text(_)) if place < tuple.len() => Some(value),
+        Value::Null | Value::Text(_) | Value::Unchanged => None,
     }
 }
 
@@ -299,6 +302,8 @@ fn number(value: u64, digits: usize, out: &mut Vec<u8>) {
 mod tests {
     use std::sync::Arc;
     use std::time::Duration;
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::change::{Column, Commit, Relation};
@@ -477,6 +482,20 @@ mod tests {
     }
 
     #[test]
+    fn without_its_full_old_row_nothing_is_said_of_the_old_one() {
+        let change = change(
+            todos(ReplicaIdentity::Full),
+            Operation::Update,
+            Some([Some("2"), Some("b"), Some("t")]),
+            None,
+        );
+        for old in [OldColumns::All, OldColumns::Key] {
+            assert!(shown(&change, old).ends_with(r#","old_record":{},"errors":null}"#));
+        }
+        assert!(!keeps_key(&change));
+    }
+
+    #[test]
     fn a_delete_has_no_record() {
         let by_key = change(
             todos(ReplicaIdentity::Default),
@@ -550,6 +569,19 @@ mod tests {
             rows(&shown(&full, OldColumns::Key))
                 .starts_with(r#""record":{"id":1,"ti\"tle":"large","done":true}"#)
         );
+    }
+
+    #[test]
+    fn an_image_shorter_than_its_relation_is_not_filled_with_nulls() {
+        let mut change = change(
+            todos(ReplicaIdentity::Full),
+            Operation::Update,
+            Some([None; 3]),
+            Some((OldImage::Full, [Some("1"), Some("a"), Some("t")])),
+        );
+        change.record = Some(Tuple::copied([Value::Text(b"1")]));
+        let event = shown(&change, OldColumns::Key);
+        assert_eq!(rows(&event), r#""record":{"id":1},"old_record":{"id":1},"errors":null}"#);
     }
 
     #[test]
@@ -649,6 +681,67 @@ mod tests {
             if month > 12 {
                 (year, month) = (year + 1, 1);
             }
+        }
+    }
+
+    fn image() -> impl Strategy<Value = Vec<Option<Vec<u8>>>> {
+        prop::collection::vec(
+            prop::option::of(prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..80),
+                Just(b"42".to_vec()),
+                Just(b"<unchanged>".to_vec()),
+            ]),
+            0..5,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn any_change_is_one_json_object_of_the_shown_columns(
+            operation in prop_oneof![
+                Just(Operation::Insert), Just(Operation::Update), Just(Operation::Delete)
+            ],
+            record in prop::option::of(image()),
+            old in prop::option::of((any::<bool>(), image())),
+            identity in prop_oneof![
+                Just(ReplicaIdentity::Default), Just(ReplicaIdentity::Nothing),
+                Just(ReplicaIdentity::Full), Just(ReplicaIdentity::Index)
+            ],
+            columns in prop::collection::vec(0..5_usize, 0..4),
+            shown_old in prop_oneof![
+                Just(OldColumns::All), Just(OldColumns::Key), Just(OldColumns::None)
+            ],
+            record_bytes_max in 0..300_usize,
+        ) {
+            let tuple = |values: &Vec<Option<Vec<u8>>>| {
+                Tuple::copied(values.iter().map(|value| match value.as_deref() {
+                    None => Value::Null,
+                    Some(b"<unchanged>") => Value::Unchanged,
+                    Some(text) => Value::Text(text),
+                }))
+            };
+            let mut change = change(todos(identity), operation, None, None);
+            change.record = record.as_ref().map(tuple);
+            change.old_record = old.as_ref().map(|(full, values)| {
+                (if *full { OldImage::Full } else { OldImage::Key }, tuple(values))
+            });
+            let columns: ColumnSet = columns.into_iter().collect();
+            let event = shown_as(&change, operation, &columns, shown_old, record_bytes_max);
+            let event: serde_json::Value = serde_json::from_str(&event).unwrap();
+            let allowed: Vec<&str> = (0..).zip(&change.relation.columns)
+                .filter(|(place, _)| columns.contains(*place))
+                .map(|(_, column)| &*column.name)
+                .collect();
+            for image in ["record", "old_record"] {
+                let shown = event.get(image).and_then(|image| image.as_object());
+                for name in shown.into_iter().flat_map(|image| image.keys()) {
+                    prop_assert!(allowed.contains(&&**name));
+                }
+            }
+            if shown_old == OldColumns::None && operation != Operation::Insert {
+                prop_assert!(event["old_record"].as_object().unwrap().is_empty());
+            }
+            let _ = keeps_key(&change);
         }
     }
 }

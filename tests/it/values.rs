@@ -463,6 +463,32 @@ async fn types_of_extensions_and_users_are_strings_unless_they_have_parts() {
 }
 
 #[tokio::test]
+async fn a_composite_that_changed_since_is_shown_as_its_text() {
+    let (admin, catalog) = database().await;
+    admin
+        .batch_execute(
+            "create type pair as (a int, b text); create table t (p pair, pa pair[]);
+             insert into t values (row(1, 'x'), array[row(1, 'x')::pair])",
+        )
+        .await
+        .unwrap();
+    let oid = admin.query_one("select 't'::regclass::oid", &[]).await.unwrap().get(0);
+    let before = catalog.table(oid).await.unwrap().unwrap();
+    admin.batch_execute("alter type pair add attribute c int").await.unwrap();
+    let rendered = |kind: &Type, text: &str| {
+        let mut out = Vec::new();
+        render(kind, text.as_bytes(), &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let row =
+        admin.query_one("select format('%s', p), format('%s', pa) from t", &[]).await.unwrap();
+    assert_eq!(rendered(&before.columns[0].kind, row.get(0)), r#""(1,x,)""#);
+    assert_eq!(rendered(&before.columns[1].kind, row.get(1)), r#"["(1,x,)"]"#);
+    assert!(catalog.changed().await.unwrap());
+    assert_eq!(check_table(&admin, &catalog, "t", "").await, 2);
+}
+
+#[tokio::test]
 async fn offsets_of_any_time_zone_are_complete() {
     let (admin, catalog) = database().await;
     admin.batch_execute("create table t (v timestamptz, a timestamptz[])").await.unwrap();
