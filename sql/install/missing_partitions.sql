@@ -14,6 +14,7 @@ select
         pg_catalog.pg_get_userbyid(c.relowner)
     ) as sql
 from pg_catalog.pg_class as c
+join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
 cross join lateral (
     select
         d as day,
@@ -24,7 +25,12 @@ cross join lateral (
         interval '1 day'
     ) as d
 ) as p
-where c.oid = pg_catalog.to_regclass('realtime.messages')
+where n.nspname = 'realtime'
+    and c.relname = 'messages'
     and c.relkind = 'p'
-    and pg_catalog.to_regclass('realtime.' || p.name) is null
+    and not exists (
+        select
+        from pg_catalog.pg_class as e
+        where e.relnamespace = n.oid and e.relname = p.name
+    )
 order by p.day;

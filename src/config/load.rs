@@ -584,7 +584,8 @@ mod tests {
                 Value::Array(_) => "one,two".into(),
                 Value::Table(_) => "{\"public.t\":\"drop\"}".into(),
                 Value::String(text) if text.is_empty() => format!("postgres://{SECRET}"),
-                other => other.as_str().unwrap().into(),
+                Value::String(text) => text.clone(),
+                Value::Float(_) | Value::Datetime(_) => panic!("{path} has an unknown kind"),
             };
             let loaded =
                 loaded(&[(&name, &text)]).unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -553,7 +553,8 @@ async fn closed(client: &Client, object: &Object) -> Result<Option<String>, Erro
     let row = client
         .query_one(
             "select n.nspowner = current_user::regrole, \
-                    pg_catalog.to_regclass($1 || '.schema_migrations') is not null \
+                    exists (select from pg_catalog.pg_class as c \
+                        where c.relnamespace = n.oid and c.relname = 'schema_migrations') \
              from pg_catalog.pg_namespace as n where n.nspname = $1",
             &[&schema],
         )
