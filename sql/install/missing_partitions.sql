@@ -1,6 +1,7 @@
 -- missing_partitions: statements for the day partitions of realtime.messages that are not there.
 -- in:     nothing; days are by UTC, yesterday to three days ahead
--- out:    rows of name text · sql text; none when the table is missing or not partitioned
+-- out:    rows of name text · sql text; none when the table is missing, not partitioned, or one
+--         that this login may not alter
 -- caller: db/install.rs
 select
     'realtime.' || pg_catalog.quote_ident(p.name) as name,
@@ -28,6 +29,7 @@ cross join lateral (
 where n.nspname = 'realtime'
     and c.relname = 'messages'
     and c.relkind = 'p'
+    and pg_catalog.pg_has_role(c.relowner, 'usage')
     and not exists (
         select
         from pg_catalog.pg_class as e

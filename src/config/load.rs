@@ -55,6 +55,7 @@ const ALIASES: &[(&str, &str)] = &[
 const READ_ELSEWHERE: &[&str] = &[
     "WALCAST_BIND",
     "WALCAST_CONFIG",
+    "WALCAST_DEV_PORT",
     "WALCAST_PG_BIN",
     "WALCAST_DATA_DIR",
     "WALCAST_EXAMPLE",

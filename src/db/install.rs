@@ -353,17 +353,31 @@ pub async fn uninstall(login: &Login, slot: Option<&str>) -> Result<Removal, Err
         .query(include_str!("../../sql/install/removable.sql"), &[])
         .await
         .map_err(failed("objects"))?;
+    let mut remains = false;
     for row in rows {
-        let (what, sql): (String, Option<String>) = (row.get(0), row.get(1));
-        let why: Option<String> = row.get(2);
-        match (sql, why) {
-            (_, Some(why)) => removal.kept.push((what, why)),
-            (None, None) => {}
+        let (kind, name): (String, String) = (row.get(0), row.get(1));
+        let (sql, why): (Option<String>, Option<String>) = (row.get(2), row.get(3));
+        let what = format!("{kind} {name}");
+        let why = match (sql, why) {
+            (_, Some(why)) => why,
+            (None, None) => continue,
             (Some(sql), None) => match client.batch_execute(&sql).await {
-                Ok(()) => removal.dropped.push(what),
-                Err(error) => removal.kept.push((what, sentence(&error))),
+                Ok(()) => {
+                    let forget = "delete from walcast.objects where kind = $1 and name = $2";
+                    client.execute(forget, &[&kind, &name]).await.map_err(failed(&what))?;
+                    removal.dropped.push(what);
+                    continue;
+                }
+                Err(error) => sentence(&error),
             },
-        }
+        };
+        remains |= kind != Kind::Role.as_str();
+        removal.kept.push((what, why));
+    }
+    if remains {
+        let why = "it records what stays; uninstall again when nothing uses that".into();
+        removal.kept.push(("schema walcast".into(), why));
+        return Ok(removal);
     }
     let own = format!("drop table walcast.objects, {HISTORY_TABLE}; drop schema walcast");
     match client.batch_execute(&own).await {
@@ -552,7 +566,7 @@ async fn closed(client: &Client, object: &Object) -> Result<Option<String>, Erro
     }
     let row = client
         .query_one(
-            "select n.nspowner = current_user::regrole, \
+            "select pg_catalog.pg_get_userbyid(n.nspowner) = current_user, \
                     exists (select from pg_catalog.pg_class as c \
                         where c.relnamespace = n.oid and c.relname = 'schema_migrations') \
              from pg_catalog.pg_namespace as n where n.nspname = $1",
@@ -745,11 +759,13 @@ mod tests {
     }
 
     #[test]
-    fn every_function_file_has_a_body_and_pins_its_search_path() {
+    fn every_function_has_a_body_and_cannot_be_captured_by_a_search_path() {
         for (name, sql) in FUNCTIONS {
             let object = Object::new(Kind::Function, *name, *sql);
             assert!(object.body().is_some_and(|body| body.len() > 10), "{name}");
-            assert!(sql.contains("set search_path = ''"), "{name}");
+            let pinned = sql.contains("set search_path = ''");
+            let inlined = sql.contains("the planner") && sql.contains("pg_catalog.current_setting");
+            assert!(pinned != inlined, "{name}");
             assert!(sql.contains("create or replace function"), "{name}");
         }
     }

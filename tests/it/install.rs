@@ -521,6 +521,34 @@ async fn uninstalling_keeps_what_somebody_uses() {
     assert_eq!(why("table realtime.messages"), "realtime.messages has policies");
     assert!(why("auth.uid()").contains("other objects depend on it"), "{removal:#?}");
     assert!(removal.dropped.contains(&"event trigger walcast_ddl".to_owned()), "{removal:#?}");
+    assert!(why("schema walcast").contains("uninstall again"), "{removal:#?}");
+    client
+        .batch_execute(
+            "drop table public.t; drop function public.tell();
+             drop policy room on realtime.messages;",
+        )
+        .await
+        .unwrap();
+    let removal = sql::uninstall(&login(&database.url), None).await.unwrap();
+    assert!(removal.kept.iter().all(|(name, _)| name.starts_with("role ")), "{removal:#?}");
+    let left = "select count(*) from pg_namespace where nspname in ('walcast', 'realtime', 'auth')";
+    assert_eq!(one::<i64>(&client, left).await, 0);
+}
+
+#[tokio::test]
+async fn claims_functions_are_inlined_into_policies() {
+    let database = Database::create().await;
+    install(&database).await;
+    let client = database.client().await;
+    let sql = "explain (verbose, costs off) select auth.uid(), auth.role(), auth.jwt(), \
+               realtime.topic(), f from generate_series(1, 2) as f";
+    let plan = client.query(sql, &[]).await.unwrap();
+    let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+    let plan = plan.join("\n");
+    assert!(plan.contains("current_setting"), "{plan}");
+    for call in ["auth.uid()", "auth.role()", "auth.jwt()", "realtime.topic()"] {
+        assert!(!plan.contains(call), "{plan}");
+    }
 }
 
 #[tokio::test]
