@@ -391,7 +391,8 @@ async fn retried(client: &Client, sql: &str) -> Result<(), tokio_postgres::Error
 async fn prepare(client: &Client) -> Result<(), Error> {
     client
         .batch_execute(
-            "set search_path = ''; set client_min_messages = warning; \
+            "set search_path = ''; set standard_conforming_strings = on; \
+             set client_min_messages = warning; \
              set lock_timeout = '15s'; set statement_timeout = '60s'",
         )
         .await
