@@ -1,4 +1,5 @@
-//! The test run's Postgres: one cluster for all tests of the process, one database for each.
+//! The test run's Postgres: one cluster for all tests of the process, one database for each; and
+//! clusters of their own for tests that stop the server or change how it lets people in.
 //!
 //! A shell holds the cluster: when this process ends in any way, its standard input closes, and it
 //! stops the server and removes the directory.
@@ -18,6 +19,8 @@ pub(crate) struct Cluster {
     pub(crate) socket_dir: PathBuf,
     /// Its TCP port on 127.0.0.1, and the number in its socket's name.
     pub(crate) port: u16,
+    /// Its data directory.
+    pub(crate) data: PathBuf,
     _keeper: Child,
 }
 
@@ -48,7 +51,35 @@ impl Database {
 }
 
 impl Cluster {
-    fn url(&self, database: &str) -> String {
+    /// One more server, with settings of its own. Ends when dropped.
+    pub(crate) fn start(name: &str, settings: &[&str]) -> Self {
+        start(&format!("-{name}"), settings)
+    }
+
+    /// Stops the server as an administrator would. Whether it did within the deadline.
+    pub(crate) fn stop_fast(&self, deadline: std::time::Duration) -> bool {
+        let mut command = Command::new(server_binaries().join("pg_ctl"));
+        if let Some((uid, gid)) = ordinary_user() {
+            command.uid(uid).gid(gid);
+        }
+        command.current_dir("/").args(["-w", "-m", "fast", "-t"]);
+        command.arg(deadline.as_secs().to_string()).arg("-D").arg(&self.data).arg("stop");
+        command.output().unwrap().status.success()
+    }
+
+    /// Puts a file into the data directory, for the server's eyes only.
+    pub(crate) fn write(&self, file: &str, content: &[u8]) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.data.join(file);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        if let Some((uid, gid)) = ordinary_user() {
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).unwrap();
+        }
+    }
+
+    /// A URL of the superuser, over the Unix socket.
+    pub(crate) fn url(&self, database: &str) -> String {
         let host = self.socket_dir.to_str().unwrap().replace('/', "%2F");
         format!("postgres://postgres@{host}:{}/{database}", self.port)
     }
@@ -64,12 +95,12 @@ pub(crate) async fn connect(url: &str) -> Client {
 /// Starts the server at the first call.
 pub(crate) fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-    CLUSTER.get_or_init(start)
+    CLUSTER.get_or_init(|| start("", &[]))
 }
 
-fn start() -> Cluster {
+fn start(suffix: &str, own_settings: &[&str]) -> Cluster {
     let bin = server_binaries();
-    let directory = std::env::temp_dir().join(format!("walcast-it-{}", std::process::id()));
+    let directory = std::env::temp_dir().join(format!("walcast-it-{}{suffix}", std::process::id()));
     let (data, socket_dir) = (directory.join("data"), directory.join("socket"));
     fs::create_dir_all(&socket_dir).unwrap();
     let owner = ordinary_user();
@@ -93,7 +124,7 @@ fn start() -> Cluster {
         .unwrap();
     assert!(initdb.status.success(), "initdb: {}", String::from_utf8_lossy(&initdb.stderr));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let settings = [
+    let mut settings = vec![
         format!("unix_socket_directories='{}'", socket_dir.display()),
         format!("port={port}"),
         "listen_addresses='127.0.0.1'".into(),
@@ -104,6 +135,7 @@ fn start() -> Cluster {
         "max_replication_slots=100".into(),
         "max_wal_size=8GB".into(),
     ];
+    settings.extend(own_settings.iter().map(ToString::to_string));
     fs::write(data.join("postgresql.auto.conf"), settings.join("\n")).unwrap();
     let started = command("pg_ctl")
         .args(["-w", "-D"])
@@ -124,7 +156,7 @@ fn start() -> Cluster {
     if let Some((uid, gid)) = owner {
         keeper.uid(uid).gid(gid);
     }
-    Cluster { socket_dir, port, _keeper: keeper.spawn().unwrap() }
+    Cluster { socket_dir, port, data, _keeper: keeper.spawn().unwrap() }
 }
 
 /// The newest installed server.
