@@ -115,6 +115,9 @@ pub struct Replication {
     pub batch_bytes: usize,
     /// Batches read ahead of the publisher before the socket is left to fill. Default 4, 1 to 64.
     pub batches_ahead: usize,
+    /// Milliseconds that a full read-ahead may wait for the publisher. Then the connection is given
+    /// up, because a server that shuts down waits for its readers. Default 30000, 1000 to 600000.
+    pub stall_timeout_ms: u64,
     /// How long the slot's confirmed position trails what was published. Default 60 s.
     pub replay_window_ms: u64,
     /// At most this much WAL is held back by that, whichever is less. Default 64 MiB.
@@ -131,6 +134,7 @@ impl Default for Replication {
             sender_timeout_ms: 10_000,
             batch_bytes: 256 * 1024,
             batches_ahead: 4,
+            stall_timeout_ms: 30_000,
             replay_window_ms: 60_000,
             replay_window_bytes: 64 * 1024 * 1024,
             create_timeout_ms: 60_000,

@@ -160,7 +160,7 @@ fn start(suffix: &str, own_settings: &[&str]) -> Cluster {
 }
 
 /// The newest installed server.
-fn server_binaries() -> PathBuf {
+pub(crate) fn server_binaries() -> PathBuf {
     let mut found: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()

@@ -320,6 +320,30 @@ async fn a_stalled_consumer_keeps_the_link_and_loses_nothing() {
     finish(stream, &database, &settings).await;
 }
 
+#[tokio::test]
+async fn a_consumer_that_is_stuck_gives_up_its_connection_but_not_its_place() {
+    let (database, client) = prepared().await;
+    let settings = Replication {
+        sender_timeout_ms: 1000,
+        stall_timeout_ms: 1000,
+        batch_bytes: 4096,
+        ..settings(&database)
+    };
+    let mut stream = open(&database, &settings).await;
+    client
+        .batch_execute("insert into t select g, repeat('x', 500) from generate_series(1, 20000) g")
+        .await
+        .unwrap();
+    until("the slot is free", async || reader_pid(&client, &settings).await.is_none()).await;
+    let stuck = error(&mut stream).await;
+    assert!(matches!(stuck, Error::Disconnected(_)), "{stuck:?}");
+    insert(&client, 0, "end").await;
+    let mut stream = open(&database, &settings).await;
+    let (seen, _) = up_to(&mut stream, "end").await;
+    assert_eq!(rows(&seen).len(), 20_001);
+    finish(stream, &database, &settings).await;
+}
+
 async fn reader_pid(client: &Client, settings: &Replication) -> Option<i32> {
     let sql = "select active_pid from pg_replication_slots where slot_name = $1";
     client.query_one(sql, &[&settings.slot]).await.unwrap().get(0)
@@ -861,4 +885,102 @@ async fn servers_and_passwords_are_proved_as_the_url_demands() {
     assert!(try_login(&pinned(&wrong)).await.unwrap_err().contains("trust"));
     let other_name = format!("sslmode=verify-full&sslrootcert={other}");
     assert!(try_login(&url("open", "localhost", &other_name)).await.unwrap_err().contains("trust"));
+}
+
+/// Passes bytes between a client and the test cluster until told to stop, then holds both
+/// connections open and passes nothing: what a firewall that forgot us looks like.
+async fn wire(database: &Database) -> (String, tokio::sync::watch::Sender<bool>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (cut, is_cut) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut is_cut = is_cut.clone();
+            tokio::spawn(async move {
+                let server = ("127.0.0.1", cluster().port);
+                let mut far = tokio::net::TcpStream::connect(server).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    () = async { is_cut.wait_for(|cut| *cut).await.map(drop).unwrap_or(()) } => {}
+                }
+                // Both stay open until the test ends.
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    (format!("postgres://postgres@127.0.0.1:{port}/{}?sslmode=disable", database.name), cut)
+}
+
+#[tokio::test]
+async fn a_link_that_falls_silent_is_given_up() {
+    let (database, client) = prepared().await;
+    let settings = Replication { sender_timeout_ms: 1000, ..settings(&database) };
+    let (url, cut) = wire(&database).await;
+    let mut stream = WalStream::open(&login(&url), &settings, Lsn::ZERO).await.unwrap();
+    insert(&client, 1, "before").await;
+    up_to(&mut stream, "before").await;
+    cut.send(true).unwrap();
+    let start = Instant::now();
+    let silent = error(&mut stream).await;
+    assert!(matches!(&silent, Error::Disconnected(_)), "{silent:?}");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    // The server gives the slot up by itself, after the timeout we asked for.
+    let mut stream = loop {
+        match WalStream::open(&login(&database.url), &settings, Lsn::ZERO).await {
+            Ok(stream) => break stream,
+            Err(Error::SlotBusy { .. }) if start.elapsed() < DEADLINE => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    };
+    up_to(&mut stream, "before").await;
+    finish(stream, &database, &settings).await;
+}
+
+/// A server that says this to whoever connects, whatever they say.
+async fn saying(bytes: &'static [u8]) -> Login {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut request = [0; 1024];
+            socket.read(&mut request).await.ok();
+            socket.write_all(bytes).await.ok();
+            // Until the client hangs up.
+            while socket.read(&mut request).await.is_ok_and(|read| read > 0) {}
+        }
+    });
+    login(&format!("postgres://me:secret@127.0.0.1:{port}/db?sslmode=disable"))
+}
+
+#[tokio::test]
+async fn what_only_claims_to_be_postgres_is_refused() {
+    for (bytes, expected) in [
+        (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], "not a Postgres server"),
+        (b"R\xFF\xFF\xFF\xFF", "not a Postgres server"),
+        (b"R\0\0\0\x03", "not the replication protocol"),
+        (b"Q\0\0\0\x05\0", "not the replication protocol"),
+        // It takes the login for proved before it has proved itself.
+        (b"R\0\0\0\x17\0\0\0\x0ASCRAM-SHA-256\0\0R\0\0\0\x08\0\0\0\0", "without proving"),
+        (b"R\0\0\0\x17\0\0\0\x0ASCRAM-SHA-255\0\0", "do not speak"),
+        (b"R\0\0\0\x08\0\0\0\x07", "do not speak"),
+        (b"R\0\0\0\x08\0\0\0\x03", "clear text"),
+        (
+            b"E\0\0\0\x35SFATAL\0C08P01\0Munsupported startup parameter: r\0\0",
+            "connection pooler",
+        ),
+        // Logged in, and then it does not know the replication grammar.
+        (
+            b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05IE\0\0\0\x21SERROR\0C42601\0Msyntax error\0\0Z\0\0\0\x05I",
+            "connection pooler",
+        ),
+    ] {
+        let (login, settings) = (saying(bytes).await, Replication::default());
+        let opening = WalStream::open(&login, &settings, Lsn::ZERO);
+        let error = tokio::time::timeout(DEADLINE, opening).await.unwrap().unwrap_err();
+        assert!(!matches!(error, Error::Disconnected(_)), "{error:?}");
+        assert!(error.to_string().contains(expected), "{}: {error}", bytes.escape_ascii());
+    }
 }
