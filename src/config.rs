@@ -129,6 +129,9 @@ pub struct Replication {
     pub batch_bytes: usize,
     /// Batches read ahead of the publisher before the socket is left to fill. Default 4, 1 to 64.
     pub batches_ahead: usize,
+    /// Milliseconds that a full read-ahead may wait for the publisher. Then the connection is given
+    /// up, because a server that shuts down waits for its readers. Default 30000, 1000 to 600000.
+    pub stall_timeout_ms: u64,
     /// Milliseconds by which the slot's confirmed position trails what was published.
     /// Default 60000, 0 to 3600000.
     pub replay_window_ms: u64,
@@ -148,6 +151,7 @@ impl Default for Replication {
             sender_timeout_ms: 10_000,
             batch_bytes: 256 * 1024,
             batches_ahead: 4,
+            stall_timeout_ms: 30_000,
             replay_window_ms: 60_000,
             replay_window_bytes: 64 * 1024 * 1024,
             create_timeout_ms: 60_000,

@@ -104,6 +104,7 @@ const BOUNDS: &[(&str, i64, i64)] = &[
     ("replication.sender_timeout_ms", 1_000, 600_000),
     ("replication.batch_bytes", 4 * 1024, 16 * 1024 * 1024),
     ("replication.batches_ahead", 1, 64),
+    ("replication.stall_timeout_ms", 1_000, 600_000),
     ("replication.replay_window_ms", 0, 3_600_000),
     ("replication.replay_window_bytes", 0, 64 * 1024 * 1024 * 1024),
     ("replication.create_timeout_ms", 1_000, 3_600_000),

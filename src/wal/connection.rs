@@ -30,6 +30,9 @@ use crate::db::{Endpoint, Login, OUTPUT_SETTINGS};
 /// announces more is cut off.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
+/// How long the server may take to answer a command that only looks things up.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Name in `pg_stat_activity` and `pg_stat_replication`.
 const APPLICATION_NAME: &str = "walcast replication";
 
@@ -380,6 +383,14 @@ impl Connection {
     /// # Errors
     /// [`QueryError::Server`] when the server refuses it.
     pub(super) async fn query(&mut self, command: &str) -> Result<Vec<Row>, QueryError> {
+        in_time(self.query_for_long(command)).await
+    }
+
+    /// The same, for a command that may wait: the caller has the deadline.
+    ///
+    /// # Errors
+    /// [`QueryError::Server`] when the server refuses it.
+    pub(super) async fn query_for_long(&mut self, command: &str) -> Result<Vec<Row>, QueryError> {
         let mut message = BytesMut::new();
         frontend::query(command, &mut message).map_err(lost)?;
         self.send(&message).await?;
@@ -411,6 +422,10 @@ impl Connection {
     /// # Errors
     /// [`QueryError::Server`] when the server refuses it.
     pub(super) async fn start(&mut self, command: &str) -> Result<(), QueryError> {
+        in_time(self.start_at_last(command)).await
+    }
+
+    async fn start_at_last(&mut self, command: &str) -> Result<(), QueryError> {
         let mut message = BytesMut::new();
         frontend::query(command, &mut message).map_err(lost)?;
         self.send(&message).await?;
@@ -481,6 +496,11 @@ pub(super) fn frame_header(bytes: &[u8]) -> Result<Option<(u8, usize)>, Error> {
         return Err(Error::Malformed(DecodeError::Length));
     }
     Ok(Some((tag, length)))
+}
+
+async fn in_time<T>(answer: impl Future<Output = Result<T, QueryError>>) -> Result<T, QueryError> {
+    let answered = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
+    answered.unwrap_or_else(|_elapsed| Err(lost(io::ErrorKind::TimedOut.into()).into()))
 }
 
 /// See [`Connection::canceller`].

@@ -506,3 +506,246 @@ impl<'a> Input<'a> {
         Ok(Relation { oid, schema, table, replica_identity, columns })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::TupleColumn::{Binary, Null, Text, Unchanged};
+    use super::*;
+
+    /// Made by `tests/data/pgoutput-15.sql`.
+    const TEXT: &str = include_str!("../../tests/data/pgoutput-15-text.hex");
+    const BINARY: &str = include_str!("../../tests/data/pgoutput-15-binary.hex");
+
+    fn captured(lines: &str) -> Vec<Vec<u8>> {
+        let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+        lines.lines().map(|line| line.as_bytes().chunks(2).map(byte).collect()).collect()
+    }
+
+    fn columns(tuple: TupleData<'_>) -> Result<Vec<TupleColumn<'_>>, DecodeError> {
+        tuple.columns().collect()
+    }
+
+    /// Reads everything there is to read. Whether all of it was sound.
+    fn walk(message: &Message<'_>) -> Result<(), DecodeError> {
+        match message {
+            Message::Insert(insert) => columns(insert.new).map(drop),
+            Message::Update(update) => {
+                let (old, new) = update.split()?;
+                if let Some((_kind, old)) = old {
+                    columns(old)?;
+                }
+                columns(new).map(drop)
+            }
+            Message::Delete(delete) => columns(delete.old).map(drop),
+            Message::Truncate(truncate) => {
+                truncate.relations().for_each(drop);
+                Ok(())
+            }
+            Message::Begin(_)
+            | Message::Commit(_)
+            | Message::Origin(_)
+            | Message::Relation(_)
+            | Message::Type(_)
+            | Message::Logical(_) => Ok(()),
+        }
+    }
+
+    #[test]
+    fn what_a_real_server_sends_is_read() {
+        let bytes = captured(TEXT);
+        let messages: Vec<_> = bytes.iter().map(|bytes| decode(bytes).unwrap()).collect();
+        let Message::Begin(begin) = messages[0] else { panic!("{:?}", messages[0]) };
+        assert_eq!((begin.commit_lsn, begin.xid), (Lsn::new(0x153_4D98), 730));
+        let Message::Commit(commit) = messages[messages.len() - 1] else { panic!() };
+        assert_eq!((commit.lsn, commit.time), (begin.commit_lsn, begin.time));
+        assert_eq!(commit.end_lsn, Lsn::new(0x153_4FD8));
+        let since_1970 = commit.time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        // select extract(epoch from timestamptz '2000-01-01 UTC') + 0x000303bfcccdcc70 / 1e6
+        assert_eq!(since_1970.as_micros(), 946_684_800_000_000 + 0x3_03bf_cccd_cc70);
+
+        let Message::Type(mood) = &messages[1] else { panic!() };
+        assert_eq!((mood.oid, &*mood.schema, &*mood.name), (16385, "public", "mood"));
+        let Message::Relation(t) = &messages[2] else { panic!() };
+        assert_eq!((t.oid, &*t.schema, &*t.table), (16387, "public", "t"));
+        assert_eq!(t.replica_identity, ReplicaIdentity::Default);
+        let names: Vec<_> =
+            t.columns.iter().map(|c| (&*c.name, c.type_oid, c.in_identity)).collect();
+        assert_eq!(names, [("id", 23, true), ("note", 25, false), ("m", 16385, false)]);
+        let Message::Relation(f) = &messages[7] else { panic!() };
+        assert_eq!(f.replica_identity, ReplicaIdentity::Full);
+        assert!(f.columns.iter().all(|column| column.in_identity));
+
+        let Message::Insert(insert) = messages[3] else { panic!() };
+        assert_eq!(insert.relation, 16387);
+        assert_eq!(columns(insert.new).unwrap(), [Text(b"7"), Null, Text(b"fine")]);
+        let Message::Update(update) = messages[4] else { panic!() };
+        let (old, new) = update.split().unwrap();
+        assert_eq!(old, None);
+        assert_eq!(columns(new).unwrap(), [Text(b"7"), Text(b"x"), Text(b"fine")]);
+        let Message::Update(update) = messages[5] else { panic!() };
+        let (old, new) = update.split().unwrap();
+        let (kind, old) = old.unwrap();
+        assert_eq!(kind, OldKind::Key);
+        assert_eq!(columns(old).unwrap(), [Text(b"7"), Null, Null]);
+        assert_eq!(columns(new).unwrap(), [Text(b"8"), Text(b"x"), Text(b"fine")]);
+        let Message::Delete(delete) = messages[6] else { panic!() };
+        assert_eq!(delete.kind, OldKind::Key);
+        assert_eq!(columns(delete.old).unwrap(), [Text(b"8"), Null, Null]);
+
+        let long = "y".repeat(2100);
+        let Message::Update(update) = messages[9] else { panic!() };
+        let (old, new) = update.split().unwrap();
+        let (kind, old) = old.unwrap();
+        assert_eq!(kind, OldKind::Full);
+        assert_eq!(columns(old).unwrap(), [Text(b"1"), Text(long.as_bytes())]);
+        assert_eq!(columns(new).unwrap(), [Text(b"2"), Unchanged]);
+
+        let Message::Truncate(truncate) = messages[messages.len() - 3] else { panic!() };
+        assert!(truncate.cascade && truncate.restart_identity);
+        assert_eq!(truncate.relations().collect::<Vec<_>>(), [16387, 16394]);
+        let Message::Logical(logical) = &messages[messages.len() - 2] else { panic!() };
+        assert!(logical.transactional && logical.lsn == Lsn::new(0x153_4D98));
+        assert_eq!((&*logical.prefix, logical.content), ("walcast.event", &b"hello"[..]));
+    }
+
+    #[test]
+    fn binary_values_are_told_from_text() {
+        let bytes = captured(BINARY);
+        let messages: Vec<_> = bytes.iter().map(|bytes| decode(bytes).unwrap()).collect();
+        let Message::Insert(insert) = messages[3] else { panic!() };
+        assert_eq!(columns(insert.new).unwrap(), [Binary(&[0, 0, 0, 7]), Null, Binary(b"fine")]);
+    }
+
+    #[test]
+    fn every_cut_of_a_message_is_an_error() {
+        for bytes in captured(TEXT).iter().chain(&captured(BINARY)) {
+            assert_eq!(decode(bytes).and_then(|message| walk(&message)), Ok(()));
+            for length in 0..bytes.len() {
+                let read = decode(&bytes[..length]).and_then(|message| walk(&message));
+                assert!(read.is_err(), "{length} of {bytes:02x?}");
+            }
+            let longer = [&bytes[..], b"\0"].concat();
+            let read = decode(&longer).and_then(|message| walk(&message));
+            assert_eq!(read, Err(DecodeError::Trailing(1)), "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_claimed_count_reserves_nothing() {
+        // A truncate of four thousand million tables, a row of 65,535 columns, neither there.
+        assert_eq!(decode(b"T\xFF\xFF\xFF\xFF\0"), Err(DecodeError::Short));
+        let Ok(Message::Insert(insert)) = decode(b"I\0\0\0\x01N\xFF\xFFn") else { panic!() };
+        assert_eq!(insert.new.columns().size_hint(), (0, Some(2)));
+        assert_eq!(columns(insert.new), Err(DecodeError::Short));
+        let Ok(Message::Insert(insert)) = decode(b"I\0\0\0\x01N\0\x01t\xFF\xFF\xFF\xFF") else {
+            panic!()
+        };
+        assert_eq!(columns(insert.new), Err(DecodeError::Length));
+    }
+
+    #[derive(Debug, Clone, PartialEq)]
+    enum Value {
+        Null,
+        Unchanged,
+        Text(Vec<u8>),
+        Binary(Vec<u8>),
+    }
+
+    fn row() -> impl Strategy<Value = Vec<Value>> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..20);
+        let value = prop_oneof![
+            Just(Value::Null),
+            Just(Value::Unchanged),
+            bytes().prop_map(Value::Text),
+            bytes().prop_map(Value::Binary),
+        ];
+        proptest::collection::vec(value, 0..6)
+    }
+
+    fn encode(row: &[Value]) -> Vec<u8> {
+        let mut bytes = u16::try_from(row.len()).unwrap().to_be_bytes().to_vec();
+        for value in row {
+            let (tag, content) = match value {
+                Value::Null => (b'n', None),
+                Value::Unchanged => (b'u', None),
+                Value::Text(text) => (b't', Some(text)),
+                Value::Binary(binary) => (b'b', Some(binary)),
+            };
+            bytes.push(tag);
+            if let Some(content) = content {
+                bytes.extend(u32::try_from(content.len()).unwrap().to_be_bytes());
+                bytes.extend(content);
+            }
+        }
+        bytes
+    }
+
+    fn decoded(tuple: TupleData<'_>) -> Vec<Value> {
+        tuple
+            .columns()
+            .map(|column| match column.unwrap() {
+                TupleColumn::Null => Value::Null,
+                TupleColumn::Unchanged => Value::Unchanged,
+                TupleColumn::Text(text) => Value::Text(text.to_vec()),
+                TupleColumn::Binary(bytes) => Value::Binary(bytes.to_vec()),
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(message) = decode(&bytes) {
+                walk(&message).ok();
+            }
+        }
+
+        #[test]
+        fn no_damage_to_real_bytes_makes_it_panic(
+            line in 0..16_usize, at in any::<proptest::sample::Index>(), byte in any::<u8>()
+        ) {
+            let mut bytes = captured(TEXT).swap_remove(line);
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Ok(message) = decode(&bytes) {
+                walk(&message).ok();
+            }
+        }
+
+        #[test]
+        fn an_update_is_split_where_its_images_meet(
+            relation in any::<u32>(), full in any::<bool>(), old in row(), new in row()
+        ) {
+            let tag = if full { b"O" } else { b"K" };
+            let bytes = [
+                b"U", &relation.to_be_bytes()[..], tag, &encode(&old), b"N", &encode(&new),
+            ].concat();
+            let Ok(Message::Update(update)) = decode(&bytes) else { panic!() };
+            prop_assert_eq!(update.relation, relation);
+            let (found, found_new) = update.split().unwrap();
+            let (kind, found_old) = found.unwrap();
+            prop_assert_eq!(kind, if full { OldKind::Full } else { OldKind::Key });
+            prop_assert_eq!(decoded(found_old), old);
+            prop_assert_eq!(decoded(found_new), new);
+        }
+
+        #[test]
+        fn begin_and_commit_carry_their_numbers(
+            lsn in any::<u64>(), end in any::<u64>(), micros in any::<i64>(), xid in any::<u32>()
+        ) {
+            let begin = [
+                b"B", &lsn.to_be_bytes()[..], &micros.to_be_bytes(), &xid.to_be_bytes(),
+            ].concat();
+            let Ok(Message::Begin(begin)) = decode(&begin) else { panic!() };
+            prop_assert_eq!((begin.commit_lsn, begin.xid), (Lsn::new(lsn), xid));
+            let commit = [
+                b"C\0", &lsn.to_be_bytes()[..], &end.to_be_bytes(), &micros.to_be_bytes(),
+            ].concat();
+            let Ok(Message::Commit(commit)) = decode(&commit) else { panic!() };
+            prop_assert_eq!((commit.lsn, commit.end_lsn), (Lsn::new(lsn), Lsn::new(end)));
+            prop_assert_eq!(commit.time, begin.time);
+        }
+    }
+}

@@ -144,7 +144,7 @@ impl Reader {
     ) -> Result<(), Error> {
         let mut ticks = interval(self.status_interval().min(TICK));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut stalled = false;
+        let mut stalled_since = None;
         self.scan()?; // What came with the answer to the start command.
         loop {
             if self.next != Next::Stream && self.scanned == 0 {
@@ -164,14 +164,14 @@ impl Reader {
                     permit = batches.reserve() => {
                         let Ok(permit) = permit else { return Ok(()) };
                         permit.send(Ok(self.take_batch()));
-                        if std::mem::take(&mut stalled) {
+                        if stalled_since.take().is_some() {
                             self.heard = Instant::now();
                         }
                         self.scan()?;
                     }
                     _ = ticks.tick() => {
-                        stalled = true;
-                        self.tick(stalled).await?;
+                        let since = *stalled_since.get_or_insert_with(Instant::now);
+                        self.tick(Some(since)).await?;
                     }
                     () = closing.cancelled() => return self.say_goodbye().await,
                 },
@@ -185,7 +185,7 @@ impl Reader {
                 }
                 Due::No => tokio::select! {
                     read = self.read() => read?,
-                    _ = ticks.tick() => self.tick(stalled).await?,
+                    _ = ticks.tick() => self.tick(None).await?,
                     () = closing.cancelled() => return self.say_goodbye().await,
                 },
             }
@@ -338,23 +338,28 @@ impl Reader {
         }
     }
 
-    /// Moves the slot, keeps the server assured that we live, and checks that it does.
-    async fn tick(&mut self, stalled: bool) -> Result<(), Error> {
+    /// Moves the slot, keeps the server assured that we live, and checks that it does; or, while
+    /// the caller takes nothing and so nothing is read, that this does not last.
+    async fn tick(&mut self, stalled_since: Option<Instant>) -> Result<(), Error> {
         let timeout = self.settings.sender_timeout();
-        let silence = self.heard.elapsed();
-        if !stalled && silence >= timeout {
+        if let Some(since) = stalled_since {
+            // The server may be shutting down, which we cannot see behind the data, and it waits
+            // for us as long as we answer. What was not published is sent again.
+            if since.elapsed() >= Duration::from_millis(self.settings.stall_timeout_ms) {
+                let stalled = "nothing was taken from the stream for too long";
+                return Err(lost(io::Error::new(io::ErrorKind::TimedOut, stalled)));
+            }
+        } else if self.heard.elapsed() >= timeout {
             self.read_available().await?;
             if self.heard.elapsed() >= timeout && self.next == Next::Stream {
-                return Err(lost(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("the server was silent for {} ms", silence.as_millis()),
-                )));
+                let silent = format!("the server was silent for {} ms", timeout.as_millis());
+                return Err(lost(io::Error::new(io::ErrorKind::TimedOut, silent)));
             }
         }
         self.advance().await?;
         if self.status_sent.elapsed() >= self.status_interval() {
             // The server speaks up by itself only when it does not hear from us.
-            let ask = !stalled && self.heard.elapsed() >= self.status_interval();
+            let ask = stalled_since.is_none() && self.heard.elapsed() >= self.status_interval();
             self.send_status(None, ask).await?;
         }
         Ok(())

@@ -296,7 +296,7 @@ async fn create_once(
     let command = format!("CREATE_REPLICATION_SLOT {name} LOGICAL {PLUGIN} {options}");
     let (process_id, canceller) = (connection.process_id(), connection.canceller());
     let deadline = Instant::now() + Duration::from_millis(settings.create_timeout_ms);
-    let mut creating = std::pin::pin!(connection.query(&command));
+    let mut creating = std::pin::pin!(connection.query_for_long(&command));
     let mut blockers = String::new();
     loop {
         let report = deadline.min(Instant::now() + WAITING_REPORT);

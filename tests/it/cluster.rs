@@ -50,6 +50,38 @@ impl Database {
     }
 }
 
+impl Cluster {
+    /// One more server, with settings of its own. Ends when dropped.
+    pub(crate) fn start(name: &str, settings: &[(&str, &str)]) -> Self {
+        let mut options = options(name);
+        let own = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        options.settings.extend(own);
+        let server = dev::Cluster::start(&options).unwrap();
+        let keeper = keep(&server);
+        Self { server, _keeper: keeper }
+    }
+
+    /// A URL of the superuser, over the Unix socket.
+    pub(crate) fn url(&self, database: &str) -> String {
+        self.server.url(database)
+    }
+
+    /// A URL of the superuser, over TCP, without TLS.
+    pub(crate) fn tcp_url(&self, database: &str) -> String {
+        self.server.tcp_url(database)
+    }
+
+    /// Puts a file into the data directory, for the server's eyes only.
+    pub(crate) fn write(&self, file: &str, content: &[u8]) {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+        let path = self.server.data().join(file);
+        let owner = std::fs::metadata(self.server.data()).unwrap();
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
+    }
+}
+
 impl Drop for Database {
     fn drop(&mut self) {
         // A runtime of its own: the test's is the one that drops us.
@@ -99,7 +131,7 @@ pub(crate) async fn connect(url: &str) -> Client {
 /// Starts the server at the first call.
 pub(crate) fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-    CLUSTER.get_or_init(start)
+    CLUSTER.get_or_init(|| Cluster::start("all", &[]))
 }
 
 /// A directory for one cluster of this run, in a place every user can reach.
@@ -140,10 +172,4 @@ pub(crate) fn keep(server: &dev::Cluster) -> Child {
     let mut keeper = Command::new("sh");
     keeper.args(["-c", KEEPER]).arg(server.data()).args(server.directories());
     keeper.stdin(Stdio::piped()).stderr(Stdio::null()).process_group(0).spawn().unwrap()
-}
-
-fn start() -> Cluster {
-    let server = dev::Cluster::start(&options("all")).unwrap();
-    let keeper = keep(&server);
-    Cluster { server, _keeper: keeper }
 }

@@ -5,12 +5,13 @@
 mod catalog;
 mod cli;
 mod cluster;
-mod sockets;
 mod dev;
 mod install;
-mod values;
 mod rls;
 mod rls_world;
+mod sockets;
+mod values;
+mod wal;
 
 #[tokio::test]
 async fn a_database_of_its_own_for_each_test() {
