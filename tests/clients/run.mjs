@@ -20,7 +20,9 @@ let postgres;
 let directory;
 if (!env.WALCAST_TEST_DATABASE_URL) {
   directory = mkdtempSync(join(tmpdir(), "walcast-clients-"));
-  postgres = start(BIN, ["dev", "--only-postgres", "--data-dir", join(directory, "dev")], env);
+  const args = ["dev", "--only-postgres", "--data-dir", join(directory, "dev")];
+  // SIGINT, so that it takes its Postgres along.
+  postgres = start(BIN, args, env, "SIGINT");
   const [, url] = await says(postgres, /^DATABASE_URL=(\S+)$/m, 120_000);
   env.WALCAST_TEST_DATABASE_URL = url;
 }
