@@ -4,6 +4,8 @@
 //! Out:    [`Config`], validated.
 //! Never:  secrets from the command line; a setting that is accepted and then ignored.
 
+mod load;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,6 +13,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use load::Loaded;
 
 /// A value that must not reach a log: `Debug` prints `***`, and there is no `Display`.
 #[derive(Clone, PartialEq, Eq, Default, Deserialize)]
@@ -60,6 +64,8 @@ pub struct Config {
     pub changes: Changes,
     /// The listening socket and its clients.
     pub server: Server,
+    /// What is logged, and how.
+    pub log: Log,
 }
 
 /// How to reach Postgres, and as whom.
@@ -80,6 +86,12 @@ pub struct Database {
     pub pool_size: usize,
     /// Milliseconds one user's policies may take for one batch. Default 2000, 10 to 60000.
     pub check_timeout_ms: u64,
+    /// Milliseconds all users' policies together may take for one batch; those not asked by then
+    /// miss it and are told. Default 10000, 100 to 600000.
+    pub batch_check_timeout_ms: u64,
+    /// Milliseconds between the two snapshots of the recent past that decide who could see a row
+    /// before it was deleted. Each is held for two intervals. Default 400, 50 to 5000.
+    pub snapshot_interval_ms: u64,
     /// Milliseconds to wait for a new connection. Default 5000, 100 to 60000.
     pub connect_timeout_ms: u64,
 }
@@ -94,6 +106,8 @@ impl Default for Database {
             search_path: "\"$user\", public, extensions".into(),
             pool_size: 4,
             check_timeout_ms: 2000,
+            batch_check_timeout_ms: 10_000,
+            snapshot_interval_ms: 400,
             connect_timeout_ms: 5000,
         }
     }
@@ -115,11 +129,14 @@ pub struct Replication {
     pub batch_bytes: usize,
     /// Batches read ahead of the publisher before the socket is left to fill. Default 4, 1 to 64.
     pub batches_ahead: usize,
-    /// How long the slot's confirmed position trails what was published. Default 60 s.
+    /// Milliseconds by which the slot's confirmed position trails what was published.
+    /// Default 60000, 0 to 3600000.
     pub replay_window_ms: u64,
-    /// At most this much WAL is held back by that, whichever is less. Default 64 MiB.
+    /// At most this many bytes of WAL are held back by that, whichever is less. Default 64 MiB,
+    /// 0 to 64 GiB.
     pub replay_window_bytes: u64,
-    /// Milliseconds that creating the slot may wait for running transactions. Default 60000.
+    /// Milliseconds that creating the slot may wait for running transactions. Default 60000,
+    /// 1000 to 3600000.
     pub create_timeout_ms: u64,
 }
 
@@ -187,8 +204,20 @@ pub struct Changes {
     /// Whether a row that an update moves out of sight is announced as a DELETE of its key to
     /// those who could see it before. Default true.
     pub announce_move_out: bool,
-    /// Bytes of one row's values above which long ones are left out (`Error 413`). Default 1 MiB.
+    /// Bytes of one row's values above which long ones are left out (`Error 413`). Default 1 MiB,
+    /// 1 KiB to 256 MiB.
     pub record_bytes_max: usize,
+}
+
+impl Changes {
+    /// What a DELETE of this table shows when its old row does not decide.
+    pub fn delete_mode_of(&self, schema: &str, table: &str) -> DeleteMode {
+        if self.delete_mode_by_table.is_empty() {
+            return self.delete_mode;
+        }
+        let name = format!("{schema}.{table}");
+        self.delete_mode_by_table.get(&name).copied().unwrap_or(self.delete_mode)
+    }
 }
 
 impl Default for Changes {
@@ -208,26 +237,38 @@ impl Default for Changes {
 pub struct Server {
     /// Address to listen on. Default `127.0.0.1:4000`.
     pub bind: SocketAddr,
-    /// Sockets at once; more get 503. Default 100000.
+    /// Sockets at once; more get 503. Default 100000, 1 to 10000000.
     pub connections_max: usize,
-    /// Channels on one socket. Default 1000.
+    /// Connections at once that are not sockets, or not yet; more get 503. Default 10000, 1 to
+    /// 1000000. Each can hold `header_bytes_max`.
+    pub http_connections_max: usize,
+    /// Channels on one socket. Default 1000, 1 to 100000.
     pub channels_per_connection_max: usize,
+    /// Subscriptions to row changes in one join; a join with more is refused. Default 100, 1 to
+    /// 10000.
+    pub subscriptions_per_channel_max: usize,
     /// Bytes of one incoming frame or message; a larger one closes the socket with 1009.
-    /// Default 5000000.
+    /// Default 5000000, 1 KiB to 64 MiB.
     pub frame_bytes_max: usize,
-    /// Bytes queued for one slow client before it is closed. Default 4 MiB. One frame that is
-    /// larger still passes when nothing else is queued.
+    /// Bytes of messages that have begun to come and not ended, over all sockets; beyond it the
+    /// socket that asks for more is closed with 1013. Default 256 MiB, at least
+    /// `frame_bytes_max`.
+    pub unfinished_bytes_max: usize,
+    /// Bytes queued for one slow client before it is closed. Default 16 MiB, 64 KiB to 1 GiB. One
+    /// frame that is larger still passes when nothing else is queued.
     pub outbox_bytes_max: usize,
-    /// Bytes of the request line and headers. Default 64 KiB.
+    /// Bytes of the request line and headers. Default 64 KiB, 16 KiB to 1 MiB.
     pub header_bytes_max: usize,
-    /// Milliseconds a client may take to send its request. Default 10000.
+    /// Milliseconds a client may take to send its request. Default 10000, 100 to 120000.
     pub header_timeout_ms: u64,
-    /// Milliseconds without any incoming frame before a socket is closed. Default 60000.
+    /// Milliseconds without anything coming in before a socket is closed with 1000, and without
+    /// anything being taken before the kernel gives a connection up. Default 60000, 1000 to
+    /// 3600000.
     pub idle_timeout_ms: u64,
     /// Milliseconds before a failed join is answered, so that clients in a retry loop are slowed.
-    /// Default 500; must stay well below the clients' 10 s.
+    /// Default 500, 0 to 8000: it must stay well below the clients' 10 s.
     pub join_error_backoff_ms: u64,
-    /// Milliseconds that a stop may take to say goodbye to clients. Default 5000.
+    /// Milliseconds that a stop may take to say goodbye to clients. Default 5000, 0 to 60000.
     pub drain_timeout_ms: u64,
 }
 
@@ -236,9 +277,12 @@ impl Default for Server {
         Self {
             bind: SocketAddr::from(([127, 0, 0, 1], 4000)),
             connections_max: 100_000,
+            http_connections_max: 10_000,
             channels_per_connection_max: 1000,
+            subscriptions_per_channel_max: 100,
             frame_bytes_max: 5_000_000,
-            outbox_bytes_max: 4 * 1024 * 1024,
+            unfinished_bytes_max: 256 * 1024 * 1024,
+            outbox_bytes_max: 16 * 1024 * 1024,
             header_bytes_max: 64 * 1024,
             header_timeout_ms: 10_000,
             idle_timeout_ms: 60_000,
@@ -248,24 +292,54 @@ impl Default for Server {
     }
 }
 
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// One readable line an event.
+    #[default]
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+/// What is logged, and how. Lines go to standard error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`, also by module: `info,walcast::wal=debug`.
+    /// `WALCAST_LOG`. Default `info`.
+    pub filter: String,
+    /// `text` or `json`. Default `text`.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".into(), format: LogFormat::default() }
+    }
+}
+
 /// Why settings were refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file could not be read.
-    #[error("cannot read the settings file {path}")]
+    #[error("cannot read the file {path}")]
     Read {
         /// Which file.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// The file is not valid.
-    #[error("the settings file {path} is not valid")]
+    /// The file is not valid. No part of its text is repeated here: it may hold secrets.
+    #[error("the settings file {path}, line {line}: {problem}")]
     Parse {
         /// Which file.
         path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
+        /// Where, from 1.
+        line: usize,
+        /// Why.
+        problem: String,
     },
     /// One value is out of its bounds or malformed.
     #[error("setting {name}: {problem}")]

@@ -2,7 +2,22 @@
 //! who may see them. `ARCHITECTURE.md` has the map; each module uses only modules above it here.
 
 pub mod config;
+pub mod telemetry;
 pub mod lsn;
+pub mod topic;
 pub mod db;
+pub mod wal;
 pub mod change;
+pub mod catalog;
+pub mod auth;
+pub mod event;
+pub mod hub;
+pub mod subscribe;
+pub mod feed;
+pub mod join;
+pub mod session;
+pub mod transport;
+pub mod http;
+pub mod server;
 pub mod dev;
+pub mod doctor;

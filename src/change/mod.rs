@@ -5,6 +5,8 @@
 //! Never:  IO; JSON envelopes (`event` writes those).
 //! Source: postgresql.org/docs/17/protocol-logicalrep-message-formats.html
 
+mod builtin;
+mod columns;
 mod relation;
 mod tuple;
 pub mod value;
@@ -14,6 +16,8 @@ use std::time::SystemTime;
 
 use crate::lsn::Lsn;
 
+pub use builtin::builtin;
+pub use columns::ColumnSet;
 pub use relation::{Column, Relation, ReplicaIdentity};
 pub use tuple::{Tuple, TupleBuilder, Value};
 

@@ -4,6 +4,7 @@
 //! Out:    [`Relation`]: everything needed to read, filter and render that table's tuples.
 //! Never:  IO.
 
+use super::columns::ColumnSet;
 use super::value::Type;
 
 /// What a table's old row images hold.
@@ -17,6 +18,18 @@ pub enum ReplicaIdentity {
     Full,
     /// The columns of one unique index (`i`).
     Index,
+}
+
+impl ReplicaIdentity {
+    /// From `pg_class.relreplident`, which the log repeats. An unknown one promises nothing.
+    pub const fn from_code(code: u8) -> Self {
+        match code {
+            b'd' => Self::Default,
+            b'f' => Self::Full,
+            b'i' => Self::Index,
+            _ => Self::Nothing,
+        }
+    }
 }
 
 /// One column of a tuple, in the order the log sends them.
@@ -55,5 +68,11 @@ impl Relation {
     /// The place of a column in this relation's tuples.
     pub fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| *column.name == *name)
+    }
+
+    /// The places of the primary key's columns; empty when there is no key or it is not known.
+    pub fn primary_key(&self) -> ColumnSet {
+        let columns = (0..).zip(&self.columns);
+        columns.filter(|(_, column)| column.in_primary_key).map(|(place, _)| place).collect()
     }
 }

@@ -2,8 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
+mod catalog;
 mod cluster;
+mod sockets;
 mod dev;
+mod install;
+mod values;
+mod rls;
+mod rls_world;
 
 #[tokio::test]
 async fn a_database_of_its_own_for_each_test() {

@@ -1,0 +1,30 @@
+-- missing_partitions: statements for the day partitions of realtime.messages that are not there.
+-- in:     nothing; days are by UTC, yesterday to three days ahead
+-- out:    rows of name text · sql text; none when the table is missing or not partitioned
+-- caller: db/install.rs
+select
+    'realtime.' || pg_catalog.quote_ident(p.name) as name,
+    pg_catalog.format(
+        'create table realtime.%1$I partition of realtime.messages for values from (%2$L) to (%3$L);'
+        ' alter table realtime.%1$I enable row level security;'
+        ' alter table realtime.%1$I owner to %4$I;',
+        p.name,
+        p.day,
+        p.day + interval '1 day',
+        pg_catalog.pg_get_userbyid(c.relowner)
+    ) as sql
+from pg_catalog.pg_class as c
+cross join lateral (
+    select
+        d as day,
+        'messages_' || pg_catalog.to_char(d, 'YYYY_MM_DD') as name
+    from pg_catalog.generate_series(
+        pg_catalog.date_trunc('day', pg_catalog.timezone('utc', pg_catalog.now())) - interval '1 day',
+        pg_catalog.timezone('utc', pg_catalog.now()) + interval '3 days',
+        interval '1 day'
+    ) as d
+) as p
+where c.oid = pg_catalog.to_regclass('realtime.messages')
+    and c.relkind = 'p'
+    and pg_catalog.to_regclass('realtime.' || p.name) is null
+order by p.day;

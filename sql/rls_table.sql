@@ -1,0 +1,135 @@
+-- rls_table: all that decides who may see a table's rows, for the current role and search_path.
+-- in:     $1 oid  table
+-- out:    one row; none when the table does not exist
+--         facts text  a JSON object, equal text for equal facts: what was compiled from it holds
+--                     for as long as this statement gives the same text
+-- caller: auth/rls/checker.rs, as the subscriber's role, before and after each check
+-- needs:  PostgreSQL 14+, any role that may read pg_policy, pg_depend, pg_proc, pg_roles
+with recursive memberships as (
+    select m.roleid, m.member, m.xmin::text as version
+    from pg_catalog.pg_auth_members as m
+    where m.member = (select r.oid from pg_catalog.pg_roles as r where r.rolname = current_user)
+    union
+    select m.roleid, m.member, m.xmin::text
+    from pg_catalog.pg_auth_members as m
+    join memberships as inner_role on m.member = inner_role.roleid
+)
+select
+    pg_catalog.jsonb_build_object(
+        'name', pg_catalog.format('%I.%I', n.nspname, c.relname),
+        'alias', pg_catalog.quote_ident(c.relname),
+        'row_security', c.relrowsecurity,
+        'active', pg_catalog.row_security_active(c.oid),
+        'readable', pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+            and pg_catalog.has_any_column_privilege(c.oid, 'SELECT'),
+        -- Plans remember which roles they were made for; a change here ends the connection.
+        'role', pg_catalog.jsonb_build_array(
+            (
+                select pg_catalog.jsonb_build_array(r.oid::text, r.rolsuper, r.rolinherit, r.rolbypassrls)
+                from pg_catalog.pg_roles as r
+                where r.rolname = current_user
+            ),
+            (
+                select pg_catalog.jsonb_agg(
+                    pg_catalog.jsonb_build_array(m.roleid::text, m.member::text, m.version, r.rolinherit)
+                    order by m.roleid, m.member, m.version
+                )
+                from memberships as m
+                join pg_catalog.pg_roles as r on r.oid = m.member
+            )
+        ),
+        'columns', (
+            select coalesce(pg_catalog.jsonb_agg(
+                pg_catalog.jsonb_build_object(
+                    'number', a.attnum,
+                    'name', a.attname,
+                    'quoted', pg_catalog.quote_ident(a.attname),
+                    'type_oid', a.atttypid::bigint,
+                    'type_name', pg_catalog.format_type(a.atttypid, null),
+                    'generated', a.attgenerated <> '',
+                    'selectable', pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT'),
+                    'in_key', coalesce(a.attnum = any (i.indkey), false)
+                )
+                order by a.attnum
+            ), '[]')
+            from pg_catalog.pg_attribute as a
+            left join pg_catalog.pg_index as i on i.indrelid = c.oid and i.indisprimary
+            where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+        ),
+        'policies', (
+            select coalesce(pg_catalog.jsonb_agg(
+                pg_catalog.jsonb_build_object(
+                    'name', p.polname,
+                    'permissive', p.polpermissive,
+                    'condition', pg_catalog.pg_get_expr(p.polqual, p.polrelid),
+                    -- Attribute numbers of this table; a system column's is negative.
+                    'needs', (
+                        select coalesce(pg_catalog.jsonb_agg(distinct d.refobjsubid), '[]')
+                        from pg_catalog.pg_depend as d
+                        where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
+                            and d.objid = p.oid
+                            and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                            and d.refobjid = c.oid
+                            and d.refobjsubid <> 0
+                    ),
+                    -- pg_depend does not know of whole-row references; the node tree does.
+                    'whole_row', p.polqual::text ~ ':varattno 0 ',
+                    'tables', (
+                        select coalesce(pg_catalog.jsonb_agg(distinct d.refobjid::bigint), '[]')
+                        from pg_catalog.pg_depend as d
+                        join pg_catalog.pg_class as other on other.oid = d.refobjid
+                        where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
+                            and d.objid = p.oid
+                            and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                            and d.refobjid <> c.oid
+                    ),
+                    -- What else it reads cannot be told: a function given values, a view, itself.
+                    'opaque', p.polqual::text ~ (':relid ' || c.oid::text || ' ')
+                        or exists (
+                            select
+                            from pg_catalog.pg_depend as d
+                            left join pg_catalog.pg_proc as f
+                                on d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+                                and f.oid = d.refobjid
+                                and f.pronargs > 0
+                            left join pg_catalog.pg_class as v
+                                on d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                                and v.oid = d.refobjid
+                                and v.relkind not in ('r', 'p')
+                            where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
+                                and d.objid = p.oid
+                                and (f.oid is not null or v.oid is not null)
+                        ),
+                    -- A function that calls itself immutable is computed when a plan is made. If it
+                    -- reads the claims all the same, a plan must not outlive one user.
+                    'plan_each_time', exists (
+                        select
+                        from pg_catalog.pg_depend as d
+                        join pg_catalog.pg_proc as f on f.oid = d.refobjid
+                        join pg_catalog.pg_language as l on l.oid = f.prolang
+                        where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
+                            and d.objid = p.oid
+                            and d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+                            and f.provolatile = 'i'
+                            and l.lanname not in ('internal', 'c')
+                    )
+                )
+                order by p.polpermissive, p.polname
+            ), '[]')
+            from pg_catalog.pg_policy as p
+            where p.polrelid = c.oid
+                and p.polcmd in ('r', '*')
+                and p.polqual is not null
+                and (
+                    0::oid = any (p.polroles)
+                    or exists (
+                        select
+                        from pg_catalog.unnest(p.polroles) as applies (role)
+                        where pg_catalog.pg_has_role(applies.role, 'USAGE')
+                    )
+                )
+        )
+    )::text as facts
+from pg_catalog.pg_class as c
+join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+where c.oid = $1;

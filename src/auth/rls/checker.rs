@@ -1,0 +1,837 @@
+//! One role's connection: asks Postgres, as each user of the role, about the images of a batch.
+//!
+//! In:     a [`Job`]: the batch, the questions of one role, the transactions that must be visible.
+//! Out:    an [`Outcome`]: every answer, or the reason to ask again.
+//! Never:  two roles on one connection (plans remember the role they were made for); an answer
+//!         from a snapshot that lacks a decoded transaction, or from policies that have changed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, NoTls, Row, SimpleQueryMessage, Statement};
+
+use super::history::{Held, History};
+use super::snapshot::Snapshot;
+use super::statement::{Facts, Image, Open, Source, literal};
+use super::touched::Touched;
+use super::{Answer, Error, Question, Verdict, Visibility};
+use crate::change::{Change, OldImage, Operation};
+use crate::db::Login;
+
+/// Images in one call: bounds a call's memory and how much one failure takes down.
+const IMAGES_PER_CALL: usize = 500;
+/// Bytes of images in one call, unless one image alone is larger.
+const IMAGE_BYTES_PER_CALL: usize = 1024 * 1024;
+/// Users in one call: bounds how many wait behind one whose policies take long.
+const USERS_PER_CALL: usize = 200;
+
+/// What a role is asked about one batch.
+pub(super) struct Job<'a> {
+    pub(super) batch: &'a [Change],
+    pub(super) questions: &'a [&'a Question],
+    /// Decoded transactions that the answering snapshot must see.
+    pub(super) xids: &'a [u32],
+    pub(super) touched: &'a Mutex<Touched>,
+    pub(super) history: &'a History,
+    /// When a table was last forgotten; see [`super::Authorizer::forget`].
+    pub(super) forgotten: &'a (dyn Fn(u32) -> u64 + Sync),
+    /// For one user's policies.
+    pub(super) timeout: Duration,
+    /// For all of them; users not asked by then have failed.
+    pub(super) deadline: Instant,
+}
+
+/// What the next attempt must do otherwise, because of how the last one ended.
+#[derive(Debug, Default)]
+pub(super) struct Lessons {
+    /// One user in each call: in a larger one the server did not even stop when told to.
+    alone: bool,
+    /// Questions at which it did not stop when asked alone.
+    hung: HashSet<usize>,
+    /// Tables about which Postgres would not be asked: how often, and its words the last time.
+    broken: HashMap<u32, (u32, String)>,
+}
+
+impl Lessons {
+    /// Takes note of how asking about a table failed. The first time it may be that the catalog
+    /// changed meanwhile; a table that fails again on a new connection shows nothing to anybody
+    /// rather than holding back all others.
+    fn learn(&mut self, table: u32, error: Error) -> Error {
+        let Error::Unanswered(source) = &error else { return error };
+        let database = source.downcast_ref::<tokio_postgres::Error>();
+        if let Some(database) = database.and_then(tokio_postgres::Error::as_db_error) {
+            let class = database.code().code().get(..2).unwrap_or_default();
+            if ["0A", "22", "2F", "38", "39", "42", "54", "P0"].contains(&class) {
+                let (times, message) = self.broken.entry(table).or_default();
+                *times += 1;
+                database.message().clone_into(message);
+            }
+        }
+        error
+    }
+
+    fn broken(&self, table: u32) -> Option<&str> {
+        self.broken.get(&table).filter(|(times, _)| *times > 1).map(|(_, message)| &**message)
+    }
+}
+
+/// How an attempt ended.
+pub(super) enum Outcome {
+    /// One answer a question.
+    Answered(Vec<Answer>),
+    /// Some decoded transaction is not visible yet.
+    NotVisible(Snapshot),
+    /// The catalog changed while we asked: ask again.
+    CatalogChanged,
+    /// The role's own rights changed: ask again on a new connection.
+    RoleChanged,
+    /// Postgres refuses the role, for every user of it.
+    Refused(String),
+}
+
+/// Why a table needs no question.
+enum Rule {
+    /// Answered without asking, the same for every user.
+    Fixed(Visibility, Option<String>),
+    /// Each row is asked about.
+    Asked,
+}
+
+struct Table {
+    text: String,
+    facts: Facts,
+    rule: Rule,
+    stamp: u64,
+    functions: HashMap<Open, Statement>,
+    row_function: Option<Statement>,
+    /// Names of all functions made, to drop them with the table.
+    names: Vec<String>,
+}
+
+/// A connection that serves one role.
+pub(super) struct Checker {
+    client: Client,
+    cancel: tokio_postgres::CancelToken,
+    role: Arc<str>,
+    facts: Statement,
+    tables: HashMap<u32, Table>,
+    made: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    New,
+    Old,
+}
+
+/// Answers under construction: verdicts by question and place.
+struct Sheet<'a> {
+    job: &'a Job<'a>,
+    answers: Vec<Answer>,
+    subjects: Vec<String>,
+}
+
+impl Sheet<'_> {
+    fn verdict(&mut self, question: usize, change: u32) -> Option<&mut Verdict> {
+        let place = self.job.questions.get(question)?.changes.binary_search(&change).ok()?;
+        self.answers.get_mut(question)?.verdicts.get_mut(place)
+    }
+
+    fn get(&self, question: usize, change: u32) -> Option<Verdict> {
+        let place = self.job.questions.get(question)?.changes.binary_search(&change).ok()?;
+        self.answers.get(question)?.verdicts.get(place).copied()
+    }
+
+    fn set(&mut self, question: usize, change: u32, side: Side, visibility: Visibility) {
+        if let Some(verdict) = self.verdict(question, change) {
+            match side {
+                Side::New => verdict.new = visibility,
+                Side::Old => verdict.old = visibility,
+            }
+        }
+    }
+
+    fn set_row_security(&mut self, question: usize, change: u32, on: bool) {
+        let Some(asked) = self.job.questions.get(question) else { return };
+        let Ok(place) = asked.changes.binary_search(&change) else { return };
+        let answer = self.answers.get_mut(question);
+        if let Some(slot) = answer.and_then(|answer| answer.row_security.get_mut(place)) {
+            *slot = on;
+        }
+    }
+
+    fn fail(&mut self, question: usize, message: &str) {
+        if let Some(answer) = self.answers.get_mut(question) {
+            answer.error.get_or_insert_with(|| message.to_owned());
+        }
+    }
+}
+
+/// One image to ask about, and where its answer goes.
+struct Item {
+    change: u32,
+    side: Side,
+    image: Image,
+}
+
+/// What a function is called with beside the users.
+enum Input<'a> {
+    Images(&'a [&'a str]),
+    Row { known: &'a [bool], values: &'a [Option<&'a str>] },
+}
+
+/// What one user's call gave.
+enum Seen {
+    /// For each image.
+    Some(Vec<Option<bool>>),
+    Failed(String),
+}
+
+/// What happens once a statement has failed.
+pub(super) fn unanswered(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Unanswered(error.into())
+}
+
+/// A connection on which everything that an answer could depend on is pinned.
+pub(super) async fn connect(
+    login: &Login,
+    name: &str,
+    search_path: &str,
+    timeout: Duration,
+) -> Result<Client, Error> {
+    let client = login.connect(name).await.map_err(unanswered)?;
+    let timeout_ms = timeout.as_millis().to_string();
+    // A lock that is not granted is nobody's answer: it must be told from a slow policy.
+    let lock_timeout_ms = (timeout.as_millis() * 3 / 4).max(1).to_string();
+    // Temporary objects are searched first unless the path names them.
+    let search_path = format!("{search_path}, pg_temp");
+    let pinned: [(&str, &str); 12] = [
+        ("search_path", &search_path),
+        ("statement_timeout", &timeout_ms),
+        ("lock_timeout", &lock_timeout_ms),
+        ("row_security", "on"),
+        ("standard_conforming_strings", "on"),
+        ("datestyle", "ISO, YMD"),
+        ("intervalstyle", "postgres"),
+        ("extra_float_digits", "3"),
+        ("bytea_output", "hex"),
+        ("lc_monetary", "C"),
+        ("jit", "off"),
+        // The login itself may have no right to the types that its functions name.
+        ("check_function_bodies", "off"),
+    ];
+    let set = "select pg_catalog.set_config($1, $2, false)";
+    let set = client.prepare(set).await.map_err(unanswered)?;
+    let set = pinned.iter().map(async |(name, value)| client.query(&set, &[name, value]).await);
+    futures_util::future::try_join_all(set).await.map_err(unanswered)?;
+    Ok(client)
+}
+
+impl Checker {
+    pub(super) async fn connect(
+        login: &Login,
+        role: Arc<str>,
+        search_path: &str,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
+        let client = connect(login, "walcast check", search_path, timeout).await?;
+        let facts = client.prepare(include_str!("../../../sql/rls_table.sql"));
+        let facts = facts.await.map_err(unanswered)?;
+        let cancel = client.cancel_token();
+        Ok(Self { client, cancel, role, facts, tables: HashMap::new(), made: 0 })
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Asks all of a job's questions in one snapshot.
+    ///
+    /// # Errors
+    /// No answer from Postgres: drop this connection and ask again.
+    pub(super) async fn ask(
+        &mut self,
+        job: &Job<'_>,
+        lessons: &mut Lessons,
+    ) -> Result<Outcome, Error> {
+        let mut groups: BTreeMap<(u32, Vec<u32>), Vec<usize>> = BTreeMap::new();
+        for (number, question) in job.questions.iter().enumerate() {
+            let mut by_table: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+            for &change in &question.changes {
+                if let Some(table) = at(job.batch, change).map(|change| change.relation.oid) {
+                    by_table.entry(table).or_default().push(change);
+                }
+            }
+            for (table, changes) in by_table {
+                groups.entry((table, changes)).or_default().push(number);
+            }
+        }
+        let tables: BTreeSet<u32> = groups.keys().map(|(table, _)| *table).collect();
+        for &table in &tables {
+            match self.compile(table, (job.forgotten)(table)).await? {
+                Ok(()) => {}
+                Err(outcome) => return Ok(outcome),
+            }
+        }
+        let mut sheet = Sheet {
+            job,
+            answers: job.questions.iter().map(|question| Answer::empty(question)).collect(),
+            subjects: job.questions.iter().map(|question| subject(&question.claims)).collect(),
+        };
+        let mut rounds = Vec::new();
+        for ((table, changes), users) in groups {
+            if let Some(message) = lessons.broken(table) {
+                for (user, change) in pairs(&users, &changes) {
+                    sheet.set(user, change, Side::New, Visibility::Failed);
+                    sheet.set(user, change, Side::Old, Visibility::Failed);
+                    sheet.fail(user, message);
+                }
+            } else if let Some(items) = self.fixed_or_items(&mut sheet, table, &changes, &users) {
+                let made = self.make_functions(table, &items).await;
+                made.map_err(|error| lessons.learn(table, error))?;
+                rounds.push((table, items, users));
+            }
+        }
+        if !rounds.is_empty() {
+            let snapshot = match self.begin(None).await? {
+                Ok(snapshot) => snapshot,
+                Err(refused) => return Ok(refused),
+            };
+            if !job.xids.iter().all(|xid| snapshot.sees(*xid)) {
+                self.end().await?;
+                return Ok(Outcome::NotVisible(snapshot));
+            }
+            for (table, items, users) in &rounds {
+                let asked = async {
+                    self.ask_images(&mut sheet, lessons, *table, items, users).await?;
+                    self.find_undecided(&mut sheet, lessons, *table, items, users).await
+                };
+                asked.await.map_err(|error| lessons.learn(*table, error))?;
+            }
+            for (table, items, users) in &rounds {
+                self.ask_the_past(&mut sheet, lessons, *table, items, users).await?;
+            }
+        }
+        match self.verify(&tables, job.xids).await? {
+            Some(outcome) => Ok(outcome),
+            None => Ok(Outcome::Answered(sheet.answers)),
+        }
+    }
+
+    /// Begins a read-only transaction as the role, in a new snapshot or in an imported one; an
+    /// open one is given up.
+    async fn begin(&self, import: Option<&Held>) -> Result<Result<Snapshot, Outcome>, Error> {
+        let import = import.map_or(String::new(), |held| {
+            format!("set transaction snapshot {};", literal(&held.id))
+        });
+        let begin = format!(
+            "rollback;
+            begin isolation level repeatable read read only;
+            {import}
+            select pg_catalog.set_config('role', {}, true);
+            select current_user, pg_catalog.pg_current_snapshot()::text",
+            literal(&self.role)
+        );
+        let messages = match self.client.simple_query(&begin).await {
+            Ok(messages) => messages,
+            Err(error) => {
+                let code = error.code().cloned();
+                let message = error.as_db_error().map(|error| error.message().to_owned());
+                // Which of the statements it was is told by what only `set role` answers with.
+                let refused = code.is_some_and(|code| {
+                    code == SqlState::INSUFFICIENT_PRIVILEGE
+                        || (import.is_empty() && code == SqlState::INVALID_PARAMETER_VALUE)
+                });
+                let Some(message) = message.filter(|_| refused) else {
+                    return Err(unanswered(error));
+                };
+                self.end().await?;
+                return Ok(Err(Outcome::Refused(message)));
+            }
+        };
+        let last = messages.iter().rev().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some((row.get(0)?, row.get(1)?)),
+            _ => None,
+        });
+        let (role, snapshot) = last.unwrap_or_default();
+        if role != &*self.role {
+            self.end().await?;
+            return Ok(Err(Outcome::Refused("the role could not be set".into())));
+        }
+        Ok(Ok(snapshot.parse().map_err(unanswered)?))
+    }
+
+    async fn end(&self) -> Result<(), Error> {
+        self.client.batch_execute("rollback").await.map_err(unanswered)
+    }
+
+    async fn read_facts(&self, table: u32) -> Result<Option<String>, Error> {
+        let row = self.client.query_opt(&self.facts, &[&table]).await.map_err(unanswered)?;
+        row.map(|row| row.try_get(0).map_err(unanswered)).transpose()
+    }
+
+    /// Reads a table's policies, unless that was done since the table was last forgotten.
+    async fn compile(&mut self, table: u32, stamp: u64) -> Result<Result<(), Outcome>, Error> {
+        if self.tables.get(&table).is_some_and(|known| known.stamp >= stamp) {
+            return Ok(Ok(()));
+        }
+        if let Err(refused) = self.begin(None).await? {
+            return Ok(Err(refused));
+        }
+        let text = self.read_facts(table).await?;
+        self.end().await?;
+        if let Some(known) = self.tables.get_mut(&table)
+            && text.as_ref() == Some(&known.text)
+        {
+            known.stamp = stamp;
+            return Ok(Ok(()));
+        }
+        self.drop_table(table).await?;
+        let Some(text) = text else {
+            let facts = Facts::default();
+            let rule = Rule::Fixed(Visibility::Failed, Some("the table does not exist".into()));
+            self.tables.insert(table, Table::new(String::new(), facts, rule, stamp));
+            return Ok(Ok(()));
+        };
+        let facts: Facts = serde_json::from_str(&text).map_err(unanswered)?;
+        let rule = if !facts.readable {
+            let message = format!("permission denied for table {}", facts.name);
+            Rule::Fixed(Visibility::Failed, Some(message))
+        } else if !facts.active {
+            Rule::Fixed(Visibility::Yes, None)
+        } else if facts.nobody() {
+            Rule::Fixed(Visibility::No, None)
+        } else {
+            Rule::Asked
+        };
+        self.tables.insert(table, Table::new(text, facts, rule, stamp));
+        Ok(Ok(()))
+    }
+
+    async fn drop_table(&mut self, table: u32) -> Result<(), Error> {
+        let names = self.tables.remove(&table).map(|table| table.names).unwrap_or_default();
+        for name in names {
+            let drop = format!("drop function pg_temp.{name}");
+            self.client.batch_execute(&drop).await.map_err(unanswered)?;
+        }
+        Ok(())
+    }
+
+    /// Compares what was compiled with the catalog as it is now. Everything the checks could have
+    /// used was in the catalog before this reads it.
+    async fn verify(
+        &mut self,
+        tables: &BTreeSet<u32>,
+        xids: &[u32],
+    ) -> Result<Option<Outcome>, Error> {
+        let snapshot = match self.begin(None).await? {
+            Ok(snapshot) => snapshot,
+            Err(refused) => return Ok(Some(refused)),
+        };
+        if !xids.iter().all(|xid| snapshot.sees(*xid)) {
+            self.end().await?;
+            return Ok(Some(Outcome::NotVisible(snapshot)));
+        }
+        let mut changed = None;
+        for table in tables {
+            let now = self.read_facts(*table).await?.unwrap_or_default();
+            let Some(known) = self.tables.get_mut(table) else { continue };
+            if now != known.text {
+                // Read anew at the next attempt.
+                known.stamp = 0;
+                let role = serde_json::from_str::<Facts>(&now).map(|facts| facts.role);
+                let same_role = role.is_ok_and(|role| role == known.facts.role);
+                changed = match changed {
+                    Some(Outcome::RoleChanged) => changed,
+                    _ if same_role => Some(Outcome::CatalogChanged),
+                    _ => Some(Outcome::RoleChanged),
+                };
+            }
+        }
+        self.end().await?;
+        Ok(changed)
+    }
+
+    /// Writes the answers that need no asking; the images of those that do.
+    fn fixed_or_items(
+        &self,
+        sheet: &mut Sheet<'_>,
+        table: u32,
+        changes: &[u32],
+        users: &[usize],
+    ) -> Option<Vec<Item>> {
+        let table = self.tables.get(&table)?;
+        for (user, change) in pairs(users, changes) {
+            sheet.set_row_security(user, change, table.facts.row_security);
+        }
+        let mut items = Vec::new();
+        for &number in changes {
+            let Some(change) = at(sheet.job.batch, number) else { continue };
+            for side in [Side::New, Side::Old] {
+                let Some((tuple, source)) = image_of(change, side) else {
+                    // There is no such row: nobody sees it.
+                    users.iter().for_each(|user| sheet.set(*user, number, side, Visibility::No));
+                    continue;
+                };
+                match &table.rule {
+                    Rule::Fixed(visibility, message) => {
+                        for &user in users {
+                            sheet.set(user, number, side, *visibility);
+                            if let Some(message) = message {
+                                sheet.fail(user, message);
+                            }
+                        }
+                    }
+                    Rule::Asked => {
+                        let image = table.facts.image(&change.relation, tuple.as_ref(), source);
+                        items.push(Item { change: number, side, image });
+                    }
+                }
+            }
+        }
+        (!items.is_empty()).then_some(items)
+    }
+
+    /// Makes the functions these images need, where they are not made yet.
+    async fn make_functions(&mut self, table: u32, items: &[Item]) -> Result<(), Error> {
+        let Some(known) = self.tables.get(&table) else { return Ok(()) };
+        let mut missing: Vec<Option<Open>> = Vec::new();
+        if known.row_function.is_none() {
+            missing.push(None);
+        }
+        for item in items {
+            let open = &item.image.open;
+            if known.asks(open)
+                && !known.functions.contains_key(open)
+                && !missing.iter().flatten().any(|other| other == open)
+            {
+                missing.push(Some(open.clone()));
+            }
+        }
+        for open in missing {
+            self.made += 1;
+            let name = format!("walcast_check_{}", self.made);
+            let Some(known) = self.tables.get_mut(&table) else { return Ok(()) };
+            let (text, parameters) = match &open {
+                Some(open) => (known.facts.image_function(&name, open), "$4::text[]"),
+                None => (known.facts.row_function(&name), "$4::boolean[], $5::text[]"),
+            };
+            self.client.batch_execute(&text).await.map_err(unanswered)?;
+            known.names.push(name.clone());
+            let call = format!(
+                "select walcast_user, walcast_seen, walcast_code, walcast_message
+                from pg_temp.{name}($1::text, $2::text[], $3::text[], {parameters})"
+            );
+            let statement = self.client.prepare(&call).await.map_err(unanswered)?;
+            match open {
+                Some(open) => drop(known.functions.insert(open, statement)),
+                None => known.row_function = Some(statement),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks each user about each image, as far as policies decide it.
+    async fn ask_images(
+        &self,
+        sheet: &mut Sheet<'_>,
+        lessons: &mut Lessons,
+        table: u32,
+        items: &[Item],
+        users: &[usize],
+    ) -> Result<(), Error> {
+        let Some(table) = self.tables.get(&table) else { return Ok(()) };
+        let mut kinds: BTreeMap<&Open, Vec<&Item>> = BTreeMap::new();
+        for item in items {
+            kinds.entry(&item.image.open).or_default().push(item);
+        }
+        for (open, items) in kinds {
+            let Some(statement) = table.functions.get(open) else {
+                for item in items {
+                    for &user in users {
+                        sheet.set(user, item.change, item.side, Visibility::Unknown);
+                    }
+                }
+                continue;
+            };
+            let mut rest = items.as_slice();
+            while !rest.is_empty() {
+                let (chunk, later) = rest.split_at(chunk_len(rest));
+                rest = later;
+                let literals: Vec<&str> =
+                    chunk.iter().map(|item| item.image.literal.as_str()).collect();
+                let input = Input::Images(&literals);
+                for (user, seen) in self.call(sheet, lessons, statement, &input, users).await? {
+                    for (place, item) in chunk.iter().enumerate() {
+                        let visibility = match &seen {
+                            Seen::Some(seen) => match seen.get(place) {
+                                Some(Some(true)) => Visibility::Yes,
+                                Some(Some(false)) => Visibility::No,
+                                Some(None) | None => Visibility::Unknown,
+                            },
+                            Seen::Failed(message) => {
+                                sheet.fail(user, message);
+                                Visibility::Failed
+                            }
+                        };
+                        sheet.set(user, item.change, item.side, visibility);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// New rows that their image leaves undecided are looked for in the table: a user who sees
+    /// this very version there sees it; a newer version has an event of its own.
+    async fn find_undecided(
+        &self,
+        sheet: &mut Sheet<'_>,
+        lessons: &mut Lessons,
+        table: u32,
+        items: &[Item],
+        users: &[usize],
+    ) -> Result<(), Error> {
+        let Some(table) = self.tables.get(&table) else { return Ok(()) };
+        let Some(statement) = &table.row_function else { return Ok(()) };
+        for item in items.iter().filter(|item| item.side == Side::New) {
+            let undecided: Vec<usize> = users
+                .iter()
+                .copied()
+                .filter(|user| {
+                    let verdict = sheet.get(*user, item.change);
+                    verdict.is_some_and(|verdict| verdict.new == Visibility::Unknown)
+                })
+                .collect();
+            if undecided.is_empty() || !table.facts.can_find(&item.image.known) {
+                continue;
+            }
+            let Some(change) = at(sheet.job.batch, item.change) else { continue };
+            let Some((Some(tuple), _)) = image_of(change, Side::New) else { continue };
+            let values = table.facts.texts(&change.relation, &tuple);
+            let input = Input::Row { known: &item.image.known, values: &values };
+            for (user, seen) in self.call(sheet, lessons, statement, &input, &undecided).await? {
+                let visibility = match seen {
+                    Seen::Some(seen) if seen.first() == Some(&Some(true)) => Visibility::Yes,
+                    Seen::Some(_) => Visibility::No,
+                    Seen::Failed(message) => {
+                        sheet.fail(user, &message);
+                        Visibility::Failed
+                    }
+                };
+                sheet.set(user, item.change, Side::New, visibility);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks about old rows in a snapshot from before their transaction, where that transaction
+    /// may itself have changed the answer.
+    ///
+    /// A DELETE that nobody sees any more goes to those who saw it then. An UPDATE's old values
+    /// are kept from those who came to see them only through the same transaction.
+    async fn ask_the_past(
+        &self,
+        sheet: &mut Sheet<'_>,
+        lessons: &mut Lessons,
+        table_oid: u32,
+        items: &[Item],
+        users: &[usize],
+    ) -> Result<(), Error> {
+        let Some(table) = self.tables.get(&table_oid) else { return Ok(()) };
+        let job = sheet.job;
+        for item in items.iter().filter(|item| item.side == Side::Old) {
+            let Some(change) = at(job.batch, item.change) else { continue };
+            let xid = change.commit.xid;
+            let touched = || job.touched.lock().unwrap_or_else(PoisonError::into_inner);
+            let company = touched().company(xid, table_oid);
+            let (doubted, otherwise) = match change.operation {
+                Operation::Delete if company.rows || table.facts.is_opaque() => {
+                    (Visibility::No, Visibility::No)
+                }
+                Operation::Update if table.facts.reads_any(company.others.iter().copied()) => {
+                    (Visibility::Yes, Visibility::Unknown)
+                }
+                Operation::Insert | Operation::Update | Operation::Delete => continue,
+            };
+            let asked: Vec<usize> = users
+                .iter()
+                .copied()
+                .filter(|user| {
+                    sheet.get(*user, item.change).is_some_and(|verdict| verdict.old == doubted)
+                })
+                .collect();
+            if asked.is_empty() || !table.functions.contains_key(&item.image.open) {
+                continue;
+            }
+            asked.iter().for_each(|user| sheet.set(*user, item.change, Side::Old, otherwise));
+            let Some(held) = job.history.before(xid) else { continue };
+            // An earlier transaction that it does not see either could have taken the row away.
+            let relevant = |other: u32| {
+                other != table_oid && (company.others.contains(&other) || table.facts.reads(other))
+            };
+            let exact = touched()
+                .earlier(change.commit.lsn, xid, relevant)
+                .all(|xid| held.snapshot.sees(xid));
+            if !exact {
+                continue;
+            }
+            match self.begin(Some(&held)).await {
+                Ok(Ok(snapshot)) if !snapshot.sees(xid) => {}
+                Ok(Ok(_) | Err(_)) => continue,
+                // Its holder has moved on; a lost connection shows at the next statement.
+                Err(_) => continue,
+            }
+            let only = Item { change: item.change, side: item.side, image: item.image.clone() };
+            self.ask_images(sheet, lessons, table_oid, &[only], &asked).await?;
+        }
+        Ok(())
+    }
+
+    /// Calls a function for users in turn; a user whose policies take longer than the timeout has
+    /// failed, and the others go on behind it.
+    async fn call(
+        &self,
+        sheet: &Sheet<'_>,
+        lessons: &mut Lessons,
+        statement: &Statement,
+        input: &Input<'_>,
+        users: &[usize],
+    ) -> Result<Vec<(usize, Seen)>, Error> {
+        const SLOW: &str = "the policies of this table take too long";
+        let job = sheet.job;
+        let mut seen = Vec::with_capacity(users.len());
+        let mut rest = users;
+        while let Some(&first) = rest.first() {
+            if lessons.hung.contains(&first) || Instant::now() >= job.deadline {
+                seen.push((first, Seen::Failed(SLOW.into())));
+                rest = rest.get(1..).unwrap_or_default();
+                continue;
+            }
+            let most = if lessons.alone { 1 } else { USERS_PER_CALL };
+            let asked = rest.iter().take(most).take_while(|user| !lessons.hung.contains(*user));
+            let asked: Vec<usize> = asked.copied().collect();
+            let claims: Vec<&str> = asked
+                .iter()
+                .filter_map(|user| job.questions.get(*user).map(|question| &*question.claims))
+                .collect();
+            let subjects: Vec<&str> =
+                asked.iter().filter_map(|user| sheet.subjects.get(*user).map(|s| &**s)).collect();
+            let role = &*self.role;
+            let users: [&(dyn ToSql + Sync); 3] = [&role, &claims, &subjects];
+            let mut parameters = users.to_vec();
+            match input {
+                Input::Images(images) => parameters.push(images),
+                Input::Row { known, values } => {
+                    parameters.push(known);
+                    parameters.push(values);
+                }
+            }
+            // The server stops by itself at its timeout; twice that means it did not.
+            let limit = job.timeout * 2 + Duration::from_secs(1);
+            let query = self.client.query(statement, &parameters);
+            let rows = match tokio::time::timeout(limit, query).await {
+                Ok(rows) => rows.map_err(unanswered)?,
+                Err(elapsed) => {
+                    if asked.len() == 1 {
+                        lessons.hung.insert(first);
+                    }
+                    lessons.alone = true;
+                    let _ = self.cancel.cancel_query(NoTls).await;
+                    return Err(unanswered(elapsed));
+                }
+            };
+            let mut answered = 0;
+            for (user, row) in asked.iter().zip(&rows) {
+                let Some(one) = read(row)? else {
+                    // The timeout struck here. Only whoever had all of it to itself has failed.
+                    break;
+                };
+                seen.push((*user, one));
+                answered += 1;
+            }
+            if answered == 0 {
+                seen.push((first, Seen::Failed(SLOW.into())));
+                answered = 1;
+            }
+            rest = rest.get(answered..).unwrap_or_default();
+        }
+        Ok(seen)
+    }
+}
+
+impl Table {
+    fn new(text: String, facts: Facts, rule: Rule, stamp: u64) -> Self {
+        let functions = HashMap::new();
+        Self { text, facts, rule, stamp, functions, row_function: None, names: Vec::new() }
+    }
+
+    /// Whether an image that leaves these policies open is worth asking about: some are not.
+    fn asks(&self, open: &[bool]) -> bool {
+        matches!(self.rule, Rule::Asked) && !open.iter().all(|open| *open)
+    }
+}
+
+/// One user's row; `None` when the statement's timeout struck.
+fn read(row: &Row) -> Result<Option<Seen>, Error> {
+    let code: Option<&str> = row.try_get(2).map_err(unanswered)?;
+    let seen: Option<Vec<Option<bool>>> = row.try_get(1).map_err(unanswered)?;
+    let message: Option<&str> = row.try_get(3).map_err(unanswered)?;
+    if code == Some(SqlState::QUERY_CANCELED.code()) {
+        return Ok(None);
+    }
+    Ok(Some(match (code, seen) {
+        (None, Some(seen)) => Seen::Some(seen),
+        (Some(_), _) | (None, None) => {
+            Seen::Failed(message.unwrap_or("the policies gave no answer").to_owned())
+        }
+    }))
+}
+
+/// How many of these go into one call.
+fn chunk_len(items: &[&Item]) -> usize {
+    let mut bytes = 0_usize;
+    let fits = items.iter().take(IMAGES_PER_CALL).take_while(|item| {
+        bytes = bytes.saturating_add(item.image.literal.len());
+        bytes <= IMAGE_BYTES_PER_CALL
+    });
+    fits.count().max(1)
+}
+
+fn pairs(users: &[usize], changes: &[u32]) -> impl Iterator<Item = (usize, u32)> {
+    users.iter().flat_map(|user| changes.iter().map(|change| (*user, *change)))
+}
+
+fn at(batch: &[Change], change: u32) -> Option<&Change> {
+    batch.get(usize::try_from(change).ok()?)
+}
+
+/// The row on one side of a change, if that side has one; it may be one of which the log says
+/// nothing.
+fn image_of(change: &Change, side: Side) -> Option<(Option<crate::change::Tuple>, Source)> {
+    match (side, change.operation) {
+        (Side::New, Operation::Insert | Operation::Update) => {
+            let record = change.record.as_ref()?;
+            let record = match &change.old_record {
+                Some((OldImage::Full, old)) => record.filled_from(old),
+                Some((OldImage::Key, _)) | None => record.clone(),
+            };
+            Some((Some(record), Source::New))
+        }
+        (Side::Old, Operation::Update | Operation::Delete) => Some(match &change.old_record {
+            Some((image, old)) => (Some(old.clone()), Source::Old(*image)),
+            None => (None, Source::Old(OldImage::Key)),
+        }),
+        (Side::New, Operation::Delete) | (Side::Old, Operation::Insert) => None,
+    }
+}
+
+/// The `sub` claim as older helpers read it; empty when there is none.
+pub(super) fn subject(claims: &str) -> String {
+    let claims: Option<serde_json::Value> = serde_json::from_str(claims).ok();
+    let subject = claims.as_ref().and_then(|claims| claims.get("sub")?.as_str());
+    subject.unwrap_or_default().to_owned()
+}

@@ -1,0 +1,607 @@
+//! What the log does not say about a table: its key, types, partitions, and who may read what.
+//!
+//! In:     table OIDs, a login that may do nothing but connect, the roles a token may name.
+//! Out:    [`Table`], asked once and kept until it is forgotten; [`Published`]; whether anything
+//!         changed since.
+//! Never:  catalogs that PUBLIC may not read; rows of the user's tables.
+//! Source: `sql/catalog/`, postgresql.org/docs/17/catalogs.html
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::time::Instant;
+use tokio_postgres::types::{Json, ToSql, Type as SqlType};
+use tokio_postgres::{Client, Row, Statement};
+
+use crate::change::value::{NESTING_MAX, Type};
+use crate::change::{Column, ColumnSet, Relation, ReplicaIdentity, builtin};
+use crate::db;
+
+/// How long an answer may take. Catalog queries take milliseconds; a lock or a dead link does not
+/// end by waiting.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the list of published tables is taken for current.
+const PUBLISHED_FOR: Duration = Duration::from_secs(1);
+
+/// Tables remembered. When full, all are forgotten: each costs one round trip again.
+const TABLES_MAX: usize = 10_000;
+
+/// Types, those within types included, that the columns of one table are taken apart into. Beyond
+/// that, values are shown as strings of their text.
+const TYPE_NODES_MAX: usize = 10_000;
+
+/// Why the catalog gave no answer. Ask again later, and decide nothing meanwhile.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no connection.
+    #[error("cannot reach the catalog")]
+    Connect(#[source] db::Error),
+    /// The server refused or broke off.
+    #[error("the catalog query failed")]
+    Query(#[source] tokio_postgres::Error),
+    /// No answer in time; the connection was given up.
+    #[error("the catalog did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
+    Timeout,
+}
+
+/// What kind of relation a table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Kind {
+    /// An ordinary table, or a partition.
+    #[serde(rename = "r")]
+    Table,
+    /// A partitioned table: its rows are in its partitions.
+    #[serde(rename = "p")]
+    Partitioned,
+    /// Anything else: the log has no rows of it.
+    #[serde(other)]
+    Other,
+}
+
+/// Whether row security lets a role see rows of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowAccess {
+    /// Every row: row security is off, or never asked for this role.
+    All,
+    /// The rows that the policies allow; at least one permissive policy applies to the role.
+    ByPolicy,
+    /// None: row security is on, and no permissive policy applies to the role.
+    None,
+}
+
+/// One column as the catalog has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableColumn {
+    /// `pg_attribute.attnum`.
+    pub attnum: i16,
+    /// Name.
+    pub name: Box<str>,
+    /// Type OID.
+    pub type_oid: u32,
+    /// `pg_type.typname`.
+    pub type_name: Box<str>,
+    /// How its text becomes JSON.
+    pub kind: Type,
+    /// Computed by the server. The log leaves it out before version 18.
+    pub generated: bool,
+}
+
+/// A schema and a table in it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+pub struct QualifiedName {
+    /// Schema.
+    pub schema: Box<str>,
+    /// Table.
+    pub name: Box<str>,
+}
+
+/// A table as the catalog has it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// OID.
+    pub oid: u32,
+    /// Schema.
+    pub schema: Box<str>,
+    /// Name.
+    pub name: Box<str>,
+    /// What kind of relation it is.
+    pub kind: Kind,
+    /// What its old row images hold.
+    pub replica_identity: ReplicaIdentity,
+    /// Whether row security is enabled.
+    pub row_security: bool,
+    /// Columns in attribute order, generated ones too; dropped ones not.
+    pub columns: Box<[TableColumn]>,
+    /// Names of the primary key's columns in the key's order; empty without one.
+    pub primary_key: Box<[Box<str>]>,
+    /// For a partition: the topmost table it is part of.
+    pub partition_root: Option<QualifiedName>,
+    /// The columns each configured role may select, by role: it has the privilege, and usage of
+    /// the schema. A role that does not exist is absent.
+    pub readable: BTreeMap<Box<str>, Box<[Box<str>]>>,
+    /// What row security has for each configured role; a role that does not exist is absent.
+    pub row_access: BTreeMap<Box<str>, RowAccess>,
+}
+
+impl Table {
+    /// Whether a role may select a column.
+    pub fn may_read(&self, role: &str, column: &str) -> bool {
+        self.readable.get(role).is_some_and(|columns| columns.iter().any(|name| **name == *column))
+    }
+
+    /// The places in this table's log relation that a role may select. By name: a column that was
+    /// renamed since is not among them.
+    pub fn readable_in(&self, role: &str, relation: &Relation) -> ColumnSet {
+        let columns = (0..).zip(&relation.columns);
+        columns.filter(|(_, column)| self.may_read(role, &column.name)).map(|(at, _)| at).collect()
+    }
+
+    /// What row security has for a role; nothing for one that is not configured.
+    pub fn row_access(&self, role: &str) -> RowAccess {
+        self.row_access.get(role).copied().unwrap_or(RowAccess::None)
+    }
+}
+
+impl Relation {
+    /// A relation as the log describes it, completed from the catalog.
+    ///
+    /// `columns` are flags (bit 0: part of the replica identity), name and type OID. The log's
+    /// word counts for what it has. The catalog may have moved on, or lost the table: then types
+    /// that every server has are known still, others are shown as text and called `unknown`; and
+    /// the primary key is known only where it is the replica identity.
+    pub fn from_message<'a>(
+        oid: u32,
+        schema: &str,
+        table_name: &str,
+        replica_identity: u8,
+        columns: impl IntoIterator<Item = (u8, &'a str, u32)>,
+        table: Option<&Table>,
+    ) -> Self {
+        let replica_identity = ReplicaIdentity::from_code(replica_identity);
+        let columns = columns.into_iter().map(|(flags, name, type_oid)| {
+            let same_type = |table: &Table| {
+                let column = table.columns.iter().find(|column| column.type_oid == type_oid)?;
+                Some((column.type_name.clone(), column.kind.clone()))
+            };
+            let (type_name, kind) = builtin(type_oid)
+                .or_else(|| table.and_then(same_type))
+                .unwrap_or_else(|| ("unknown".into(), Type::Text));
+            let in_identity = flags & 1 == 1;
+            let in_primary_key = match replica_identity {
+                ReplicaIdentity::Default => in_identity,
+                ReplicaIdentity::Full | ReplicaIdentity::Index | ReplicaIdentity::Nothing => {
+                    table.is_some_and(|table| table.primary_key.iter().any(|key| **key == *name))
+                }
+            };
+            Column { name: name.into(), type_oid, type_name, kind, in_identity, in_primary_key }
+        });
+        Self {
+            oid,
+            // On the wire, empty stands for this schema.
+            schema: if schema.is_empty() { "pg_catalog" } else { schema }.into(),
+            table: table_name.into(),
+            replica_identity,
+            columns: columns.collect(),
+        }
+    }
+}
+
+/// A table in one of our publications.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// OID.
+    pub oid: u32,
+    /// Schema.
+    pub schema: Box<str>,
+    /// Name.
+    pub name: Box<str>,
+}
+
+/// The catalog, asked over one connection of its own.
+pub struct Catalog {
+    login: db::Login,
+    roles: Vec<String>,
+    publications: Vec<String>,
+    /// Made at the first question and remade when lost. Questions wait for each other here.
+    connection: tokio::sync::Mutex<Option<Connection>>,
+    known: Mutex<Known>,
+}
+
+/// What was answered, as far as it still holds.
+#[derive(Default)]
+struct Known {
+    tables: HashMap<u32, Arc<Table>>,
+    published: Option<(Instant, Arc<[Published]>)>,
+    fingerprint: Option<i64>,
+    /// Counts what was forgotten, so that an answer on its way meanwhile is not remembered.
+    forgotten: u64,
+}
+
+struct Connection {
+    client: Client,
+    table: Statement,
+    published: Statement,
+    fingerprint: Statement,
+}
+
+impl Catalog {
+    /// Asks as `login` about the tables of `publications`, and about what each of `roles` may do.
+    pub fn new(login: db::Login, roles: &[String], publications: &[String]) -> Self {
+        Self {
+            login,
+            roles: roles.to_vec(),
+            publications: publications.to_vec(),
+            connection: tokio::sync::Mutex::default(),
+            known: Mutex::default(),
+        }
+    }
+
+    /// A table by its OID; `None` when it was dropped meanwhile.
+    ///
+    /// # Errors
+    /// Any [`Error`]: ask again later.
+    pub async fn table(&self, oid: u32) -> Result<Option<Arc<Table>>, Error> {
+        if let Some(table) = self.known().tables.get(&oid) {
+            return Ok(Some(Arc::clone(table)));
+        }
+        let mut connection = self.connection.lock().await;
+        let forgotten = {
+            let known = self.known();
+            if let Some(table) = known.tables.get(&oid) {
+                return Ok(Some(Arc::clone(table))); // somebody else had asked
+            }
+            known.forgotten
+        };
+        let parameters: [&(dyn ToSql + Sync); 2] = [&oid, &self.roles];
+        let rows = self.ask(&mut connection, |c| &c.table, &parameters).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let Json(definition) = row.try_get::<_, Json<Definition>>(0).map_err(Error::Query)?;
+        let table = Arc::new(definition.into_table(oid));
+        let mut known = self.known();
+        if known.forgotten == forgotten {
+            if known.tables.len() >= TABLES_MAX {
+                known.tables.clear();
+            }
+            known.tables.insert(oid, Arc::clone(&table));
+        }
+        Ok(Some(table))
+    }
+
+    /// Asks again about a table, because the log says that it changed.
+    pub fn forget(&self, oid: u32) {
+        let mut known = self.known();
+        known.tables.remove(&oid);
+        known.forgotten = known.forgotten.wrapping_add(1);
+    }
+
+    /// Asks again about every table, because the catalog changed in a way that no table tells.
+    pub fn forget_all(&self) {
+        let mut known = self.known();
+        known.tables.clear();
+        known.published = None;
+        known.forgotten = known.forgotten.wrapping_add(1);
+    }
+
+    /// The tables in our publications, as of at most a second ago, by OID.
+    ///
+    /// # Errors
+    /// Any [`Error`]: ask again later.
+    pub async fn published(&self) -> Result<Arc<[Published]>, Error> {
+        if let Some(published) = self.recently_published() {
+            return Ok(published);
+        }
+        let mut connection = self.connection.lock().await;
+        if let Some(published) = self.recently_published() {
+            return Ok(published); // somebody else had asked
+        }
+        self.ask_published(&mut connection).await
+    }
+
+    /// The tables in our publications now, by OID.
+    ///
+    /// # Errors
+    /// Any [`Error`]: ask again later.
+    pub async fn published_now(&self) -> Result<Arc<[Published]>, Error> {
+        let mut connection = self.connection.lock().await;
+        self.ask_published(&mut connection).await
+    }
+
+    /// Whether policies, functions, grants, composite types, roles, memberships or settings changed
+    /// since the last call; if so, every table was forgotten, and what was made of them (each
+    /// [`Relation`] too) may be out of date. The first call compares with the time of the first
+    /// question. Costs the server a millisecond or a few; sees changes as they commit.
+    ///
+    /// # Errors
+    /// Any [`Error`]: what is remembered may be out of date, ask again soon.
+    pub async fn changed(&self) -> Result<bool, Error> {
+        let mut connection = self.connection.lock().await;
+        let rows = self.ask(&mut connection, |c| &c.fingerprint, &[]).await?;
+        let now = fingerprint(&rows).map_err(Error::Query)?;
+        let mut known = self.known();
+        let before = known.fingerprint.replace(now);
+        let changed = before.is_none_or(|before| before != now);
+        if changed {
+            known.tables.clear();
+            known.published = None;
+            known.forgotten = known.forgotten.wrapping_add(1);
+        }
+        Ok(changed)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().expect("no code panics while it holds this lock")
+    }
+
+    fn recently_published(&self) -> Option<Arc<[Published]>> {
+        let known = self.known();
+        let (asked, published) = known.published.as_ref()?;
+        (asked.elapsed() < PUBLISHED_FOR).then(|| Arc::clone(published))
+    }
+
+    async fn ask_published(
+        &self,
+        connection: &mut Option<Connection>,
+    ) -> Result<Arc<[Published]>, Error> {
+        let asked = Instant::now();
+        let rows = self.ask(connection, |c| &c.published, &[&self.publications]).await?;
+        let published = rows.iter().map(|row| {
+            Ok(Published { oid: row.try_get(0)?, schema: row.try_get(1)?, name: row.try_get(2)? })
+        });
+        let published: Arc<[Published]> =
+            published.collect::<Result<_, _>>().map_err(Error::Query)?;
+        self.known().published = Some((asked, Arc::clone(&published)));
+        Ok(published)
+    }
+
+    /// Runs one statement, once more when the first attempt fails: a connection may have been
+    /// lost while nobody used it, a role dropped while its privileges were read.
+    async fn ask(
+        &self,
+        connection: &mut Option<Connection>,
+        statement: fn(&Connection) -> &Statement,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
+        let mut attempts = 2;
+        loop {
+            attempts -= 1;
+            let current = match connection.take() {
+                Some(current) if !current.client.is_closed() => current,
+                Some(_) | None => tokio::time::timeout(2 * ANSWER_TIMEOUT, self.connect())
+                    .await
+                    .map_err(|_| Error::Timeout)??,
+            };
+            // Taken out until the answer is here: whoever stops waiting leaves no connection
+            // behind that is busy with an old question.
+            let answer = current.client.query(statement(&current), parameters);
+            match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+                Err(_) => return Err(Error::Timeout),
+                Ok(Ok(rows)) => {
+                    *connection = Some(current);
+                    return Ok(rows);
+                }
+                Ok(Err(error)) => {
+                    if !current.client.is_closed() {
+                        *connection = Some(current);
+                    }
+                    if attempts == 0 {
+                        return Err(Error::Query(error));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, Error> {
+        let client = self.login.connect("walcast catalog").await.map_err(Error::Connect)?;
+        let prepared = async {
+            // Compiling these plans takes a hundred times as long as running them. No schema that
+            // somebody may create operators in is searched.
+            let settings = "set jit = off; set statement_timeout = '10s'; set search_path = ''";
+            client.batch_execute(settings).await?;
+            let table = include_str!("../sql/catalog/table.sql");
+            let table = client.prepare_typed(table, &[SqlType::OID, SqlType::TEXT_ARRAY]).await?;
+            let published = include_str!("../sql/catalog/published.sql");
+            let published = client.prepare_typed(published, &[SqlType::TEXT_ARRAY]).await?;
+            let fingerprint =
+                client.prepare(include_str!("../sql/catalog/fingerprint.sql")).await?;
+            Ok((table, published, fingerprint))
+        };
+        let (table, published, statement) = prepared.await.map_err(Error::Query)?;
+        if self.known().fingerprint.is_none() {
+            // Before the first answer that is remembered, so that no change after it is missed.
+            let rows = client.query(&statement, &[]).await.map_err(Error::Query)?;
+            self.known().fingerprint = Some(fingerprint(&rows).map_err(Error::Query)?);
+        }
+        Ok(Connection { client, table, published, fingerprint: statement })
+    }
+}
+
+fn fingerprint(rows: &[Row]) -> Result<i64, tokio_postgres::Error> {
+    rows.first().map_or(Ok(0), |row| row.try_get(0))
+}
+
+/// What `sql/catalog/table.sql` returns.
+#[derive(Deserialize)]
+struct Definition {
+    schema: Box<str>,
+    name: Box<str>,
+    kind: Kind,
+    replica_identity: char,
+    row_security: bool,
+    root: Option<QualifiedName>,
+    primary_key: Box<[Box<str>]>,
+    columns: Vec<ColumnDefinition>,
+    types: Vec<TypeDefinition>,
+    roles: Vec<RoleDefinition>,
+}
+
+#[derive(Deserialize)]
+struct ColumnDefinition {
+    attnum: i16,
+    name: Box<str>,
+    r#type: u32,
+    generated: bool,
+}
+
+#[derive(Deserialize)]
+struct TypeDefinition {
+    oid: u32,
+    name: Box<str>,
+    base: Option<u32>,
+    element: Option<u32>,
+    delimiter: char,
+    attributes: Option<Vec<AttributeDefinition>>,
+}
+
+#[derive(Deserialize)]
+struct AttributeDefinition {
+    name: Box<str>,
+    r#type: u32,
+}
+
+#[derive(Deserialize)]
+struct RoleDefinition {
+    name: Box<str>,
+    columns: Box<[Box<str>]>,
+    policy: bool,
+    bypass: bool,
+}
+
+impl Definition {
+    fn into_table(self, oid: u32) -> Table {
+        let types: HashMap<u32, &TypeDefinition> =
+            self.types.iter().map(|definition| (definition.oid, definition)).collect();
+        let mut nodes = TYPE_NODES_MAX;
+        let columns = self.columns.into_iter().map(|column| TableColumn {
+            attnum: column.attnum,
+            type_oid: column.r#type,
+            type_name: types.get(&column.r#type).map_or("unknown", |found| &found.name).into(),
+            kind: resolve(column.r#type, &types, 0, &mut nodes),
+            name: column.name,
+            generated: column.generated,
+        });
+        let columns = columns.collect();
+        let row_access = self.roles.iter().map(|role| {
+            let access = match (role.bypass, role.policy) {
+                (true, _) => RowAccess::All,
+                (false, true) => RowAccess::ByPolicy,
+                (false, false) => RowAccess::None,
+            };
+            (role.name.clone(), access)
+        });
+        Table {
+            oid,
+            schema: self.schema,
+            name: self.name,
+            kind: self.kind,
+            replica_identity: u8::try_from(self.replica_identity)
+                .map_or(ReplicaIdentity::Nothing, ReplicaIdentity::from_code),
+            row_security: self.row_security,
+            columns,
+            primary_key: self.primary_key,
+            partition_root: self.root,
+            row_access: row_access.collect(),
+            readable: self.roles.into_iter().map(|role| (role.name, role.columns)).collect(),
+        }
+    }
+}
+
+/// A type by its OID. `nodes` is how many more may be made: composites of composites can grow
+/// without bound in few lines of SQL.
+fn resolve(
+    oid: u32,
+    types: &HashMap<u32, &TypeDefinition>,
+    depth: usize,
+    nodes: &mut usize,
+) -> Type {
+    let Some(left) = nodes.checked_sub(1).filter(|_| depth < NESTING_MAX) else {
+        return Type::Text;
+    };
+    *nodes = left;
+    if let Some((_, kind)) = builtin(oid) {
+        return kind;
+    }
+    let Some(definition) = types.get(&oid) else { return Type::Text };
+    if let Some(base) = definition.base {
+        return resolve(base, types, depth + 1, nodes);
+    }
+    if let Some(element) = definition.element {
+        return Type::Array {
+            element: Box::new(resolve(element, types, depth + 1, nodes)),
+            delimiter: u8::try_from(definition.delimiter).unwrap_or(b','),
+        };
+    }
+    let Some(attributes) = &definition.attributes else { return Type::Text };
+    let attributes = attributes.iter().map(|attribute| {
+        (attribute.name.clone(), resolve(attribute.r#type, types, depth + 1, nodes))
+    });
+    Type::Composite(attributes.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn composite(oid: u32, attributes: &[u32]) -> TypeDefinition {
+        let attributes = attributes.iter().zip('a'..);
+        TypeDefinition {
+            oid,
+            name: format!("type_{oid}").into(),
+            base: None,
+            element: None,
+            delimiter: ',',
+            attributes: Some(
+                attributes
+                    .map(|(&oid, name)| AttributeDefinition {
+                        name: name.to_string().into(),
+                        r#type: oid,
+                    })
+                    .collect(),
+            ),
+        }
+    }
+
+    #[test]
+    fn a_schema_cannot_grow_types_without_bound() {
+        // Each of 30 types holds four of the next: 4^30 values in the innermost.
+        let definitions: Vec<_> =
+            (0..30).map(|at| composite(20_000 + at, &[20_001 + at; 4])).collect();
+        let types = definitions.iter().map(|definition| (definition.oid, definition)).collect();
+        let mut nodes = TYPE_NODES_MAX;
+        let kind = resolve(20_000, &types, 0, &mut nodes);
+        assert!(matches!(kind, Type::Composite(_)));
+        assert_eq!(nodes, 0);
+    }
+
+    #[test]
+    fn a_type_that_holds_itself_ends() {
+        let definition = composite(20_000, &[20_000]);
+        let types = HashMap::from([(20_000, &definition)]);
+        resolve(20_000, &types, 0, &mut 1000);
+    }
+
+    #[test]
+    fn without_the_catalog_the_log_is_believed() {
+        let columns = [(1, "id", 20), (0, "mood", 99_999), (0, "tags", 1009)];
+        let relation = Relation::from_message(7, "", "t", b'd', columns, None);
+        assert_eq!(&*relation.schema, "pg_catalog");
+        let shown: Vec<_> = relation
+            .columns
+            .iter()
+            .map(|c| (&*c.name, &*c.type_name, c.in_identity, c.in_primary_key))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("id", "int8", true, true),
+                ("mood", "unknown", false, false),
+                ("tags", "_text", false, false)
+            ]
+        );
+        let full = Relation::from_message(7, "", "t", b'f', [(1, "id", 20)], None);
+        assert!(full.columns[0].in_identity && !full.columns[0].in_primary_key);
+    }
+}

@@ -1,0 +1,101 @@
+//! Filters that only Postgres can finish, asked on the powerless login.
+//!
+//! In:     predicates that said "ask", with the row images they looked at.
+//! Out:    whether each accepts its row.
+//! Never:  a yes without Postgres' own.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use crate::change::{Change, OldImage, Tuple};
+use crate::db::{self, Login};
+use crate::hub::{Image, Predicate, Side};
+use crate::subscribe::{self, Answer, Operators};
+
+/// Why no filter was decided: hold the batch and ask again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection.
+    #[error("no connection for filters")]
+    Connect(#[from] db::Error),
+    /// The server refused or broke off.
+    #[error("a filter could not be asked")]
+    Ask(#[from] subscribe::Error),
+    /// The session could not be prepared.
+    #[error("a session for filters could not be prepared")]
+    Prepare(#[from] tokio_postgres::Error),
+}
+
+/// Asks Postgres about filters.
+#[derive(Debug)]
+pub struct Filters {
+    login: Login,
+    timeout: Duration,
+    operators: Operators,
+    client: tokio::sync::Mutex<Option<Client>>,
+}
+
+/// The row image a filter looked at, and what it carries.
+pub(super) fn image(change: &Change, side: Side) -> Option<(&Tuple, Image)> {
+    let old = change.old_record.as_ref().map(|(image, tuple)| match image {
+        OldImage::Full => (tuple, Image::Whole),
+        OldImage::Key => (tuple, Image::Key),
+    });
+    match side {
+        Side::Shown => change.record.as_ref().map(|record| (record, Image::Whole)).or(old),
+        Side::Left => old,
+    }
+}
+
+impl Filters {
+    /// `timeout` bounds one round of questions; a pattern can be written to run for hours.
+    pub fn new(login: Login, timeout: Duration) -> Self {
+        let (operators, client) = (Operators::default(), tokio::sync::Mutex::default());
+        Self { login, timeout, operators, client }
+    }
+
+    /// The catalog changed: what was learnt of operators may be wrong.
+    pub fn forget(&self) {
+        self.operators.clear();
+    }
+
+    /// One answer for each predicate. A predicate that is gone accepts nothing.
+    pub(super) async fn ask(
+        &self,
+        asked: &[(Option<Predicate>, Option<(&Tuple, Image)>)],
+    ) -> Result<Vec<bool>, Error> {
+        let mut questions = Vec::new();
+        let mut counts = Vec::with_capacity(asked.len());
+        for (predicate, image) in asked {
+            let (Some(predicate), Some((tuple, image))) = (predicate, image) else {
+                counts.push(None);
+                continue;
+            };
+            let before = questions.len();
+            questions.extend(predicate.questions(tuple, *image));
+            counts.push(Some(questions.len() - before));
+        }
+        let mut slot = self.client.lock().await;
+        let client = match slot.take().filter(|client| !client.is_closed()) {
+            Some(client) => client,
+            None => {
+                let client = self.login.connect("walcast filters").await?;
+                let timeout = self.timeout.as_millis();
+                client.batch_execute(&format!("set statement_timeout = {timeout}")).await?;
+                client
+            }
+        };
+        let answers = subscribe::ask(&client, &self.operators, &questions).await?;
+        *slot = Some(client);
+        let mut answers = answers.into_iter();
+        let all = |count: Option<usize>| match count {
+            // Each must be taken, whatever the first ones say.
+            Some(count) => {
+                answers.by_ref().take(count).filter(|answer| *answer != Answer::Yes).count() == 0
+            }
+            None => false,
+        };
+        Ok(counts.into_iter().map(all).collect())
+    }
+}

@@ -1,0 +1,305 @@
+//! The hub: who subscribed to what, and how finished frames reach them.
+//!
+//! In:     registrations of subscribers; changes (whom could they concern?); finished frames.
+//! Out:    candidates for the authoriser; frames in the outboxes, in commit order.
+//! Never:  a client's JSON, a decision about rights, a wait.
+//!
+//! Subscribers that would get the same frames form an *audience*: same wire format, topic, role and
+//! subscriptions. Its frames are made once. Inside it, subscribers with the same claims form a
+//! *party*: rights are asked once for each party.
+
+mod datum;
+mod filter;
+mod index;
+pub mod outbox;
+mod predicate;
+mod registry;
+mod subscriber;
+mod subscription;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use crate::auth::Claims;
+use crate::change::{Change, Operation, Relation};
+
+pub use filter::{CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse};
+pub use index::TableIndex;
+pub use predicate::{Bound, Image, Is, Match, Operand, Predicate, Question, Unbound, canonical};
+pub use registry::{AudienceId, BindingId, ClaimsId};
+pub use subscriber::{Inbox, Subscriber};
+pub use subscription::{Events, Name, Subscription, SubscriptionError};
+
+use registry::Registry;
+
+/// How an audience's frames are written: one function for each wire format.
+#[derive(Clone, Copy)]
+pub struct Format {
+    /// Tells formats apart; formats with the same number must write the same bytes.
+    pub id: u8,
+    /// Topic, ids of the subscriptions that matched, operation as shown, `data` object → frame.
+    pub encode: fn(&str, &[u32], Operation, &[u8]) -> Bytes,
+}
+
+impl std::fmt::Debug for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Format({})", self.id)
+    }
+}
+
+/// A subscriber with everything that decides its frames.
+#[derive(Debug)]
+pub struct Registration {
+    /// Whom to send to.
+    pub subscriber: Arc<Subscriber>,
+    /// Wire format.
+    pub format: Format,
+    /// Topic as it stands in frames.
+    pub topic: Arc<str>,
+    /// Whose rights decide.
+    pub claims: Arc<Claims>,
+    /// What it asked for, checked.
+    pub interests: Arc<[Interest]>,
+}
+
+/// A subscription that was checked against the tables it names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Interest {
+    /// What was asked for.
+    pub subscription: Subscription,
+    /// Its conditions as Postgres understands them.
+    pub conditions: Box<[Bound]>,
+}
+
+/// A place in the hub; dropping it leaves.
+#[derive(Debug)]
+pub struct Membership {
+    hub: Weak<Hub>,
+    subscriber: Arc<Subscriber>,
+    at: Mutex<Place>,
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        if let Some(hub) = self.hub.upgrade() {
+            hub.leave(self);
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    In(AudienceId, ClaimsId),
+    Out,
+}
+
+/// Why a binding was found for a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Its filter accepts the new row (for a DELETE: the old row).
+    Shown,
+    /// It listens for deletions and accepts the old row of an update, but not the new one.
+    Left,
+}
+
+/// One binding that may want one change.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate {
+    /// Place of the change in the batch.
+    pub change: u32,
+    /// Its audience.
+    pub audience: AudienceId,
+    /// The binding.
+    pub binding: BindingId,
+    /// What matched.
+    pub side: Side,
+    /// Whether the same update's old row was accepted too.
+    pub old_matches: bool,
+    /// Postgres has to finish the filter (`filter` decided all it could).
+    pub ask: bool,
+}
+
+/// What the feed must know about an audience to make and address its frames.
+#[derive(Debug, Clone)]
+pub struct AudienceView {
+    /// Wire format.
+    pub format: Format,
+    /// Topic as it stands in frames.
+    pub topic: Arc<str>,
+    /// Role of all its subscribers.
+    pub role: Arc<str>,
+    /// Distinct claims of its subscribers.
+    pub parties: Box<[(ClaimsId, Arc<str>)]>,
+}
+
+/// To whom of an audience frames go.
+#[derive(Debug, Clone)]
+pub enum Recipients {
+    /// Everybody.
+    All,
+    /// Subscribers with these claims.
+    Parties(Box<[ClaimsId]>),
+}
+
+/// Frames for (part of) one audience.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Which audience.
+    pub audience: AudienceId,
+    /// Which of its subscribers.
+    pub to: Recipients,
+    /// Finished frames in commit order.
+    pub frames: Vec<Bytes>,
+}
+
+/// All subscribers of this process.
+#[derive(Debug, Default)]
+pub struct Hub {
+    registry: Mutex<Registry>,
+}
+
+impl Hub {
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a subscriber; its frames are held until [`Self::go_live`].
+    pub fn join(self: &Arc<Self>, registration: Registration) -> Membership {
+        let subscriber = Arc::clone(&registration.subscriber);
+        let (audience, claims) = self.lock().join(registration);
+        let at = Mutex::new(Place::In(audience, claims));
+        Membership { hub: Arc::downgrade(self), subscriber, at }
+    }
+
+    /// The join was answered: held frames follow, then live ones.
+    pub fn go_live(&self, membership: &Membership) {
+        let _registry = self.lock();
+        membership.subscriber.go_live();
+    }
+
+    /// Removes a subscriber. Nothing reaches it after this returns.
+    pub fn leave(&self, membership: &Membership) {
+        let mut registry = self.lock();
+        let mut place = membership.at.lock().unwrap_or_else(PoisonError::into_inner);
+        membership.subscriber.leave();
+        if let Place::In(audience, claims) = std::mem::replace(&mut *place, Place::Out) {
+            registry.leave(&membership.subscriber, audience, claims);
+        }
+    }
+
+    /// Puts a subscriber under new claims (and, with another role, newly checked subscriptions).
+    ///
+    /// While a batch is being decided the change waits for its end: no event is decided by the
+    /// old claims and sent under the new.
+    pub fn refresh(&self, membership: &Arc<Membership>, registration: Registration) {
+        let mut registry = self.lock();
+        if registry.in_flight {
+            registry.deferred.push((Arc::clone(membership), registration));
+        } else {
+            Self::move_to(&mut registry, membership, registration);
+        }
+    }
+
+    fn move_to(registry: &mut Registry, membership: &Membership, registration: Registration) {
+        let mut place = membership.at.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Place::In(audience, claims) = *place {
+            let expires_at = registration.claims.expires_at;
+            registry.leave(&membership.subscriber, audience, claims);
+            let (audience, claims) = registry.join(registration);
+            membership.subscriber.expire_at(expires_at);
+            *place = Place::In(audience, claims);
+        }
+    }
+
+    /// Whether anybody asked for this table.
+    pub fn wants(&self, schema: &str, table: &str) -> bool {
+        self.lock().wants(schema, table)
+    }
+
+    /// Changes whenever the answer of [`Self::wants`] may.
+    pub fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
+    /// Takes a table's definition, new or changed: filters are compiled against it. Returns the
+    /// audiences with a filter that no longer fits; those filters match nothing.
+    pub fn define(&self, relation: &Arc<Relation>) -> Vec<(AudienceId, Unbound)> {
+        self.lock().define(relation)
+    }
+
+    /// Which bindings may want these changes, in the order of the changes. Starts a batch: until
+    /// [`Self::end_batch`], refreshed claims wait.
+    pub fn candidates(&self, changes: &[Change], announce_move_out: bool) -> Vec<Candidate> {
+        let mut registry = self.lock();
+        registry.in_flight = true;
+        registry.candidates(changes, announce_move_out)
+    }
+
+    /// Every audience with a binding on this table, whatever its filters.
+    pub fn listeners(&self, relation: u32) -> Vec<(AudienceId, BindingId)> {
+        self.lock().listeners(relation)
+    }
+
+    /// What is needed to make an audience's frames; none when its last subscriber left meanwhile.
+    pub fn audience(&self, id: AudienceId) -> Option<AudienceView> {
+        self.lock().view(id)
+    }
+
+    /// What a binding asked for.
+    pub fn interest(&self, id: BindingId) -> Option<Arc<Interest>> {
+        self.lock().interest(id)
+    }
+
+    /// The filter of a binding, compiled for a table.
+    pub fn predicate(&self, id: BindingId, relation: u32) -> Option<Predicate> {
+        self.lock().predicate(id, relation)
+    }
+
+    /// Hands frames over in the order given and writes what the sockets take.
+    /// Returns the number of frames handed over.
+    pub fn publish(&self, deliveries: &[Delivery]) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |d| d.as_secs());
+        let (delivered, dirty) = self.lock().offer(deliveries, now);
+        for outbox in dirty {
+            outbox.flush();
+        }
+        delivered
+    }
+
+    /// Ends the batch that [`Self::candidates`] started: refreshed claims take effect.
+    pub fn end_batch(&self) {
+        let mut registry = self.lock();
+        registry.in_flight = false;
+        let deferred = std::mem::take(&mut registry.deferred);
+        let mut moved = Vec::with_capacity(deferred.len());
+        for (membership, registration) in deferred {
+            Self::move_to(&mut registry, &membership, registration);
+            moved.push(membership);
+        }
+        // The last owner of a membership leaves by dropping it, which takes the lock.
+        drop(registry);
+    }
+
+    /// Tells every subscriber with these claims in the audience something in words.
+    pub fn notice(&self, audience: AudienceId, claims: ClaimsId, message: &str) {
+        let party = self.lock().party(audience, claims);
+        for subscriber in party {
+            subscriber.notice(message.to_owned());
+        }
+    }
+
+    /// Tells every subscriber of the audience something in words.
+    pub fn notice_all(&self, audience: AudienceId, message: &str) {
+        let everybody = self.lock().everybody(audience);
+        for subscriber in everybody {
+            subscriber.notice(message.to_owned());
+        }
+    }
+
+    /// Subscribers now.
+    pub fn subscribers(&self) -> usize {
+        self.lock().subscribers
+    }
+}

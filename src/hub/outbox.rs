@@ -1,0 +1,529 @@
+//! One connection's bounded out list, together with the socket it is written to.
+//!
+//! In:     finished frames, shared between connections; the reason to end.
+//! Out:    the same bytes in order, up to 64 frames in one system call.
+//! Never:  waits; builds a frame; holds more than its bound; hands out a frame after a close.
+//!
+//! The *dirty list*: a publisher offers its frames to every outbox that should have them, keeps
+//! those that were clean, and flushes each of these once ([`DirtyList`]). The system call is what
+//! delivery costs, so it is made once a connection and batch, by the publisher itself; the
+//! connection's own task runs only to read, and to drain after the socket was full.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// Frames in one system call. More gains nothing measurable; fewer costs a call each.
+const FRAMES_PER_WRITE: usize = 64;
+
+/// What a queued frame costs beyond its bytes: the handle in the queue. Counted, so that very
+/// small frames cannot fill memory below the bound in bytes.
+const FRAME_OVERHEAD: usize = size_of::<Bytes>();
+
+/// Handles that an idle queue keeps; a longer one gives its memory back ([`Outbox::rest`]).
+const IDLE_CAPACITY: usize = 4;
+
+/// The connection's mailbox has something: [`Outbox::wake`].
+const WOKEN: u8 = 1;
+/// The socket was full: the connection's task must drain.
+const BLOCKED: u8 = 2;
+/// A close reason is set.
+const CLOSING: u8 = 4;
+
+/// Why a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The transport is gone; nobody is left to tell.
+    Gone,
+    /// The peer closed, with this code if it gave one.
+    Peer(Option<u16>),
+    /// The peer reads more slowly than its events come; it should reconnect and resume.
+    TooSlow,
+    /// Nothing came in for the idle timeout.
+    Idle,
+    /// This server stops.
+    Shutdown,
+    /// A message longer than allowed.
+    TooBig,
+    /// All sockets together hold too much of unfinished messages.
+    Crowded,
+    /// Text that is not UTF-8.
+    InvalidUtf8,
+    /// A breach of RFC 6455, and which.
+    Protocol(&'static str),
+    /// A defect here.
+    Internal,
+    /// The session asked for it.
+    Session {
+        /// A WebSocket close code that may be sent.
+        code: u16,
+        /// What the peer is told, at most 123 bytes.
+        text: &'static str,
+    },
+}
+
+impl CloseReason {
+    /// Code and text of the Close frame; `None` when there is nobody to send one to.
+    pub const fn code_and_text(self) -> Option<(u16, &'static str)> {
+        match self {
+            Self::Gone => None,
+            // 1005 stands for "no code" and is never sent.
+            Self::Peer(None) => Some((1005, "")),
+            Self::Peer(Some(code)) => Some((code, "")),
+            Self::TooSlow => Some((1013, "too slow: reconnect and resume")),
+            Self::Idle => Some((1000, "idle")),
+            Self::Shutdown => Some((1012, "server restarts")),
+            Self::TooBig => Some((1009, "message too big")),
+            Self::Crowded => Some((1013, "too many unfinished messages")),
+            Self::InvalidUtf8 => Some((1007, "text is not UTF-8")),
+            Self::Protocol(what) => Some((1002, what)),
+            Self::Internal => Some((1011, "internal error")),
+            Self::Session { code, text } => Some((code, text)),
+        }
+    }
+
+    /// A short name for metrics and logs.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Peer(_) => "peer",
+            Self::TooSlow => "too_slow",
+            Self::Idle => "idle",
+            Self::Shutdown => "shutdown",
+            Self::TooBig => "too_big",
+            Self::Crowded => "crowded",
+            Self::InvalidUtf8 => "invalid_utf8",
+            Self::Protocol(_) => "protocol",
+            Self::Internal => "internal",
+            Self::Session { .. } => "session",
+        }
+    }
+}
+
+/// One connection's out list and socket.
+#[derive(Debug)]
+pub struct Outbox {
+    stream: TcpStream,
+    /// Bytes that may be queued.
+    bytes_max: usize,
+    queue: Mutex<Queue>,
+    /// The connection's task.
+    task: AtomicWaker,
+    /// What that task has to look at: `WOKEN`, `BLOCKED`, `CLOSING`.
+    signals: AtomicU8,
+    opened: Instant,
+    /// When something last came in, in milliseconds since `opened`.
+    last_seen_ms: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Queue {
+    frames: VecDeque<Bytes>,
+    /// Bytes of the first frame that are already written.
+    written: usize,
+    /// Sum of [`cost`] over `frames`.
+    bytes: usize,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Empty: the next offer must be followed by a flush.
+    Clean,
+    /// Somebody offered and will flush.
+    Dirty,
+    /// The socket is full: the connection's task drains.
+    Blocked,
+    /// No more offers; the connection's task writes what is left.
+    Closing(CloseReason),
+}
+
+/// What a write left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Everything,
+    UntilFull,
+}
+
+/// What the connection's task has to do, besides reading.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Signals(u8);
+
+impl Signals {
+    pub(crate) fn woken(self) -> bool {
+        self.0 & WOKEN != 0
+    }
+
+    pub(crate) fn blocked(self) -> bool {
+        self.0 & BLOCKED != 0
+    }
+
+    pub(crate) fn closing(self) -> bool {
+        self.0 & CLOSING != 0
+    }
+}
+
+impl Outbox {
+    /// An empty outbox for an open socket; `bytes_max` as in `server.outbox_bytes_max`.
+    pub fn new(stream: TcpStream, bytes_max: usize) -> Self {
+        Self {
+            stream,
+            bytes_max,
+            queue: Mutex::new(Queue {
+                frames: VecDeque::new(),
+                written: 0,
+                bytes: 0,
+                state: State::Clean,
+            }),
+            task: AtomicWaker::new(),
+            signals: AtomicU8::new(0),
+            opened: Instant::now(),
+            last_seen_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// Queues one finished frame without waiting and without IO. `true`: the outbox was clean, and
+    /// the caller must [`flush`](Self::flush) it.
+    ///
+    /// Full means more than the bound in bytes is queued and the socket takes no more; one frame
+    /// that is larger than the bound passes when it is alone.
+    ///
+    /// # Errors
+    /// Why this connection takes no more frames; its subscriber can be forgotten.
+    pub fn offer(&self, frame: Bytes) -> Result<bool, CloseReason> {
+        self.offer_to(&mut self.lock(), frame)
+    }
+
+    /// [`offer`](Self::offer) for several frames under one lock; they stay together.
+    ///
+    /// # Errors
+    /// As [`offer`](Self::offer); the frames before the one that did not fit were queued.
+    pub fn offer_many(&self, frames: &[Bytes]) -> Result<bool, CloseReason> {
+        let mut queue = self.lock();
+        let mut was_clean = false;
+        for frame in frames {
+            was_clean |= self.offer_to(&mut queue, frame.clone())?;
+        }
+        Ok(was_clean)
+    }
+
+    /// [`offer`](Self::offer) and [`flush`](Self::flush): for a single reply.
+    ///
+    /// # Errors
+    /// As [`offer`](Self::offer).
+    pub fn send(&self, frame: Bytes) -> Result<(), CloseReason> {
+        let mut queue = self.lock();
+        self.offer_to(&mut queue, frame)?;
+        self.flush_locked(&mut queue);
+        Ok(())
+    }
+
+    /// Writes what is queued, until nothing is left or the socket is full; then the connection's
+    /// task goes on. Does nothing when there is nothing to do.
+    pub fn flush(&self) {
+        self.flush_locked(&mut self.lock());
+    }
+
+    /// Wakes the connection's task: its peer has something to do.
+    pub fn wake(&self) {
+        self.signal(WOKEN);
+    }
+
+    /// Ends the connection; the first reason wins, and is returned. What is queued gets a short
+    /// time to leave (not for [`CloseReason::TooSlow`]), then the peer is told why.
+    pub fn close(&self, reason: CloseReason) -> CloseReason {
+        self.close_locked(&mut self.lock(), reason)
+    }
+
+    /// Why this connection is ending, if it is.
+    pub fn closing(&self) -> Option<CloseReason> {
+        match self.lock().state {
+            State::Closing(reason) => Some(reason),
+            State::Clean | State::Dirty | State::Blocked => None,
+        }
+    }
+
+    /// Bytes that wait in the queue, handles included.
+    pub fn queued_bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// How long nothing has come in.
+    pub fn idle(&self) -> Duration {
+        let seen = Duration::from_millis(self.last_seen_ms.load(Ordering::Relaxed));
+        self.opened.elapsed().saturating_sub(seen)
+    }
+
+    /// Gives back the memory of a queue that was long and is empty. Never waits.
+    pub fn rest(&self) {
+        if let Ok(mut queue) = self.queue.try_lock()
+            && queue.frames.is_empty()
+            && queue.frames.capacity() > IDLE_CAPACITY
+        {
+            queue.frames = VecDeque::new();
+        }
+    }
+
+    fn offer_to(&self, queue: &mut Queue, frame: Bytes) -> Result<bool, CloseReason> {
+        if let State::Closing(reason) = queue.state {
+            return Err(reason);
+        }
+        let cost = cost(&frame);
+        if !queue.fits(cost, self.bytes_max) {
+            // Not yet flushed is not slow: see what the socket takes before judging.
+            if self.write(queue).is_err() {
+                return Err(self.close_locked(queue, CloseReason::Gone));
+            }
+            if !queue.fits(cost, self.bytes_max) {
+                return Err(self.close_locked(queue, CloseReason::TooSlow));
+            }
+        }
+        queue.bytes += cost;
+        queue.frames.push_back(frame);
+        let was_clean = queue.state == State::Clean;
+        if was_clean {
+            queue.state = State::Dirty;
+        }
+        Ok(was_clean)
+    }
+
+    fn flush_locked(&self, queue: &mut Queue) {
+        if queue.state != State::Dirty {
+            return;
+        }
+        match self.write(queue) {
+            Ok(Written::Everything) => queue.state = State::Clean,
+            Ok(Written::UntilFull) => {
+                queue.state = State::Blocked;
+                self.signal(BLOCKED);
+            }
+            Err(_) => {
+                self.close_locked(queue, CloseReason::Gone);
+            }
+        }
+    }
+
+    fn close_locked(&self, queue: &mut Queue, reason: CloseReason) -> CloseReason {
+        if let State::Closing(first) = queue.state {
+            return first;
+        }
+        queue.state = State::Closing(reason);
+        if matches!(reason, CloseReason::TooSlow | CloseReason::Gone) {
+            queue.drop_unstarted();
+        }
+        self.signal(CLOSING);
+        reason
+    }
+
+    /// One system call for up to [`FRAMES_PER_WRITE`] frames, again until empty or full.
+    fn write(&self, queue: &mut Queue) -> io::Result<Written> {
+        while let Some(first) = queue.frames.front() {
+            let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
+            slices[0] = IoSlice::new(first.get(queue.written..).unwrap_or_default());
+            for (slice, frame) in slices.iter_mut().zip(&queue.frames).skip(1) {
+                *slice = IoSlice::new(frame);
+            }
+            let count = queue.frames.len().min(FRAMES_PER_WRITE);
+            match self.stream.try_write_vectored(&slices[..count]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => queue.consume(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Written::UntilFull);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Written::Everything)
+    }
+
+    fn signal(&self, signal: u8) {
+        self.signals.fetch_or(signal, Ordering::Release);
+        self.task.wake();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // Nothing under this lock leaves a half-made queue behind when it panics.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The connection's own task; nobody else calls these.
+impl Outbox {
+    /// Registers the task, then says what it has to look at. In this order, so that a signal in
+    /// between wakes it again.
+    pub(crate) fn poll_signals(&self, waker: &Waker) -> Signals {
+        self.task.register(waker);
+        Signals(self.signals.swap(0, Ordering::Acquire))
+    }
+
+    /// Writes what is queued, waiting for room; ready when nothing is left.
+    pub(crate) fn poll_drain(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.stream.poll_write_ready(context))?;
+            let mut queue = self.lock();
+            if self.write(&mut queue)? == Written::Everything {
+                if queue.state == State::Blocked {
+                    queue.state = State::Clean;
+                }
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Reads what has come; ready with 0 at the end of the stream.
+    pub(crate) fn poll_read(
+        &self,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_read_ready(context))?;
+            // A read that does not fill the buffer has emptied the socket: saying "would block"
+            // then spares the system call that would find that out.
+            let mut read = None;
+            let capacity = buffer.len();
+            let outcome = self.stream.try_io(Interest::READABLE, || {
+                let count = self.stream.try_read(buffer)?;
+                read = Some(count);
+                if 0 < count && count < capacity {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(())
+            });
+            match (read, outcome) {
+                (Some(count), _) => {
+                    let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    self.last_seen_ms.store(now, Ordering::Relaxed);
+                    return Poll::Ready(Ok(count));
+                }
+                (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                (None, Err(error)) => return Poll::Ready(Err(error)),
+                (None, Ok(())) => {}
+            }
+        }
+    }
+
+    /// Queues the Close frame behind everything else, past the bound.
+    pub(crate) fn push_last(&self, frame: Bytes) {
+        let mut queue = self.lock();
+        queue.bytes += cost(&frame);
+        queue.frames.push_back(frame);
+    }
+
+    /// Ends our half of the stream, so that the peer reads an end after the Close frame.
+    pub(crate) fn shut_down_writing(&self) {
+        // A socket that is already gone is what we want.
+        let _ = SockRef::from(&self.stream).shutdown(Shutdown::Write);
+    }
+
+    /// Ends both halves and forgets what is queued, even while others still hold the outbox.
+    pub(crate) fn shut_down(&self) {
+        let mut queue = self.lock();
+        self.close_locked(&mut queue, CloseReason::Gone);
+        queue.frames = VecDeque::new();
+        (queue.written, queue.bytes) = (0, 0);
+        let _ = SockRef::from(&self.stream).shutdown(Shutdown::Both);
+    }
+}
+
+impl Queue {
+    fn fits(&self, cost: usize, bytes_max: usize) -> bool {
+        self.frames.is_empty() || self.bytes.saturating_add(cost) <= bytes_max
+    }
+
+    /// Forgets `written` bytes from the front.
+    fn consume(&mut self, written: usize) {
+        self.written += written;
+        while let Some(first) = self.frames.front()
+            && first.len() <= self.written
+        {
+            self.written -= first.len();
+            self.bytes -= cost(first);
+            self.frames.pop_front();
+        }
+    }
+
+    /// Forgets every frame of which nothing is out; a begun one must end, or the peer could not
+    /// read what follows.
+    fn drop_unstarted(&mut self) {
+        self.frames.truncate(usize::from(self.written > 0));
+        self.frames.shrink_to_fit();
+        self.bytes = self.frames.iter().map(cost).sum();
+    }
+}
+
+fn cost(frame: &Bytes) -> usize {
+    frame.len() + FRAME_OVERHEAD
+}
+
+/// The outboxes that one round of publishing has made dirty.
+///
+/// A publisher offers as many frames as it has, to as many outboxes as should have them, and
+/// flushes at the end of the round: each connection costs one system call, however many frames it
+/// got. Dropping the list flushes too, so that no frame stays behind when a round is cut short.
+#[derive(Debug, Default)]
+pub struct DirtyList {
+    dirty: Vec<Arc<Outbox>>,
+}
+
+impl DirtyList {
+    /// Queues one frame for one connection.
+    ///
+    /// # Errors
+    /// As [`Outbox::offer`].
+    pub fn offer(&mut self, outbox: &Arc<Outbox>, frame: &Bytes) -> Result<(), CloseReason> {
+        if outbox.offer(frame.clone())? {
+            self.dirty.push(Arc::clone(outbox));
+        }
+        Ok(())
+    }
+
+    /// Queues several frames for one connection.
+    ///
+    /// # Errors
+    /// As [`Outbox::offer_many`].
+    pub fn offer_many(
+        &mut self,
+        outbox: &Arc<Outbox>,
+        frames: &[Bytes],
+    ) -> Result<(), CloseReason> {
+        if outbox.offer_many(frames)? {
+            self.dirty.push(Arc::clone(outbox));
+        }
+        Ok(())
+    }
+
+    /// Connections with something to write.
+    pub fn len(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Whether nothing is to be written.
+    pub fn is_empty(&self) -> bool {
+        self.dirty.is_empty()
+    }
+
+    /// Gives every dirty connection its write.
+    pub fn flush(&mut self) {
+        for outbox in self.dirty.drain(..) {
+            outbox.flush();
+        }
+    }
+}
+
+impl Drop for DirtyList {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}

@@ -1,0 +1,388 @@
+//! The hub's tables: audiences, parties, bindings and the index of each relation.
+//!
+//! In:     calls under the hub's lock; nothing here waits or does IO.
+//! Out:    candidates, views, offered frames.
+//! Never:  a walk over all subscriptions of a table for one change.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::{Equivalent, HashMap, HashSet};
+use slab::Slab;
+
+use super::index::TableIndex;
+use super::outbox::Outbox;
+use super::predicate::{Image, Match, Predicate, Unbound};
+use super::subscription::{Name, Subscription};
+use super::{
+    AudienceView, Candidate, Delivery, Format, Interest, Membership, Recipients, Registration,
+    Side, Subscriber,
+};
+use crate::change::{Change, OldImage, Operation, Relation};
+
+/// An audience's place in the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AudienceId(usize);
+
+/// Stands for one (role, claims) among current subscribers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClaimsId(usize);
+
+/// One subscription of one audience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BindingId(usize);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct AudienceKey {
+    format: u8,
+    topic: Arc<str>,
+    role: Arc<str>,
+    interests: Arc<[Interest]>,
+}
+
+#[derive(Debug)]
+struct Audience {
+    key: AudienceKey,
+    format: Format,
+    bindings: Box<[BindingId]>,
+    parties: HashMap<ClaimsId, Vec<Arc<Subscriber>>>,
+}
+
+#[derive(Debug)]
+struct Binding {
+    audience: AudienceId,
+    interest: Arc<Interest>,
+}
+
+#[derive(Debug)]
+struct Interned {
+    role: Arc<str>,
+    json: Arc<str>,
+    uses: usize,
+}
+
+#[derive(Hash)]
+struct ClaimsKeyRef<'a>(&'a str, &'a str);
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct ClaimsKey(Arc<str>, Arc<str>);
+
+impl Equivalent<ClaimsKey> for ClaimsKeyRef<'_> {
+    fn equivalent(&self, key: &ClaimsKey) -> bool {
+        *self.0 == *key.0 && *self.1 == *key.1
+    }
+}
+
+#[derive(Debug)]
+struct Table {
+    relation: Arc<Relation>,
+    index: TableIndex<BindingId>,
+    bindings: HashSet<BindingId>,
+}
+
+type TableName = (Option<Box<str>>, Option<Box<str>>);
+
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    audiences: Slab<Audience>,
+    audience_ids: HashMap<AudienceKey, AudienceId>,
+    bindings: Slab<Binding>,
+    claims: Slab<Interned>,
+    claims_ids: HashMap<ClaimsKey, ClaimsId>,
+    tables: HashMap<u32, Table>,
+    /// Tables asked for, by schema and table (none: any), with the number of bindings.
+    asked: HashMap<TableName, usize>,
+    pub(super) generation: u64,
+    pub(super) subscribers: usize,
+    pub(super) in_flight: bool,
+    pub(super) deferred: Vec<(Arc<Membership>, Registration)>,
+}
+
+impl Registry {
+    pub(super) fn join(&mut self, registration: Registration) -> (AudienceId, ClaimsId) {
+        let Registration { subscriber, format, topic, claims, interests } = registration;
+        let claims_id = self.intern(&claims.role, &claims.json);
+        let role = Arc::clone(&claims.role);
+        let key = AudienceKey { format: format.id, topic, role, interests };
+        let id = match self.audience_ids.get(&key) {
+            Some(&id) => id,
+            None => self.open_audience(key, format),
+        };
+        self.audiences[id.0].parties.entry(claims_id).or_default().push(subscriber);
+        self.subscribers += 1;
+        (id, claims_id)
+    }
+
+    pub(super) fn leave(
+        &mut self,
+        subscriber: &Arc<Subscriber>,
+        audience: AudienceId,
+        claims: ClaimsId,
+    ) {
+        let parties = &mut self.audiences[audience.0].parties;
+        let party = parties.get_mut(&claims).expect("a member's party exists");
+        let place = party.iter().position(|member| Arc::ptr_eq(member, subscriber));
+        party.swap_remove(place.expect("a member is in its party"));
+        if party.is_empty() {
+            parties.remove(&claims);
+        }
+        let closed = parties.is_empty();
+        if closed {
+            self.close_audience(audience);
+        }
+        self.subscribers -= 1;
+        self.release(claims);
+    }
+
+    fn intern(&mut self, role: &Arc<str>, json: &Arc<str>) -> ClaimsId {
+        if let Some(&id) = self.claims_ids.get(&ClaimsKeyRef(role, json)) {
+            self.claims[id.0].uses += 1;
+            return id;
+        }
+        let (role, json) = (Arc::clone(role), Arc::clone(json));
+        let key = ClaimsKey(Arc::clone(&role), Arc::clone(&json));
+        let id = ClaimsId(self.claims.insert(Interned { role, json, uses: 1 }));
+        self.claims_ids.insert(key, id);
+        id
+    }
+
+    fn release(&mut self, id: ClaimsId) {
+        self.claims[id.0].uses -= 1;
+        if self.claims[id.0].uses == 0 {
+            let Interned { role, json, .. } = self.claims.remove(id.0);
+            self.claims_ids.remove(&ClaimsKeyRef(&role, &json));
+        }
+    }
+
+    fn open_audience(&mut self, key: AudienceKey, format: Format) -> AudienceId {
+        self.generation += 1;
+        let entry = self.audiences.vacant_entry();
+        let id = AudienceId(entry.key());
+        let mut bindings = Vec::with_capacity(key.interests.len());
+        for interest in &*key.interests {
+            let interest = Arc::new(interest.clone());
+            let binding = Binding { audience: id, interest: Arc::clone(&interest) };
+            let binding = BindingId(self.bindings.insert(binding));
+            *self.asked.entry(table_name(&interest.subscription)).or_default() += 1;
+            for table in self.tables.values_mut() {
+                if covers(&interest.subscription, &table.relation) {
+                    // A relation that changed since the check is defined anew with its next row.
+                    let _ = table.add(binding, &interest);
+                }
+            }
+            bindings.push(binding);
+        }
+        let (bindings, parties) = (bindings.into(), HashMap::new());
+        entry.insert(Audience { key: key.clone(), format, bindings, parties });
+        self.audience_ids.insert(key, id);
+        id
+    }
+
+    fn close_audience(&mut self, id: AudienceId) {
+        self.generation += 1;
+        let audience = self.audiences.remove(id.0);
+        self.audience_ids.remove(&audience.key);
+        for binding in audience.bindings {
+            let Binding { interest, .. } = self.bindings.remove(binding.0);
+            let name = table_name(&interest.subscription);
+            if let Some(count) = self.asked.get_mut(&name) {
+                *count -= 1;
+                if *count == 0 {
+                    self.asked.remove(&name);
+                }
+            }
+            for table in self.tables.values_mut() {
+                if table.bindings.remove(&binding) {
+                    table.index.remove(binding);
+                }
+            }
+        }
+    }
+
+    pub(super) fn wants(&self, schema: &str, table: &str) -> bool {
+        if self.asked.is_empty() {
+            return false;
+        }
+        let (schema, table) = (Some(schema.into()), Some(table.into()));
+        [(schema.clone(), table.clone()), (schema, None), (None, table), (None, None)]
+            .iter()
+            .any(|name: &TableName| self.asked.contains_key(name))
+    }
+
+    /// Returns the audiences whose filters no longer fit the table.
+    pub(super) fn define(&mut self, relation: &Arc<Relation>) -> Vec<(AudienceId, Unbound)> {
+        let mut unfit = Vec::new();
+        if self.tables.get(&relation.oid).is_some_and(|table| table.relation == *relation) {
+            return unfit;
+        }
+        let mut table = Table {
+            relation: Arc::clone(relation),
+            index: TableIndex::default(),
+            bindings: HashSet::new(),
+        };
+        for (id, binding) in &self.bindings {
+            if covers(&binding.interest.subscription, relation)
+                && let Err(error) = table.add(BindingId(id), &binding.interest)
+            {
+                unfit.push((binding.audience, error));
+            }
+        }
+        self.tables.insert(relation.oid, table);
+        unfit
+    }
+
+    pub(super) fn candidates(&self, changes: &[Change], move_out: bool) -> Vec<Candidate> {
+        let mut found = Vec::new();
+        let (mut new, mut old) = (Vec::new(), Vec::new());
+        for (number, change) in changes.iter().enumerate() {
+            let Some(table) = self.tables.get(&change.relation.oid) else { continue };
+            let number = u32::try_from(number).expect("a batch holds fewer changes than 2^32");
+            let mut push = |binding: BindingId, side, old_matches, answer| {
+                let Some(entry) = self.bindings.get(binding.0) else { return };
+                let (audience, ask) = (entry.audience, answer == Match::Ask);
+                let change = number;
+                found.push(Candidate { change, audience, binding, side, old_matches, ask });
+            };
+            new.clear();
+            old.clear();
+            match change.operation {
+                Operation::Insert => {
+                    let Some(record) = &change.record else { continue };
+                    table.index.candidates(Operation::Insert, record, Image::Whole, &mut new);
+                    for &(binding, answer) in &new {
+                        push(binding, Side::Shown, false, answer);
+                    }
+                }
+                Operation::Delete => {
+                    let Some((image, record)) = &change.old_record else { continue };
+                    let image = match image {
+                        OldImage::Full => Image::Whole,
+                        OldImage::Key => Image::Key,
+                    };
+                    table.index.candidates(Operation::Delete, record, image, &mut new);
+                    for &(binding, answer) in &new {
+                        push(binding, Side::Shown, true, answer);
+                    }
+                }
+                Operation::Update => {
+                    let Some(record) = &change.record else { continue };
+                    table.index.candidates(Operation::Update, record, Image::Whole, &mut new);
+                    let whole = match &change.old_record {
+                        Some((OldImage::Full, old)) if move_out => Some(old),
+                        Some(_) | None => None,
+                    };
+                    if let Some(record) = whole {
+                        // Who listens for deletions and accepted the old row.
+                        table.index.candidates(Operation::Delete, record, Image::Whole, &mut old);
+                        old.sort_unstable_by_key(|&(binding, _)| binding);
+                    }
+                    for &(binding, answer) in &new {
+                        let was = old.binary_search_by_key(&binding, |&(id, _)| id);
+                        push(binding, Side::Shown, was.is_ok(), answer);
+                    }
+                    if old.is_empty() {
+                        continue;
+                    }
+                    new.sort_unstable_by_key(|&(binding, _)| binding);
+                    for &(binding, answer) in &old {
+                        if new.binary_search_by_key(&binding, |&(id, _)| id).is_err() {
+                            push(binding, Side::Left, true, answer);
+                        }
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    pub(super) fn listeners(&self, relation: u32) -> Vec<(AudienceId, BindingId)> {
+        let bindings = self.tables.get(&relation).into_iter().flat_map(|table| &table.bindings);
+        bindings.filter_map(|&id| Some((self.bindings.get(id.0)?.audience, id))).collect()
+    }
+
+    pub(super) fn view(&self, id: AudienceId) -> Option<AudienceView> {
+        let audience = self.audiences.get(id.0)?;
+        let parties = audience.parties.keys();
+        Some(AudienceView {
+            format: audience.format,
+            topic: Arc::clone(&audience.key.topic),
+            role: Arc::clone(&audience.key.role),
+            parties: parties.map(|&id| (id, Arc::clone(&self.claims[id.0].json))).collect(),
+        })
+    }
+
+    pub(super) fn interest(&self, id: BindingId) -> Option<Arc<Interest>> {
+        self.bindings.get(id.0).map(|binding| Arc::clone(&binding.interest))
+    }
+
+    pub(super) fn predicate(&self, id: BindingId, relation: u32) -> Option<Predicate> {
+        self.tables.get(&relation)?.index.predicate(id).cloned()
+    }
+
+    pub(super) fn everybody(&self, audience: AudienceId) -> Vec<Arc<Subscriber>> {
+        let audience = self.audiences.get(audience.0).into_iter();
+        audience.flat_map(|audience| audience.parties.values().flatten()).cloned().collect()
+    }
+
+    pub(super) fn party(&self, audience: AudienceId, claims: ClaimsId) -> Vec<Arc<Subscriber>> {
+        let audience = self.audiences.get(audience.0);
+        audience.and_then(|a| a.parties.get(&claims)).cloned().unwrap_or_default()
+    }
+
+    /// Queues frames; returns how many, and the outboxes that want a flush.
+    pub(super) fn offer(&self, deliveries: &[Delivery], now: u64) -> (u64, Vec<Arc<Outbox>>) {
+        let mut dirty = Vec::new();
+        let mut delivered = 0;
+        for Delivery { audience, to, frames } in deliveries {
+            let Some(audience) = self.audiences.get(audience.0) else { continue };
+            match to {
+                Recipients::All => {
+                    for party in audience.parties.values() {
+                        delivered += offer_all(party, frames, now, &mut dirty);
+                    }
+                }
+                Recipients::Parties(parties) => {
+                    for party in parties.iter().filter_map(|id| audience.parties.get(id)) {
+                        delivered += offer_all(party, frames, now, &mut dirty);
+                    }
+                }
+            }
+        }
+        (delivered, dirty)
+    }
+}
+
+fn offer_all(
+    party: &[Arc<Subscriber>],
+    frames: &[Bytes],
+    now: u64,
+    dirty: &mut Vec<Arc<Outbox>>,
+) -> u64 {
+    for subscriber in party {
+        if subscriber.offer(frames, now) {
+            dirty.push(Arc::clone(subscriber.outbox()));
+        }
+    }
+    u64::try_from(party.len() * frames.len()).unwrap_or(u64::MAX)
+}
+
+impl Table {
+    fn add(&mut self, binding: BindingId, interest: &Interest) -> Result<(), Unbound> {
+        let predicate = Predicate::compile(&interest.conditions, &self.relation)?;
+        self.index.insert(binding, interest.subscription.events, predicate);
+        self.bindings.insert(binding);
+        Ok(())
+    }
+}
+
+fn table_name(subscription: &Subscription) -> TableName {
+    let name = |name: &Name| match name {
+        Name::Any => None,
+        Name::Is(name) => Some(name.clone()),
+    };
+    (name(&subscription.schema), name(&subscription.table))
+}
+
+fn covers(subscription: &Subscription, relation: &Relation) -> bool {
+    subscription.covers(&relation.schema, &relation.table)
+}

@@ -1,0 +1,111 @@
+//! One subscriber: a channel's place in the hub, and what it may still be sent.
+//!
+//! In:     finished frames, in commit order.
+//! Out:    the connection's outbox; before the join is answered, a held list.
+//! Never:  a frame at or after `expires_at`, before the join reply, or after it left.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+
+use super::outbox::Outbox;
+
+/// Frames that may wait for a join to be answered. Beyond it the channel is closed, since a join
+/// takes seconds at most and the client would miss the rest.
+const HELD_FRAMES_MAX: usize = 50_000;
+
+/// How a channel learns what is not a frame.
+pub trait Inbox: Send + Sync {
+    /// Something about this channel that its client is told in words.
+    fn notice(&self, message: String);
+}
+
+const PENDING: u8 = 0;
+const LIVE: u8 = 1;
+const GONE: u8 = 2;
+
+/// A session on a topic.
+pub struct Subscriber {
+    outbox: Arc<Outbox>,
+    inbox: Box<dyn Inbox>,
+    state: AtomicU8,
+    held: Mutex<Vec<Bytes>>,
+    /// Seconds since 1970.
+    expires_at: AtomicU64,
+}
+
+impl fmt::Debug for Subscriber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscriber").finish_non_exhaustive()
+    }
+}
+
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl Subscriber {
+    /// A channel whose join is not answered yet: frames are held until [`Self::go_live`].
+    pub fn new(outbox: Arc<Outbox>, inbox: Box<dyn Inbox>, expires_at: SystemTime) -> Arc<Self> {
+        Arc::new(Self {
+            outbox,
+            inbox,
+            state: AtomicU8::new(PENDING),
+            held: Mutex::default(),
+            expires_at: AtomicU64::new(unix_seconds(expires_at)),
+        })
+    }
+
+    /// The connection to flush after frames were offered.
+    pub(super) fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
+    }
+
+    pub(super) fn expire_at(&self, time: SystemTime) {
+        self.expires_at.store(unix_seconds(time), Ordering::Relaxed);
+    }
+
+    /// Tells the client something in words.
+    pub(super) fn notice(&self, message: String) {
+        self.inbox.notice(message);
+    }
+
+    /// Queues frames; true when the outbox was empty before and wants a flush. `now` is in seconds
+    /// since 1970. The caller holds the hub's lock, so this never races with [`Self::go_live`].
+    pub(super) fn offer(&self, frames: &[Bytes], now: u64) -> bool {
+        if now >= self.expires_at.load(Ordering::Relaxed) {
+            return false;
+        }
+        match self.state.load(Ordering::Acquire) {
+            LIVE => self.outbox.offer_many(frames).unwrap_or(false),
+            PENDING => {
+                let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+                if held.len() + frames.len() <= HELD_FRAMES_MAX {
+                    held.extend_from_slice(frames);
+                } else {
+                    self.outbox.close(super::outbox::CloseReason::TooSlow);
+                }
+                false
+            }
+            _gone => false,
+        }
+    }
+
+    /// The join was answered: what was held follows. The caller holds the hub's lock.
+    pub(super) fn go_live(&self) {
+        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
+        self.state.store(LIVE, Ordering::Release);
+        if !held.is_empty() && self.outbox.offer_many(&held).unwrap_or(false) {
+            self.outbox.flush();
+        }
+    }
+
+    /// Nothing more is sent.
+    pub(super) fn leave(&self) {
+        self.state.store(GONE, Ordering::Release);
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}

@@ -1,0 +1,336 @@
+//! Joins: what a channel asked of the database, checked and registered.
+//!
+//! In:     subscription parameters and verified claims.
+//! Out:    a place in the hub and the ids to echo, or the sentence the client is told.
+//! Never:  a subscription that is active in part; an answer to the client (`transport` writes it).
+//!
+//! A subscriber is in the hub before its join is answered: what commits after the answer arrives.
+
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{Semaphore, watch};
+use tokio_postgres::Client;
+use tracing::{debug, warn};
+
+use crate::auth::Claims;
+use crate::auth::rls::{Authorizer, ProbeError};
+use crate::catalog::{Catalog, Published, RowAccess, Table};
+use crate::config;
+use crate::db::Login;
+use crate::hub::{
+    Format, Hub, Interest, Membership, Registration, Subscriber, Subscription, SubscriptionError,
+};
+use crate::subscribe::{self, Check, Column, Operators, Refused};
+use crate::telemetry;
+
+/// How long a join waits for the change stream and for the database. Clients give up after 10 s.
+const WAIT_MAX: Duration = Duration::from_secs(7);
+
+/// A join or a refresh.
+#[derive(Debug)]
+pub struct Request {
+    /// Whom frames go to.
+    pub subscriber: Arc<Subscriber>,
+    /// How its frames are written.
+    pub format: Format,
+    /// The full topic.
+    pub topic: Arc<str>,
+    /// Whose rights decide.
+    pub claims: Arc<Claims>,
+    /// Elements of `config.postgres_changes`.
+    pub parameters: Arc<[Box<RawValue>]>,
+    /// The topic itself is the subscription.
+    pub legacy: bool,
+}
+
+/// What became of a join.
+#[derive(Debug, Default)]
+pub struct Joined {
+    /// For each element that was asked, in order: the id its events carry, and members to add to
+    /// its echo.
+    pub subscriptions: Vec<(u32, Option<Cow<'static, str>>)>,
+    /// The place in the hub, when something is subscribed.
+    pub membership: Option<Membership>,
+    /// Whether row changes were asked for, so that the client is told what became of that.
+    pub asked: bool,
+    /// Why nothing is subscribed, though the channel is joined.
+    pub problem: Option<String>,
+    /// Why the channel is not joined: `Code: text`. The client tries again.
+    pub unavailable: Option<String>,
+}
+
+/// Why subscriptions were not checked or not accepted.
+enum Problem {
+    /// Final: the client is told.
+    Refused(String),
+    /// The database did not answer: the client tries again.
+    Unavailable,
+}
+
+/// Checks and registers.
+#[derive(Debug)]
+pub struct Joiner {
+    hub: Arc<Hub>,
+    catalog: Arc<Catalog>,
+    authorizer: Arc<Authorizer>,
+    login: Login,
+    operators: Operators,
+    /// Idle connections for checks, and how many there may be in all.
+    idle: Mutex<Vec<Client>>,
+    connections: Semaphore,
+    check_timeout_ms: u64,
+    changes: config::Changes,
+    ready: watch::Receiver<bool>,
+}
+
+impl Joiner {
+    /// `login` may do nothing but check; `ready` tells whether changes flow.
+    pub fn new(
+        hub: Arc<Hub>,
+        catalog: Arc<Catalog>,
+        authorizer: Arc<Authorizer>,
+        login: Login,
+        settings: &config::Config,
+        ready: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            hub,
+            catalog,
+            authorizer,
+            login,
+            operators: Operators::default(),
+            idle: Mutex::default(),
+            connections: Semaphore::new(settings.database.pool_size),
+            check_timeout_ms: settings.database.check_timeout_ms,
+            changes: settings.changes.clone(),
+            ready,
+        }
+    }
+
+    /// Registers a channel. Takes at most [`WAIT_MAX`].
+    pub async fn join(&self, request: Request) -> Joined {
+        let parsed = parse(&request);
+        let mut joined = Joined::default();
+        if parsed.is_empty() {
+            return joined;
+        }
+        // A legacy join asked by its topic; there is no element to echo.
+        if !request.legacy {
+            joined.subscriptions = parsed.iter().map(|(id, _)| (*id, None)).collect();
+        }
+        joined.asked = true;
+        let interests = tokio::time::timeout(WAIT_MAX, self.interests(&request.claims, parsed));
+        match interests.await.unwrap_or(Err(Problem::Unavailable)) {
+            Ok((interests, modes)) => {
+                for ((_, extra), mode) in joined.subscriptions.iter_mut().zip(modes) {
+                    *extra = mode;
+                }
+                joined.membership = Some(self.hub.join(registration(request, interests)));
+            }
+            Err(Problem::Refused(text)) => joined.problem = Some(text),
+            Err(Problem::Unavailable) => joined.unavailable = Some(self.unavailable()),
+        }
+        joined
+    }
+
+    /// Puts a channel under new claims, its subscriptions checked again.
+    ///
+    /// # Errors
+    /// What the client is told; the channel then gets no more row changes.
+    pub async fn refresh(&self, membership: &Arc<Membership>, request: Request) -> Result<(), String> {
+        let parsed = parse(&request);
+        let mut wait = Duration::from_millis(100);
+        loop {
+            match self.interests(&request.claims, parsed.clone()).await {
+                Ok((interests, _)) => {
+                    self.hub.refresh(membership, registration(request, interests));
+                    return Ok(());
+                }
+                Err(Problem::Refused(text)) => {
+                    self.hub.leave(membership);
+                    return Err(text);
+                }
+                // Until the answer is known the old claims hold, at most to their own expiry.
+                Err(Problem::Unavailable) => tokio::time::sleep(wait).await,
+            }
+            wait = (wait * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    fn unavailable(&self) -> String {
+        if *self.ready.borrow() {
+            "UnableToConnectToProject: Realtime was unable to connect to the project database".into()
+        } else {
+            "InitializingProjectConnection: Connecting to the project database".into()
+        }
+    }
+
+    async fn interests(
+        &self,
+        claims: &Arc<Claims>,
+        parsed: Vec<(u32, Result<Subscription, SubscriptionError>)>,
+    ) -> Result<(Arc<[Interest]>, Vec<Option<Cow<'static, str>>>), Problem> {
+        let mut ready = self.ready.clone();
+        ready.wait_for(|ready| *ready).await.map_err(|_| Problem::Unavailable)?;
+        let mut interests = Vec::with_capacity(parsed.len());
+        let mut modes = Vec::with_capacity(parsed.len());
+        for (_, subscription) in parsed {
+            let subscription = subscription.map_err(|error| Problem::Refused(error.to_string()))?;
+            let tables = self.tables(&subscription).await?;
+            modes.push(self.delete_mode(&tables));
+            if subscription.conditions.is_empty() && subscription.is_of_many() {
+                interests.push(Interest { subscription, conditions: Box::default() });
+                continue;
+            }
+            for published in &tables {
+                interests.push(self.check(claims, &subscription, published).await?);
+            }
+        }
+        Ok((interests.into(), modes))
+    }
+
+    /// The published tables that a subscription is about.
+    async fn tables(&self, subscription: &Subscription) -> Result<Vec<Published>, Problem> {
+        let of = |published: &[Published]| -> Vec<Published> {
+            let covered = published.iter().filter(|p| subscription.covers(&p.schema, &p.name));
+            covered.cloned().collect()
+        };
+        let mut tables = of(&*self.catalog.published().await.map_err(unavailable)?);
+        if tables.is_empty() {
+            tables = of(&*self.catalog.published_now().await.map_err(unavailable)?);
+        }
+        if tables.is_empty() && !subscription.is_of_many() {
+            return Err(Problem::Refused(subscription.no_such_table()));
+        }
+        Ok(tables)
+    }
+
+    fn delete_mode(&self, tables: &[Published]) -> Option<Cow<'static, str>> {
+        let [table] = tables else { return None };
+        let mode = self.changes.delete_mode_of(&table.schema, &table.name);
+        Some(format!(r#""delete_mode":"{}""#, mode.as_str()).into())
+    }
+
+    async fn check(
+        &self,
+        claims: &Arc<Claims>,
+        subscription: &Subscription,
+        published: &Published,
+    ) -> Result<Interest, Problem> {
+        let refused = |refused: &Refused| {
+            Problem::Refused(subscription.exception(&refused.to_string()))
+        };
+        let table = self.catalog.table(published.oid).await.map_err(unavailable)?;
+        let Some(table) = table else {
+            return Err(Problem::Refused(subscription.no_such_table()));
+        };
+        if !table.readable.contains_key(&*claims.role) {
+            return Err(refused(&Refused::no_such_role(&claims.role)));
+        }
+        let readable = readable(&table, &claims.role);
+        let select = subscription.select.as_deref();
+        let check = subscribe::check(&subscription.conditions, select, &readable);
+        let conditions = match check.map_err(|error| refused(&error))? {
+            Check::Settled(conditions) => conditions,
+            Check::Unsettled(unsettled) => {
+                let _permit = self.connections.acquire().await.map_err(unavailable)?;
+                let client = self.client().await?;
+                let settled = unsettled.finish(&client, &self.operators).await;
+                match settled {
+                    Ok(conditions) => {
+                        self.give_back(client);
+                        conditions
+                    }
+                    Err(subscribe::Error::Refused(error)) => {
+                        self.give_back(client);
+                        return Err(refused(&error));
+                    }
+                    Err(error @ subscribe::Error::Postgres(_)) => return Err(unavailable(error)),
+                }
+            }
+        };
+        if table.row_access(&claims.role) == RowAccess::ByPolicy {
+            let probed = self.authorizer.probe(&claims.role, &claims.json, table.oid).await;
+            match probed {
+                Ok(()) => {}
+                Err(ProbeError::Refused { code, message }) => {
+                    let text = format!("ERROR {code} {message}");
+                    return Err(Problem::Refused(subscription.exception(&text)));
+                }
+                Err(error @ ProbeError::Unavailable(_)) => return Err(unavailable(error)),
+            }
+        }
+        // A wildcard with conditions becomes one interest for each table.
+        let subscription = subscription.narrowed(&published.schema, &published.name);
+        Ok(Interest { subscription, conditions })
+    }
+
+    async fn client(&self) -> Result<Client, Problem> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(client) = idle.filter(|client| !client.is_closed()) {
+            return Ok(client);
+        }
+        let client = self.login.connect("walcast checks").await.map_err(unavailable)?;
+        let timeout = format!("set statement_timeout = {}", self.check_timeout_ms);
+        client.batch_execute(&timeout).await.map_err(unavailable)?;
+        Ok(client)
+    }
+
+    fn give_back(&self, client: Client) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(client);
+    }
+
+    /// The catalog changed: what was learnt of operators may be wrong.
+    pub fn forget(&self) {
+        self.operators.clear();
+    }
+}
+
+fn unavailable(error: impl std::error::Error + 'static) -> Problem {
+    let error = telemetry::chain(&error);
+    warn!(error, "a subscription could not be checked");
+    Problem::Unavailable
+}
+
+/// Each subscription with the id it is echoed with, parsed or not.
+fn parse(request: &Request) -> Vec<(u32, Result<Subscription, SubscriptionError>)> {
+    if request.legacy {
+        let topic = request.topic.strip_prefix("realtime:").unwrap_or(&request.topic);
+        let parsed = Subscription::parse_topic(topic);
+        return vec![(parsed.as_ref().map_or(1, |subscription| subscription.id), parsed)];
+    }
+    let element = |text: &RawValue| {
+        let value: Value = serde_json::from_str(text.get()).unwrap_or(Value::Null);
+        match Subscription::parse(&value) {
+            Ok(subscription) => (subscription.id, Ok(subscription)),
+            Err(error) => (id_of_text(text.get()), Err(error)),
+        }
+    };
+    request.parameters.iter().map(|text| element(text)).collect()
+}
+
+/// An id for parameters that are none: never 0, below 2^31, the same for the same text.
+fn id_of_text(text: &str) -> u32 {
+    let [a, b, c, d, ..] = <[u8; 32]>::from(Sha256::digest(text));
+    (u32::from_be_bytes([a, b, c, d]) >> 1).max(1)
+}
+
+fn registration(request: Request, interests: Arc<[Interest]>) -> Registration {
+    let Request { subscriber, format, topic, claims, .. } = request;
+    Registration { subscriber, format, topic, claims, interests }
+}
+
+fn readable<'a>(table: &'a Table, role: &str) -> Vec<Column<'a>> {
+    let columns = table.columns.iter().filter(|column| table.may_read(role, &column.name));
+    let column = |column: &'a crate::catalog::TableColumn| Column {
+        name: &column.name,
+        type_oid: column.type_oid,
+        collation_oid: column.collation_oid,
+    };
+    columns.map(column).collect()
+}

@@ -1,0 +1,650 @@
+//! Sessions: one connection's protocol state.
+//!
+//! In:     decoded frames of a client, and what became of what it asked ([`Input`]), with the time.
+//! Out:    messages for it, and work for the hub ([`Output`]), in order.
+//! Never:  IO, a clock, bytes of a transport; a private channel (nothing here decides those yet).
+//! Source: spec of the realtime protocol, sections 1.5-1.7 and 2.4-2.6.
+//!
+//! A channel is *joining* until [`Input::Joined`] answers its [`JoinRequest`], then *joined*.
+//! Joins do not wait for each other, nor does anything else wait for them. Whatever ends a channel
+//! (a leave, another join of its topic, an expired token) gives [`Output::Leave`], also while it
+//! is joining; the answer to a join that ended meanwhile is dropped and gives it once more.
+
+mod join;
+mod message;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::auth::Claims;
+use crate::auth::jwt::{Fingerprint, TokenError, Verifier};
+use crate::config;
+use crate::topic::{ParseTopicError, Topic};
+use join::Wishes;
+use message::json_string;
+
+pub use join::{BroadcastOptions, JoinRequest, PresenceOptions};
+pub use message::{
+    Encoding, Frame, Message, Payload, REF_BYTES_MAX, RawRef, RefTooLong, UserBroadcast,
+};
+
+/// The topic of heartbeats; nothing can be joined there.
+const HEARTBEAT_TOPIC: &str = "phoenix";
+
+/// One membership in a topic, from its join to its end. Unique in its session for ever, so what
+/// arrives late for an ended one is recognised.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelId(u32);
+
+impl ChannelId {
+    /// Its number in the session.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Debug for ChannelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "channel {}", self.0)
+    }
+}
+
+/// What one connection may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Channels at once, joining ones included.
+    pub channels_max: usize,
+    /// Subscriptions to row changes in one join.
+    pub subscriptions_max: usize,
+}
+
+impl From<&config::Server> for Limits {
+    fn from(settings: &config::Server) -> Self {
+        Self {
+            channels_max: settings.channels_per_connection_max,
+            subscriptions_max: settings.subscriptions_per_channel_max,
+        }
+    }
+}
+
+/// Everything that can happen to a session.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// The client sent this.
+    Frame(Frame<'a>),
+    /// A join was answered. Frames of the channel may follow the outputs of this, none before.
+    Joined {
+        /// Which one.
+        channel: ChannelId,
+        /// How.
+        outcome: JoinOutcome,
+    },
+    /// A joined channel's client is told something.
+    System {
+        /// Which one.
+        channel: ChannelId,
+        /// What.
+        message: SystemMessage,
+    },
+    /// The channel ends, for a reason that its client is told: it lost a permission.
+    Shutdown {
+        /// Which one.
+        channel: ChannelId,
+        /// A plain sentence.
+        message: String,
+    },
+    /// The channel's token may have expired: if so, it ends.
+    Expired {
+        /// Which one.
+        channel: ChannelId,
+    },
+    /// The server ends the connection: every joined channel is told.
+    Disconnect {
+        /// The WebSocket's close code: 1012 for a restart.
+        code: u16,
+        /// Its text.
+        reason: &'static str,
+    },
+}
+
+/// What became of a join.
+#[derive(Debug, Clone)]
+pub enum JoinOutcome {
+    /// The channel is registered.
+    Ok {
+        /// One for each subscription that was asked, in its order, also when none is active.
+        subscriptions: Vec<Subscribed>,
+        /// What follows the reply.
+        system: Vec<SystemMessage>,
+    },
+    /// It is not, and the client is told why, `Code: text`.
+    Error {
+        /// The reason.
+        reason: String,
+    },
+}
+
+/// How one subscription is acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscribed {
+    /// What events name it by. Never 0: clients take that for missing.
+    pub id: u32,
+    /// More members for the echoed object, JSON without braces, such as `"delete_mode":"drop"`.
+    pub extra: Option<Cow<'static, str>>,
+}
+
+/// A `system` event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemMessage {
+    /// Which part of the server speaks.
+    pub extension: Extension,
+    /// Whether it is good news.
+    pub success: bool,
+    /// A plain sentence.
+    pub message: Cow<'static, str>,
+}
+
+/// The part of the server that a `system` event comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extension {
+    /// The channel itself.
+    System,
+    /// Row changes.
+    PostgresChanges,
+}
+
+impl SystemMessage {
+    /// What clients wait for after asking for row changes.
+    pub const fn subscribed() -> Self {
+        let message = Cow::Borrowed("Subscribed to PostgreSQL");
+        Self { extension: Extension::PostgresChanges, success: true, message }
+    }
+
+    /// Why row changes will not come; the channel stays.
+    pub fn not_subscribed(message: impl Into<Cow<'static, str>>) -> Self {
+        Self { extension: Extension::PostgresChanges, success: false, message: message.into() }
+    }
+
+    fn payload(&self, topic: &Topic) -> String {
+        let extension = match self.extension {
+            Extension::System => "system",
+            Extension::PostgresChanges => "postgres_changes",
+        };
+        let status = if self.success { "ok" } else { "error" };
+        let (message, channel) = (json_string(&self.message), json_string(topic.sub_topic()));
+        format!(
+            r#"{{"extension":"{extension}","status":"{status}","message":{message},"channel":{channel}}}"#
+        )
+    }
+}
+
+/// What a session wants done, in this order.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// Send this.
+    Send(Message),
+    /// Send this refusal after a while, so that a client in a retry loop is slowed. What follows
+    /// does not wait for it.
+    SendLater(Message),
+    /// Register a channel, answer with [`Input::Joined`].
+    Join(Box<JoinRequest>),
+    /// Forget a channel, or stop registering it. May come twice.
+    Leave(ChannelId),
+    /// A joined channel has new claims: check and decide with them from now on.
+    Refresh {
+        /// Which one.
+        channel: ChannelId,
+        /// The new claims.
+        claims: Arc<Claims>,
+    },
+    /// Close the connection and forget all its channels, after what was sent before.
+    Disconnect {
+        /// The WebSocket's close code.
+        code: u16,
+        /// Its text.
+        reason: &'static str,
+    },
+}
+
+/// What is still needed to answer a join.
+struct Joining {
+    reference: Option<RawRef>,
+    postgres_changes: Arc<[Box<RawValue>]>,
+    /// The claims changed after the request went out.
+    refreshed: bool,
+}
+
+struct Channel {
+    id: ChannelId,
+    topic: Topic,
+    join_ref: Option<RawRef>,
+    claims: Arc<Claims>,
+    token: Fingerprint,
+    joining: Option<Box<Joining>>,
+}
+
+/// One connection's protocol state.
+pub struct Session {
+    claims: Arc<Claims>,
+    token: Fingerprint,
+    verifier: Arc<Verifier>,
+    limits: Limits,
+    /// Channels that ever were.
+    channels_made: u32,
+    /// In the order of their joins. A search walks it: clients have a few, a thousand at most.
+    channels: Vec<Channel>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("channels", &self.channels.len()).finish_non_exhaustive()
+    }
+}
+
+/// Seconds that claims are past their expiry; none while they are valid.
+fn expired(claims: &Claims, now: SystemTime) -> Option<TokenError> {
+    let since = now.duration_since(claims.expires_at).ok()?;
+    Some(TokenError::Expired { seconds: since.as_secs() })
+}
+
+impl Session {
+    /// A session for a connection that `token` opened, verified as `claims`.
+    pub fn new(token: &str, claims: Arc<Claims>, verifier: Arc<Verifier>, limits: Limits) -> Self {
+        let token = Fingerprint::of(token);
+        Self { claims, token, verifier, limits, channels_made: 0, channels: Vec::new() }
+    }
+
+    /// How many channels there are, joining ones included.
+    pub fn channels(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// The channel whose token expires first, and when: [`Input::Expired`] is due then.
+    pub fn next_expiry(&self) -> Option<(ChannelId, SystemTime)> {
+        self.channels
+            .iter()
+            .map(|channel| (channel.id, channel.claims.expires_at))
+            .min_by_key(|(_, expires_at)| *expires_at)
+    }
+
+    /// Takes one input and appends what is to be done.
+    pub fn handle(&mut self, input: Input<'_>, now: SystemTime, outputs: &mut Vec<Output>) {
+        match input {
+            Input::Frame(frame) => self.frame(frame, now, outputs),
+            Input::Joined { channel, outcome } => self.joined(channel, outcome, now, outputs),
+            Input::System { channel, message } => {
+                if let Some(channel) = self.joined_channel(channel) {
+                    outputs.push(Output::Send(channel.system(&message)));
+                }
+            }
+            Input::Shutdown { channel, message } => {
+                if let Some(at) = self.position(channel) {
+                    self.shut_down(at, &Refusal::Said(message), outputs);
+                }
+            }
+            Input::Expired { channel } => {
+                if let Some(at) = self.position(channel)
+                    && let Some(error) = expired(&self.channels[at].claims, now)
+                {
+                    self.shut_down(at, &Refusal::Token(error), outputs);
+                }
+            }
+            Input::Disconnect { code, reason } => {
+                for channel in self.channels.drain(..).filter(|channel| channel.joining.is_none()) {
+                    let payload = r#"{"extension":"system","status":"ok","message":"Server requested disconnect"}"#;
+                    let topic = channel.topic.to_shared();
+                    let push = Message::push(channel.join_ref, topic, "system", payload);
+                    outputs.push(Output::Send(push));
+                }
+                outputs.push(Output::Disconnect { code, reason });
+            }
+        }
+    }
+
+    fn position(&self, id: ChannelId) -> Option<usize> {
+        self.channels.iter().position(|channel| channel.id == id)
+    }
+
+    fn joined_channel(&self, id: ChannelId) -> Option<&Channel> {
+        self.channels.iter().find(|channel| channel.id == id && channel.joining.is_none())
+    }
+
+    fn frame(&mut self, frame: Frame<'_>, now: SystemTime, outputs: &mut Vec<Output>) {
+        let Frame { join_ref, reference, topic, event, payload } = frame;
+        if topic == HEARTBEAT_TOPIC && event == "heartbeat" {
+            outputs.push(Output::Send(Message::done(None, reference, topic.into())));
+            return;
+        }
+        if event == "phx_join" {
+            self.join((join_ref, reference), &topic, payload, now, outputs);
+            return;
+        }
+        let Some(at) = self.channels.iter().position(|channel| channel.topic.as_str() == topic)
+        else {
+            outputs.push(Output::Send(if event == "phx_leave" {
+                Message::done(join_ref, reference, topic.into())
+            } else {
+                Message::refusal(None, reference, topic.into(), "unmatched topic")
+            }));
+            return;
+        };
+        match &*event {
+            "phx_leave" => self.leave(at, (join_ref, reference), outputs),
+            "access_token" => self.refresh(at, payload, now, outputs),
+            // Broadcasts and presence have no handler yet; like unknown events they get no answer.
+            _ => {}
+        }
+    }
+
+    fn join(
+        &mut self,
+        (join_ref, reference): (Option<RawRef>, Option<RawRef>),
+        name: &str,
+        payload: Payload<'_>,
+        now: SystemTime,
+        outputs: &mut Vec<Output>,
+    ) {
+        let refuse = |outputs: &mut Vec<Output>, join_ref, reference, reason: &str| {
+            let refusal = Message::refusal(join_ref, reference, name.into(), reason);
+            outputs.push(Output::SendLater(refusal));
+        };
+        let topic = match Topic::parse(name) {
+            Ok(topic) => topic,
+            Err(ParseTopicError::Unmatched) => {
+                let refusal = Message::refusal(None, reference, name.into(), "unmatched topic");
+                outputs.push(Output::Send(refusal));
+                return;
+            }
+            Err(error) => {
+                let reason = match error {
+                    ParseTopicError::TooLong => "TopicNameTooLong: The topic name is too long",
+                    ParseTopicError::Nul => "TopicNameInvalid: The topic name contains a NUL",
+                    ParseTopicError::Nameless | ParseTopicError::Unmatched => {
+                        "TopicNameRequired: You must provide a topic name"
+                    }
+                };
+                refuse(outputs, join_ref, reference, reason);
+                return;
+            }
+        };
+        if let Some(at) = self.channels.iter().position(|channel| channel.topic == topic) {
+            let old = self.channels.remove(at);
+            outputs.push(Output::Leave(old.id));
+            outputs.push(Output::Send(Message::close(old.join_ref, old.topic.to_shared())));
+        }
+        match self.admit(&topic, payload, now) {
+            Ok((id, claims, token, wishes)) => {
+                let postgres_changes: Arc<[_]> = wishes.postgres_changes.into();
+                let joining = Joining {
+                    reference,
+                    postgres_changes: Arc::clone(&postgres_changes),
+                    refreshed: false,
+                };
+                outputs.push(Output::Join(Box::new(JoinRequest {
+                    channel: id,
+                    topic: topic.clone(),
+                    join_ref: join_ref.clone(),
+                    claims: Arc::clone(&claims),
+                    postgres_changes,
+                    legacy: wishes.legacy,
+                    private: wishes.private,
+                    broadcast: wishes.broadcast,
+                    presence: wishes.presence,
+                    wait: wishes.wait,
+                })));
+                let joining = Some(Box::new(joining));
+                // Most connections have one channel or two: no room is kept for more.
+                self.channels.reserve_exact(usize::from(self.channels.len() < 2));
+                self.channels.push(Channel { id, topic, join_ref, claims, token, joining });
+            }
+            Err(reason) => refuse(outputs, join_ref, reference, &reason),
+        }
+    }
+
+    /// Whether a join goes on to the hub. The order of the checks is the reference server's.
+    fn admit(
+        &mut self,
+        topic: &Topic,
+        payload: Payload<'_>,
+        now: SystemTime,
+    ) -> Result<(ChannelId, Arc<Claims>, Fingerprint, Wishes), String> {
+        let wishes = match payload {
+            Payload::Json(payload) => Wishes::parse(payload, self.limits.subscriptions_max),
+            Payload::Bytes(_) | Payload::Broadcast(_) => Err("the payload is not JSON".into()),
+        };
+        let wishes = wishes.map_err(|problem| format!("InvalidJoinPayload: {problem}"))?;
+        let number = self.channels_made.checked_add(1);
+        let (true, Some(number)) = (self.channels.len() < self.limits.channels_max, number) else {
+            return Err("ChannelRateLimitReached: Too many channels".into());
+        };
+        let (claims, token) = match wishes.token() {
+            Some(token) => self.verify(token, now),
+            None => {
+                expired(&self.claims, now).map_or(Ok((Arc::clone(&self.claims), self.token)), Err)
+            }
+        }
+        .map_err(|error| error.reason())?;
+        if wishes.private {
+            let sub_topic = topic.sub_topic();
+            return Err(format!(
+                "Unauthorized: You do not have permissions to read from this Channel topic: \
+                 {sub_topic}"
+            ));
+        }
+        self.channels_made = number;
+        Ok((ChannelId(number), claims, token, wishes))
+    }
+
+    /// Verifies a token; one that this connection already uses is not verified again, and its
+    /// claims are shared.
+    fn verify(
+        &self,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<(Arc<Claims>, Fingerprint), TokenError> {
+        let fingerprint = Fingerprint::of(token);
+        let claims = std::iter::once((&self.token, &self.claims))
+            .chain(self.channels.iter().map(|channel| (&channel.token, &channel.claims)))
+            .find_map(|(known, claims)| (*known == fingerprint).then_some(claims));
+        let claims = match claims {
+            Some(claims) => Arc::clone(claims),
+            None => Arc::new(self.verifier.verify(token, now)?),
+        };
+        expired(&claims, now).map_or(Ok((claims, fingerprint)), Err)
+    }
+
+    fn joined(
+        &mut self,
+        id: ChannelId,
+        outcome: JoinOutcome,
+        now: SystemTime,
+        outputs: &mut Vec<Output>,
+    ) {
+        let Some(at) = self.position(id) else {
+            outputs.push(Output::Leave(id));
+            return;
+        };
+        let channel = &mut self.channels[at];
+        let Some(joining) = channel.joining.take() else { return };
+        let answer = match outcome {
+            JoinOutcome::Error { reason } => Err(reason),
+            JoinOutcome::Ok { subscriptions, system } => {
+                let problem = if subscriptions.len() == joining.postgres_changes.len() {
+                    expired(&channel.claims, now).map(|error| error.reason())
+                } else {
+                    Some("Unknown Error on Channel".into())
+                };
+                match problem {
+                    None => Ok((subscriptions, system)),
+                    Some(reason) => {
+                        outputs.push(Output::Leave(id));
+                        Err(reason)
+                    }
+                }
+            }
+        };
+        match answer {
+            Ok((subscriptions, system)) => {
+                let response = acknowledgement(&joining.postgres_changes, &subscriptions);
+                let topic = channel.topic.to_shared();
+                let join_ref = channel.join_ref.clone();
+                let reply = Message::reply(join_ref, joining.reference, topic, &response);
+                outputs.push(Output::Send(reply));
+                let system = system.iter().map(|message| Output::Send(channel.system(message)));
+                outputs.extend(system);
+                if joining.refreshed {
+                    let claims = Arc::clone(&channel.claims);
+                    outputs.push(Output::Refresh { channel: id, claims });
+                }
+            }
+            Err(reason) => {
+                let channel = self.channels.remove(at);
+                outputs.push(channel.refused(joining.reference, &reason));
+            }
+        }
+    }
+
+    fn leave(
+        &mut self,
+        at: usize,
+        (join_ref, reference): (Option<RawRef>, Option<RawRef>),
+        outputs: &mut Vec<Output>,
+    ) {
+        // A client that gave up on a join leaves it after it has joined again.
+        let current = &self.channels[at].join_ref;
+        if join_ref.is_some() && current.is_some() && join_ref != *current {
+            return;
+        }
+        let channel = self.channels.remove(at);
+        outputs.push(Output::Leave(channel.id));
+        let topic = channel.topic.to_shared();
+        let reply = Message::done(channel.join_ref.clone(), reference, Arc::clone(&topic));
+        outputs.push(Output::Send(reply));
+        outputs.push(Output::Send(Message::close(channel.join_ref, topic)));
+    }
+
+    fn refresh(
+        &mut self,
+        at: usize,
+        payload: Payload<'_>,
+        now: SystemTime,
+        outputs: &mut Vec<Output>,
+    ) {
+        let Some(token) = access_token(payload) else { return };
+        if token.starts_with("sb_") || Fingerprint::of(&token) == self.channels[at].token {
+            return;
+        }
+        match self.verify(&token, now) {
+            Ok((claims, fingerprint)) => {
+                let channel = &mut self.channels[at];
+                channel.claims = Arc::clone(&claims);
+                channel.token = fingerprint;
+                if let Some(joining) = &mut channel.joining {
+                    joining.refreshed = true;
+                } else {
+                    outputs.push(Output::Refresh { channel: channel.id, claims });
+                }
+            }
+            Err(error) => self.shut_down(at, &Refusal::Token(error), outputs),
+        }
+    }
+
+    /// Ends a channel and says why: to a joining one as the answer to its join.
+    fn shut_down(&mut self, at: usize, refusal: &Refusal, outputs: &mut Vec<Output>) {
+        let mut channel = self.channels.remove(at);
+        outputs.push(Output::Leave(channel.id));
+        if let Some(joining) = channel.joining.take() {
+            outputs.push(channel.refused(joining.reference, &refusal.reason()));
+            return;
+        }
+        let message = SystemMessage {
+            extension: Extension::System,
+            success: false,
+            message: refusal.message(),
+        };
+        outputs.push(Output::Send(channel.system(&message)));
+        let topic = channel.topic.to_shared();
+        outputs.push(Output::Send(Message::close(channel.join_ref, topic)));
+    }
+}
+
+/// Why a channel ends against its client's will.
+enum Refusal {
+    Token(TokenError),
+    Said(String),
+}
+
+impl Refusal {
+    fn reason(&self) -> String {
+        match self {
+            Self::Token(error) => error.reason(),
+            Self::Said(message) => format!("Unauthorized: {message}"),
+        }
+    }
+
+    fn message(&self) -> Cow<'static, str> {
+        match self {
+            Self::Token(error) => error.message(),
+            Self::Said(message) => message.clone().into(),
+        }
+    }
+}
+
+impl Channel {
+    fn system(&self, message: &SystemMessage) -> Message {
+        let payload = message.payload(&self.topic);
+        Message::push(self.join_ref.clone(), self.topic.to_shared(), "system", payload)
+    }
+
+    fn refused(self, reference: Option<RawRef>, reason: &str) -> Output {
+        let topic = self.topic.to_shared();
+        Output::SendLater(Message::refusal(self.join_ref, reference, topic, reason))
+    }
+}
+
+#[derive(Deserialize)]
+struct AccessToken<'a> {
+    #[serde(borrow)]
+    access_token: Option<Cow<'a, str>>,
+}
+
+/// The token of an `access_token` event; none for null, another type or no such member.
+fn access_token(payload: Payload<'_>) -> Option<Cow<'_, str>> {
+    let Payload::Json(payload) = payload else { return None };
+    if !payload.get().starts_with('{') {
+        return None;
+    }
+    serde_json::from_str::<AccessToken<'_>>(payload.get()).ok()?.access_token
+}
+
+/// The response to a join: each subscription as the client wrote it, with its id at the end, where
+/// it wins over an `id` of the client's own.
+fn acknowledgement(asked: &[Box<RawValue>], subscribed: &[Subscribed]) -> String {
+    let mut json = String::from(r#"{"postgres_changes":["#);
+    for (number, (asked, subscribed)) in asked.iter().zip(subscribed).enumerate() {
+        let members = asked.get().strip_suffix('}').unwrap_or("{");
+        if number > 0 {
+            json.push(',');
+        }
+        json.push_str(members);
+        if !members.trim_start_matches('{').trim().is_empty() {
+            json.push(',');
+        }
+        if let Some(extra) = &subscribed.extra {
+            json.push_str(extra);
+            json.push(',');
+        }
+        json.push_str(r#""id":"#);
+        json.push_str(&subscribed.id.to_string());
+        json.push('}');
+    }
+    json.push_str("]}");
+    json
+}

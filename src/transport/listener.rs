@@ -1,0 +1,360 @@
+//! The listening socket, and every connection that came through it.
+//!
+//! In:     TCP connections; a router that answers their requests; a word to stop.
+//! Out:    upgraded sockets running [`websocket::run`]; connections that are silent, too many or
+//!         left at the end, closed with a reason.
+//! Never:  parses HTTP (hyper does); decides who may connect (`http` asks).
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::Request;
+use hashbrown::HashMap;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+use tracing::{debug, info, warn};
+
+use super::websocket::{self, Limits, Peer, Room};
+use crate::config;
+use crate::hub::outbox::{CloseReason, Outbox};
+
+/// How long hyper may take to hand over an upgraded socket.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest time a closing socket may take to take our last words.
+const CLOSE_GRACE_MAX: Duration = Duration::from_secs(2);
+
+/// Longest and shortest time between two looks at who is idle.
+const SWEEP_INTERVAL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(5));
+
+/// Pause after an accept that failed for want of something, such as file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// hyper refuses smaller buffers.
+const HYPER_BUFFER_MIN: usize = 8192;
+
+/// What a connection beyond the limit is told; the text of one packet.
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+    content-length: 32\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
+    {\"error\":\"Too many connections\"}";
+
+/// Every connection of this process: counted, bounded, swept, and told to go.
+#[derive(Debug)]
+pub struct Connections {
+    sockets_max: usize,
+    http_max: usize,
+    outbox_bytes_max: usize,
+    header_bytes_max: usize,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    drain_timeout: Duration,
+    limits: Limits,
+    /// Sockets, and upgrades that are under way.
+    sockets: AtomicUsize,
+    /// TCP connections that still speak HTTP.
+    http: AtomicUsize,
+    live: Mutex<Live>,
+    tasks: TaskTracker,
+    /// Set when the process stops.
+    stopping: CancellationToken,
+}
+
+/// The open sockets, for what must reach all of them.
+#[derive(Debug, Default)]
+struct Live {
+    next: u64,
+    outboxes: HashMap<u64, Arc<Outbox>>,
+}
+
+/// A place among the sockets; given back when dropped.
+#[derive(Debug)]
+pub struct Place {
+    connections: Arc<Connections>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.connections.sockets.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An open socket's entry in [`Live`].
+struct Entry {
+    id: u64,
+    place: Place,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let connections = &self.place.connections;
+        let mut live = connections.live();
+        live.outboxes.remove(&self.id);
+        // After a storm the table would stay as large as it was.
+        if live.outboxes.capacity() > 64 && live.outboxes.len() < live.outboxes.capacity() / 8 {
+            live.outboxes.shrink_to_fit();
+        }
+    }
+}
+
+impl Connections {
+    /// None yet.
+    pub fn new(settings: &config::Server) -> Arc<Self> {
+        let drain_timeout = Duration::from_millis(settings.drain_timeout_ms);
+        Arc::new(Self {
+            sockets_max: settings.connections_max,
+            http_max: settings.http_connections_max,
+            outbox_bytes_max: settings.outbox_bytes_max,
+            header_bytes_max: settings.header_bytes_max,
+            header_timeout: Duration::from_millis(settings.header_timeout_ms),
+            idle_timeout: Duration::from_millis(settings.idle_timeout_ms),
+            drain_timeout,
+            limits: Limits {
+                message_bytes_max: settings.frame_bytes_max,
+                close_grace: CLOSE_GRACE_MAX.min(drain_timeout),
+                unfinished: Arc::new(Room::new(settings.unfinished_bytes_max)),
+            },
+            sockets: AtomicUsize::new(0),
+            http: AtomicUsize::new(0),
+            live: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        })
+    }
+
+    /// Open sockets, and upgrades that are under way.
+    pub fn sockets(&self) -> usize {
+        self.sockets.load(Ordering::Relaxed)
+    }
+
+    /// TCP connections that speak HTTP.
+    pub fn http(&self) -> usize {
+        self.http.load(Ordering::Relaxed)
+    }
+
+    /// Bytes held for messages that have not come to their end, over all sockets.
+    pub fn unfinished_bytes(&self) -> usize {
+        self.limits.unfinished.used()
+    }
+
+    /// A place for one more socket, unless there are too many, or the process stops.
+    pub fn reserve(self: &Arc<Self>) -> Option<Place> {
+        if self.stopping.is_cancelled() {
+            return None;
+        }
+        take_one(&self.sockets, self.sockets_max).then(|| Place { connections: Arc::clone(self) })
+    }
+
+    /// Closes every open socket.
+    pub fn close_all(&self, reason: CloseReason) {
+        for outbox in self.all() {
+            outbox.close(reason);
+        }
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy of the list, so that nothing else happens under its lock.
+    fn all(&self) -> Vec<Arc<Outbox>> {
+        self.live().outboxes.values().map(Arc::clone).collect()
+    }
+
+    fn sweep(&self) {
+        for outbox in self.all() {
+            if outbox.idle() >= self.idle_timeout {
+                outbox.close(CloseReason::Idle);
+            } else {
+                outbox.rest();
+            }
+        }
+    }
+}
+
+/// Counts one more, unless there are `max`.
+fn take_one(count: &AtomicUsize, max: usize) -> bool {
+    count
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+            (count < max).then_some(count + 1)
+        })
+        .is_ok()
+}
+
+impl Place {
+    /// Takes the socket over once hyper has answered 101, and runs it in a task of its own.
+    ///
+    /// `start` makes the protocol above from the connection's outbox.
+    pub fn upgrade<P: Peer + 'static>(
+        self,
+        upgrade: OnUpgrade,
+        start: impl FnOnce(Arc<Outbox>) -> P + Send + 'static,
+    ) {
+        let tasks = self.connections.tasks.clone();
+        // Two tasks, one after the other: the first one's memory is free when the socket runs.
+        tasks.spawn(async move {
+            let Ok(Ok(upgraded)) = timeout(UPGRADE_TIMEOUT, upgrade).await else {
+                debug!("the peer went away during its upgrade");
+                return;
+            };
+            let parts = upgraded
+                .downcast::<TokioIo<TcpStream>>()
+                .expect("every connection is made of a TCP stream in `HttpConnection::run`");
+            self.run(parts.io.into_inner(), parts.read_buf, start);
+        });
+    }
+
+    fn run<P: Peer + 'static>(
+        self,
+        stream: TcpStream,
+        read: bytes::Bytes,
+        start: impl FnOnce(Arc<Outbox>) -> P,
+    ) {
+        let connections = Arc::clone(&self.connections);
+        let outbox = Arc::new(Outbox::new(stream, connections.outbox_bytes_max));
+        let peer = start(Arc::clone(&outbox));
+        let id = {
+            let mut live = connections.live();
+            live.next += 1;
+            let id = live.next;
+            live.outboxes.insert(id, Arc::clone(&outbox));
+            id
+        };
+        let entry = Entry { id, place: self };
+        if connections.stopping.is_cancelled() {
+            outbox.close(CloseReason::Shutdown);
+        }
+        debug!(connection = id, "socket open");
+        let limits = connections.limits.clone();
+        connections.tasks.spawn(async move {
+            let reason = websocket::run(outbox, read, limits, peer).await;
+            debug!(connection = entry.id, reason = reason.label(), ?reason, "socket closed");
+            drop(entry);
+        });
+    }
+}
+
+/// Accepts connections until `shutdown`, then says goodbye to all of them within the drain time.
+///
+/// # Errors
+/// When the listening socket itself is broken.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    connections: Arc<Connections>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let (shortest, longest) = SWEEP_INTERVAL;
+    let mut sweep = interval((connections.idle_timeout / 16).clamp(shortest, longest));
+    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let outcome = loop {
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break Ok(()),
+            _ = sweep.tick() => connections.sweep(),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => accept(&connections, &router, stream, address),
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) if error.kind() == ErrorKind::InvalidInput => break Err(error),
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    };
+    drop(listener);
+    drain(&connections).await;
+    outcome
+}
+
+/// The peer was gone before we came to it; the listening socket is well.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted
+    )
+}
+
+/// Nothing new, goodbye to everybody, and a bounded wait for them to go.
+async fn drain(connections: &Connections) {
+    connections.stopping.cancel();
+    connections.close_all(CloseReason::Shutdown);
+    connections.tasks.close();
+    if timeout(connections.drain_timeout, connections.tasks.wait()).await.is_err() {
+        let (sockets, http) = (connections.sockets(), connections.http());
+        info!(sockets, http, "connections left at the end of the drain time");
+    }
+}
+
+fn accept(connections: &Arc<Connections>, router: &Router, stream: TcpStream, address: SocketAddr) {
+    if !take_one(&connections.http, connections.http_max) {
+        // The kernel's buffer takes it or nobody does: a flood must not make us wait.
+        let _ = SockRef::from(&stream).send(REFUSAL);
+        return;
+    }
+    let http = HttpConnection { connections: Arc::clone(connections) };
+    // A small frame leaves at once; coalescing is ours, not Nagle's.
+    let _ = stream.set_nodelay(true);
+    // A peer that takes none of what we send for so long is given up by the kernel.
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(connections.idle_timeout));
+    let router = router.clone();
+    connections.tasks.spawn(async move { http.run(stream, router, address).await });
+}
+
+/// A connection that speaks HTTP, as long as it does.
+struct HttpConnection {
+    connections: Arc<Connections>,
+}
+
+impl Drop for HttpConnection {
+    fn drop(&mut self) {
+        self.connections.http.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl HttpConnection {
+    async fn run(&self, stream: TcpStream, router: Router, address: SocketAddr) {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(address));
+            router.clone().oneshot(request.map(Body::new))
+        });
+        let connections = &self.connections;
+        let mut connection = std::pin::pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(connections.header_timeout)
+                .max_header_size(connections.header_bytes_max)
+                .max_buf_size(connections.header_bytes_max.max(HYPER_BUFFER_MIN))
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades()
+        );
+        let outcome = tokio::select! {
+            outcome = connection.as_mut() => outcome,
+            () = connections.stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                match timeout(connections.drain_timeout, connection).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => return,
+                }
+            }
+        };
+        if let Err(error) = outcome {
+            debug!(%error, "http connection ended");
+        }
+    }
+}

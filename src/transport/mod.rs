@@ -1,0 +1,7 @@
+//! How events reach a client: one module for each protocol, and the listening socket.
+
+pub mod deadlines;
+pub mod listener;
+pub mod phoenix;
+pub mod realtime;
+pub mod websocket;

@@ -1,0 +1,1241 @@
+//! Frames byte by byte, then whole conversations with a session in both versions.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::auth::jwt::Verifier;
+use crate::config;
+use crate::session::{
+    Input, JoinOutcome, JoinRequest, Limits, Output, Session, Subscribed, SystemMessage,
+};
+
+const SECRET: &str = "a-shared-secret-that-is-long-enough";
+const NOW: u64 = 1_800_000_000;
+const VERSIONS: [Version; 2] = [Version::V1, Version::V2];
+const ROOM: &str = "realtime:room";
+
+// Versions
+
+#[test]
+fn the_version_is_chosen_by_vsn() {
+    for (vsn, expected) in [
+        (None, Ok(Version::V1)),
+        (Some("1.0.0"), Ok(Version::V1)),
+        (Some("1.0.7"), Ok(Version::V1)),
+        (Some("2.0.0"), Ok(Version::V2)),
+        (Some("2.0.12"), Ok(Version::V2)),
+    ] {
+        assert_eq!(Version::from_vsn(vsn), expected, "{vsn:?}");
+    }
+    for vsn in [
+        "", "9.9.9", "1", "1.0", "2.0", "1.1.0", "2.1.0", "2.0.", "2.0.x", "2.0.0-rc", "v2.0.0",
+        "2.0.-1", "02.0.0", "2.0.0 ",
+    ] {
+        assert_eq!(Version::from_vsn(Some(vsn)), Err(UnsupportedVersion), "{vsn:?}");
+    }
+}
+
+// Frames
+
+fn describe(frame: &Frame<'_>) -> String {
+    let reference = |reference: &Option<RawRef>| {
+        reference.as_ref().map_or("-".to_owned(), |reference| reference.as_json().to_owned())
+    };
+    let payload = match frame.payload {
+        Payload::Json(json) => json.get().to_owned(),
+        Payload::Bytes(bytes) => format!("{bytes:?}"),
+        Payload::Broadcast(UserBroadcast { event, meta, encoding, data }) => {
+            format!("{event} {meta:?} {encoding:?} {data:?}")
+        }
+    };
+    let (join_ref, own) = (reference(&frame.join_ref), reference(&frame.reference));
+    format!("{join_ref} {own} {} {} {payload}", frame.topic, frame.event)
+}
+
+fn check_text(version: Version, text: &str, expected: &str) {
+    match decode_text(version, text) {
+        Ok(frame) => assert_eq!(describe(&frame), expected, "{text}"),
+        Err(error) => assert_eq!(error.to_string(), expected, "{text}"),
+    }
+}
+
+#[test]
+fn version_1_frames_are_objects() {
+    let check = |text, expected| check_text(Version::V1, text, expected);
+    check(
+        r#"{"topic":"realtime:a","event":"phx_join","payload":{"x": 1},"ref":"1","join_ref":"1"}"#,
+        r#""1" "1" realtime:a phx_join {"x": 1}"#,
+    );
+    check(r#" {"ref":null,"payload":[],"event":"e","topic":"t","more":[[1]]} "#, "- - t e []");
+    check(r#"{"topic":"t","event":"e","payload":{},"ref":7,"join_ref":null}"#, "- 7 t e {}");
+    check(r#"{"topic":"\u00fc","event":"e\n","payload":"","ref":1.50}"#, "- 1.50 ü e\n \"\"");
+}
+
+#[test]
+fn version_2_frames_are_arrays_of_five_or_more() {
+    let check = |text, expected| check_text(Version::V2, text, expected);
+    check(r#"["1","2","t","e",{"a": [1, 2]}]"#, r#""1" "2" t e {"a": [1, 2]}"#);
+    check(r#"[null,null,"t","e",{}]"#, "- - t e {}");
+    check(r#"[null,"007","t","e",{},"extra",[]]"#, r#"- "007" t e {}"#);
+    check(r#"[1e2,{"odd": true},"t","e",null]"#, r#"1e2 {"odd": true} t e null"#);
+}
+
+#[test]
+fn a_large_payload_is_borrowed_from_its_message() {
+    let payload = json!({ "rows": vec![json!({ "x": [1, 2.5, "three"] }); 10_000] }).to_string();
+    for (version, text) in [
+        (Version::V1, format!(r#"{{"topic":"t","event":"e","ref":null,"payload":{payload}}}"#)),
+        (Version::V2, format!(r#"[null,null,"t","e",{payload}]"#)),
+    ] {
+        let frame = decode_text(version, &text).unwrap();
+        let Payload::Json(json) = frame.payload else { panic!("text frames carry JSON") };
+        assert_eq!(json.get(), payload);
+        assert!(text.as_bytes().as_ptr_range().contains(&json.get().as_ptr()));
+    }
+}
+
+#[test]
+fn malformed_text_is_refused_in_both_versions() {
+    let deep = format!("[{}", "[".repeat(100_000));
+    let long = "x".repeat(300);
+    for text in [
+        "",
+        " ",
+        "{",
+        "[",
+        "[]",
+        "{}",
+        "\"x\"",
+        "null",
+        "7",
+        "nonsense",
+        "[1,2,3,4]",
+        &deep,
+        "[\"1\",\"2\",\"t\",\"e\"]",
+        "[null,null,7,\"e\",{}]",
+        "[null,null,\"t\",null,{}]",
+        "[null,null,\"t\",\"e\",{}] x",
+        "[null,null,\"t\",\"e\",{]",
+        "[null,null,\"t\\ud800\",\"e\",{}]",
+        r#"{"topic":"t","event":"e","payload":{}}"#,
+        r#"{"topic":"t","event":"e","ref":"1"}"#,
+        r#"{"topic":"t","payload":{},"ref":"1"}"#,
+        r#"{"event":"e","payload":{},"ref":"1"}"#,
+        r#"{"topic":null,"event":"e","payload":{},"ref":"1"}"#,
+        r#"{"topic":"t","topic":"u","event":"e","payload":{},"ref":"1"}"#,
+        &format!(r#"[null,"{long}","t","e",{{}}]"#),
+        &format!(r#"{{"topic":"t","event":"e","payload":{{}},"ref":"{long}"}}"#),
+    ] {
+        for version in VERSIONS {
+            assert!(decode_text(version, text).is_err(), "{version:?} {text}");
+        }
+    }
+    // What one version takes, the other does not.
+    assert!(decode_text(Version::V1, r#"["t","e",{},"1",null]"#).is_err());
+    assert!(
+        decode_text(Version::V2, r#"{"topic":"t","event":"e","payload":{},"ref":"1"}"#).is_err()
+    );
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let hex: Vec<char> = hex.chars().filter(|digit| !digit.is_whitespace()).collect();
+    hex.chunks(2)
+        .map(|pair| u8::from_str_radix(&pair.iter().collect::<String>(), 16).unwrap())
+        .collect()
+}
+
+/// The test vector of the protocol's specification.
+const KIND_3: &str = "03 01 01 0d 03 00 01 31 35 7265616c74696d653a726f6f6d 6d7367 7b2261223a317d";
+
+#[test]
+fn a_binary_broadcast_is_decoded() {
+    let frame = bytes(KIND_3);
+    let frame = decode_binary(Version::V2, &frame).unwrap();
+    assert_eq!(
+        describe(&frame),
+        format!(r#""1" "5" realtime:room broadcast msg "" Json {:?}"#, br#"{"a":1}"#)
+    );
+    let frame = bytes("03 00 00 01 01 02 00 74 65 7b7d ff00");
+    let frame = decode_binary(Version::V2, &frame).unwrap();
+    assert_eq!(describe(&frame), r#"- - t broadcast e "{}" Bytes [255, 0]"#);
+    // Any encoding but 0 is JSON.
+    let frame = bytes("03 00 00 01 01 00 09 74 65");
+    let frame = decode_binary(Version::V2, &frame).unwrap();
+    assert_eq!(describe(&frame), r#"- - t broadcast e "" Json []"#);
+}
+
+#[test]
+fn a_binary_push_is_decoded() {
+    let frame = bytes("00 01 02 01 01 31 3232 74 65 0102");
+    let frame = decode_binary(Version::V2, &frame).unwrap();
+    assert_eq!(describe(&frame), r#""1" "22" t e [1, 2]"#);
+}
+
+#[test]
+fn cut_and_strange_binary_frames_are_refused() {
+    let whole = bytes(KIND_3);
+    let header_and_texts = whole.len() - br#"{"a":1}"#.len();
+    for length in 0..header_and_texts {
+        assert!(decode_binary(Version::V2, &whole[..length]).is_err(), "{length}");
+    }
+    assert!(decode_binary(Version::V2, &whole[..header_and_texts]).is_ok());
+    assert!(decode_binary(Version::V1, &whole).is_err());
+    for kind in [1, 2, 4, 5, 255] {
+        let mut other = whole.clone();
+        other[0] = kind;
+        assert!(decode_binary(Version::V2, &other).is_err(), "{kind}");
+    }
+    assert!(decode_binary(Version::V2, &bytes("00 00 00 01 01 ff 65")).is_err());
+    assert!(decode_binary(Version::V2, &bytes("00 ff 00 01 01 31 74 65")).is_err());
+}
+
+#[test]
+fn texts_of_255_bytes_fit_a_binary_frame() {
+    let long = [b'x'; 255];
+    let frame = [&[3, 0, 0, 255, 255, 0, 1][..], &long, &long, b"{}"].concat();
+    let frame = decode_binary(Version::V2, &frame).unwrap();
+    assert_eq!(frame.topic.len(), 255);
+    assert!(matches!(frame.payload, Payload::Broadcast(broadcast) if broadcast.event.len() == 255));
+    // A ref that needs escapes may outgrow its bound; it is refused, not cut.
+    let frame = [&[0, 255, 0, 1, 1][..], &[1; 255], b"te"].concat();
+    assert!(decode_binary(Version::V2, &frame).is_err());
+}
+
+#[test]
+fn pushes_are_written_in_both_versions() {
+    let join_ref = RawRef::from_text("7").unwrap();
+    let push = |version, join_ref: Option<&RawRef>| {
+        String::from_utf8(encode_push(version, join_ref, "realtime:\"ü\"", "e", b"{\"a\": 1}"))
+            .unwrap()
+    };
+    assert_eq!(
+        push(Version::V1, join_ref.as_ref()),
+        r#"{"topic":"realtime:\"ü\"","event":"e","ref":null,"payload":{"a": 1}}"#
+    );
+    assert_eq!(push(Version::V2, join_ref.as_ref()), r#"["7",null,"realtime:\"ü\"","e",{"a": 1}]"#);
+    assert_eq!(push(Version::V2, None), r#"[null,null,"realtime:\"ü\"","e",{"a": 1}]"#);
+}
+
+#[test]
+fn row_changes_carry_their_ids_around_the_same_data() {
+    let data = br#"{"type":"INSERT"}"#;
+    for (ids, expected) in
+        [(&[][..], "[]"), (&[7][..], "[7]"), (&[1, u32::MAX][..], "[1,4294967295]")]
+    {
+        let payload = format!(r#"{{"ids":{expected},"data":{{"type":"INSERT"}}}}"#);
+        assert_eq!(row_change_payload(ids, data), payload.as_bytes());
+        for version in VERSIONS {
+            assert_eq!(
+                encode_row_change(version, ROOM, ids, data),
+                encode_push(version, None, ROOM, "postgres_changes", payload.as_bytes())
+            );
+        }
+    }
+}
+
+// Conversations
+
+fn at(seconds: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+fn token(role: &str, expires_at: u64) -> String {
+    let claims = json!({ "role": role, "exp": expires_at, "sub": "u1" });
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap()
+}
+
+fn connect_token() -> String {
+    token("anon", NOW + 3600)
+}
+
+/// One client and its session; what the session wants is told as lines.
+struct Talk {
+    version: Version,
+    session: Session,
+    now: SystemTime,
+    joins: Vec<JoinRequest>,
+}
+
+impl Talk {
+    fn new(version: Version) -> Self {
+        let settings =
+            config::Jwt { secret: config::Secret::new(SECRET), ..config::Jwt::default() };
+        let roles = ["anon", "authenticated"].map(String::from);
+        let verifier = Arc::new(Verifier::new(&settings, &roles).unwrap());
+        let token = connect_token();
+        let claims = Arc::new(verifier.verify(&token, at(NOW)).unwrap());
+        let limits = Limits { channels_max: 3, subscriptions_max: 4 };
+        let session = Session::new(&token, claims, verifier, limits);
+        Self { version, session, now: at(NOW), joins: Vec::new() }
+    }
+
+    /// The five parts of a frame as this version writes them.
+    fn say(&mut self, parts: &Value) -> Vec<String> {
+        let text = match self.version {
+            Version::V2 => parts.to_string(),
+            Version::V1 => {
+                let mut frame = json!({ "ref": parts[1], "topic": parts[2], "event": parts[3], "payload": parts[4] });
+                if !parts[0].is_null() {
+                    frame["join_ref"] = parts[0].clone();
+                }
+                frame.to_string()
+            }
+        };
+        self.say_text(&text)
+    }
+
+    fn say_text(&mut self, text: &str) -> Vec<String> {
+        match decode_text(self.version, text) {
+            Ok(frame) => self.input(Input::Frame(frame)),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    fn input(&mut self, input: Input<'_>) -> Vec<String> {
+        let mut outputs = Vec::new();
+        self.session.handle(input, self.now, &mut outputs);
+        outputs.into_iter().map(|output| self.line(output)).collect()
+    }
+
+    fn line(&mut self, output: Output) -> String {
+        match output {
+            Output::Send(message) => format!("send {}", self.read(&message)),
+            Output::SendLater(message) => format!("later {}", self.read(&message)),
+            Output::Leave(channel) => format!("leave {}", channel.get()),
+            Output::Refresh { channel, claims } => {
+                format!("refresh {} {}", channel.get(), claims.role)
+            }
+            Output::Disconnect { code, reason } => format!("disconnect {code} {reason}"),
+            Output::Join(join) => {
+                let line =
+                    format!("join {} {} {}", join.channel.get(), join.topic, join.claims.role);
+                self.joins.push(*join);
+                line
+            }
+        }
+    }
+
+    /// A message as version 2 shows it; in version 1 the join ref must be missing.
+    fn read(&self, message: &Message) -> String {
+        let text = encode(self.version, message);
+        let frame: Value = serde_json::from_slice(&text).unwrap();
+        match self.version {
+            Version::V2 => {
+                assert_eq!(frame.as_array().unwrap().len(), 5);
+                frame.to_string()
+            }
+            Version::V1 => {
+                let keys: Vec<_> = frame.as_object().unwrap().keys().collect();
+                assert_eq!(keys, ["topic", "event", "ref", "payload"]);
+                let join_ref: Value = message.join_ref.as_ref().map_or(Value::Null, |join_ref| {
+                    serde_json::from_str(join_ref.as_json()).unwrap()
+                });
+                json!([join_ref, frame["ref"], frame["topic"], frame["event"], frame["payload"]])
+                    .to_string()
+            }
+        }
+    }
+
+    /// Joins and answers the join well; returns the lines of both.
+    fn join(&mut self, join_ref: &str, topic: &str, payload: &Value) -> Vec<String> {
+        let mut lines = self.say(&json!([join_ref, join_ref, topic, "phx_join", payload]));
+        lines.extend(self.accept());
+        lines
+    }
+
+    /// Answers the latest join well.
+    fn accept(&mut self) -> Vec<String> {
+        let join = self.joins.last().expect("a join went out").clone();
+        self.answer(&join)
+    }
+
+    fn answer(&mut self, join: &JoinRequest) -> Vec<String> {
+        let subscriptions = (1..)
+            .take(join.postgres_changes.len())
+            .map(|id| Subscribed { id, extra: None })
+            .collect();
+        let outcome = JoinOutcome::Ok { subscriptions, system: Vec::new() };
+        self.input(Input::Joined { channel: join.channel, outcome })
+    }
+}
+
+/// Runs a conversation in both versions.
+fn both(conversation: impl Fn(&mut Talk)) {
+    for version in VERSIONS {
+        conversation(&mut Talk::new(version));
+    }
+}
+
+fn ok(join_ref: &str, reference: &str, topic: &str) -> String {
+    format!(
+        "send {}",
+        json!([join_ref, reference, topic, "phx_reply", { "status": "ok", "response": {} }])
+    )
+}
+
+fn joined(join_ref: &str, topic: &str) -> String {
+    let payload = json!({ "status": "ok", "response": { "postgres_changes": [] } });
+    format!("send {}", json!([join_ref, join_ref, topic, "phx_reply", payload]))
+}
+
+fn closed(join_ref: &str, topic: &str) -> String {
+    format!("send {}", json!([join_ref, join_ref, topic, "phx_close", {}]))
+}
+
+fn refused(join_ref: &str, topic: &str, reason: &str) -> String {
+    let payload = json!({ "status": "error", "response": { "reason": reason } });
+    format!("later {}", json!([join_ref, join_ref, topic, "phx_reply", payload]))
+}
+
+fn unmatched(reference: &str, topic: &str) -> String {
+    let payload = json!({ "status": "error", "response": { "reason": "unmatched topic" } });
+    format!("send {}", json!([null, reference, topic, "phx_reply", payload]))
+}
+
+fn shutdown(join_ref: &str, message: &str) -> [String; 2] {
+    let payload =
+        json!({ "extension": "system", "status": "error", "message": message, "channel": "room" });
+    [format!("send {}", json!([join_ref, null, ROOM, "system", payload])), closed(join_ref, ROOM)]
+}
+
+const NOTHING: [String; 0] = [];
+
+#[test]
+fn a_heartbeat_is_answered_also_while_joins_wait() {
+    both(|talk| {
+        let beat = json!([null, "9", "phoenix", "heartbeat", {}]);
+        let answer = json!([null, "9", "phoenix", "phx_reply", { "status": "ok", "response": {} }]);
+        assert_eq!(talk.say(&beat), [format!("send {answer}")]);
+        talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        assert_eq!(talk.say(&beat), [format!("send {answer}")]);
+    });
+}
+
+#[test]
+fn malformed_frames_are_dropped_and_the_session_goes_on() {
+    both(|talk| {
+        for text in [
+            "{",
+            "[]",
+            "\"x\"",
+            r#"{"topic":"phoenix","event":"heartbeat","payload":{}}"#,
+            "[null,\"1\",\"phoenix\"]",
+        ] {
+            assert_eq!(talk.say_text(text), NOTHING, "{text}");
+        }
+        assert_eq!(talk.say(&json!([null, "1", "phoenix", "heartbeat", {}])).len(), 1);
+    });
+}
+
+#[test]
+fn refs_are_echoed_byte_for_byte() {
+    for (reference, echoed) in [
+        (r#""007""#, r#""007""#),
+        (r#""chk_join""#, r#""chk_join""#),
+        ("7", "7"),
+        ("1.0", "1.0"),
+        ("null", "null"),
+        ("true", "true"),
+        (r#""\u0041""#, r#""\u0041""#),
+        (r#"{"a": 1}"#, r#"{"a": 1}"#),
+    ] {
+        let text = format!(r#"[null,{reference},"phoenix","heartbeat",{{}}]"#);
+        let mut talk = Talk::new(Version::V2);
+        let frame = decode_text(talk.version, &text).unwrap();
+        let mut outputs = Vec::new();
+        talk.session.handle(Input::Frame(frame), talk.now, &mut outputs);
+        let [Output::Send(message)] = &outputs[..] else { panic!("{outputs:?}") };
+        let answer = String::from_utf8(encode(Version::V2, message)).unwrap();
+        assert!(answer.starts_with(&format!("[null,{echoed},")), "{answer}");
+        let answer = String::from_utf8(encode(Version::V1, message)).unwrap();
+        assert!(answer.contains(&format!(r#""ref":{echoed},"#)), "{answer}");
+    }
+}
+
+#[test]
+fn an_event_to_an_unjoined_topic_is_unmatched_but_a_leave_is_fine() {
+    both(|talk| {
+        for (topic, event) in [
+            (ROOM, "broadcast"),
+            (ROOM, "access_token"),
+            (ROOM, "anything"),
+            ("foo:bar", "phx_join"),
+            ("foo:bar", "presence"),
+            ("phoenix", "phx_join"),
+            ("phoenix", "other"),
+            ("", "heartbeat"),
+            (ROOM, "heartbeat"),
+        ] {
+            let lines = talk.say(&json!(["1", "3", topic, event, {}]));
+            assert_eq!(lines, [unmatched("3", topic)], "{topic} {event}");
+        }
+        for topic in [ROOM, "foo:bar"] {
+            assert_eq!(talk.say(&json!(["1", "3", topic, "phx_leave", {}])), [ok("1", "3", topic)]);
+        }
+    });
+}
+
+#[test]
+fn a_join_goes_to_the_hub_and_its_answer_to_the_client() {
+    both(|talk| {
+        let lines = talk.say(&json!(["1", "1", ROOM, "phx_join", { "config": {} }]));
+        assert_eq!(lines, ["join 1 realtime:room anon"]);
+        assert!(!talk.joins[0].legacy);
+        assert_eq!(talk.accept(), [joined("1", ROOM)]);
+        assert_eq!(talk.session.channels(), 1);
+    });
+}
+
+#[test]
+fn the_reply_echoes_each_subscription_with_its_id_in_order() {
+    let asked = [
+        r#"{"event":"*","schema":"public","table":"t","filter":"id=eq.1"}"#,
+        r#"{ "table" : "t", "x": 1.50, "big": 12345678901234567890123, "filter": null }"#,
+        "{}",
+        r#"{ "id": "mine" }"#,
+    ];
+    let config = format!(
+        r#"{{"config":{{"postgres_changes":[{},null,{},{},{}]}}}}"#,
+        asked[0], asked[1], asked[2], asked[3]
+    );
+    let mut talk = Talk::new(Version::V2);
+    talk.say_text(&format!(r#"["1","1","{ROOM}","phx_join",{config}]"#));
+    let join = talk.joins.pop().unwrap();
+    let given: Vec<&str> = join.postgres_changes.iter().map(|asked| asked.get()).collect();
+    assert_eq!(given, asked);
+    let extra = |text| Some(Cow::Borrowed(text));
+    let subscriptions = vec![
+        Subscribed { id: 104_868_235, extra: extra(r#""delete_mode":"pk_compat""#) },
+        Subscribed { id: 2, extra: None },
+        Subscribed { id: 3, extra: extra(r#""delete_mode":"drop""#) },
+        Subscribed { id: 2, extra: None },
+    ];
+    let outcome = JoinOutcome::Ok { subscriptions, system: Vec::new() };
+    let mut outputs = Vec::new();
+    talk.session.handle(Input::Joined { channel: join.channel, outcome }, talk.now, &mut outputs);
+    let [Output::Send(reply)] = &outputs[..] else { panic!("{outputs:?}") };
+    let expected = format!(
+        "{{\"status\":\"ok\",\"response\":{{\"postgres_changes\":[{}]}}}}",
+        [
+            r#"{"event":"*","schema":"public","table":"t","filter":"id=eq.1","delete_mode":"pk_compat","id":104868235}"#,
+            r#"{ "table" : "t", "x": 1.50, "big": 12345678901234567890123, "filter": null ,"id":2}"#,
+            r#"{"delete_mode":"drop","id":3}"#,
+            r#"{ "id": "mine" ,"id":2}"#,
+        ]
+        .join(",")
+    );
+    assert_eq!(reply.payload, expected);
+    let read: Value = serde_json::from_str(&reply.payload).unwrap();
+    assert_eq!(read["response"]["postgres_changes"][3]["id"], 2, "ours is read");
+}
+
+#[test]
+fn system_messages_follow_the_reply_and_name_the_sub_topic() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", { "config": {} }]));
+        let channel = talk.joins[0].channel;
+        let system = vec![SystemMessage::subscribed()];
+        let outcome = JoinOutcome::Ok { subscriptions: Vec::new(), system };
+        let told = |status: &str, message: &str| {
+            let payload = json!({ "extension": "postgres_changes", "status": status, "message": message, "channel": "room" });
+            format!("send {}", json!(["1", null, ROOM, "system", payload]))
+        };
+        assert_eq!(
+            talk.input(Input::Joined { channel, outcome }),
+            [joined("1", ROOM), told("ok", "Subscribed to PostgreSQL")]
+        );
+        let message = SystemMessage::not_subscribed("no \"such\" table");
+        assert_eq!(
+            talk.input(Input::System { channel, message }),
+            [told("error", "no \"such\" table")]
+        );
+    });
+}
+
+#[test]
+fn a_nameless_or_impossible_topic_is_refused() {
+    both(|talk| {
+        let long = format!("realtime:{}", "x".repeat(5000));
+        for (topic, reason) in [
+            ("realtime:", "TopicNameRequired: You must provide a topic name"),
+            (&*long, "TopicNameTooLong: The topic name is too long"),
+            ("realtime:a\0", "TopicNameInvalid: The topic name contains a NUL"),
+        ] {
+            let lines = talk.say(&json!(["1", "1", topic, "phx_join", {}]));
+            assert_eq!(lines, [refused("1", topic, reason)]);
+        }
+    });
+}
+
+#[test]
+fn topics_of_255_bytes_and_of_any_script_work() {
+    both(|talk| {
+        for topic in [format!("realtime:{}", "x".repeat(246)), "realtime:部屋/🦀".to_owned()] {
+            assert!(
+                talk.join("1", &topic, &json!({ "config": {} })).contains(&joined("1", &topic))
+            );
+        }
+    });
+}
+
+#[test]
+fn the_channel_token_is_picked_by_precedence() {
+    let user = token("authenticated", NOW + 60);
+    let garbage = "garbage";
+    for (payload, expected) in [
+        (json!({}), "anon"),
+        (json!({ "access_token": user }), "authenticated"),
+        (json!({ "user_token": user }), "authenticated"),
+        (json!({ "user_token": user, "access_token": garbage }), "authenticated"),
+        (json!({ "access_token": null }), "anon"),
+        (json!({ "access_token": 7, "user_token": null }), "anon"),
+        (json!({ "access_token": "sb_publishable_x" }), "anon"),
+        (json!({ "user_token": "sb_secret_x" }), "anon"),
+        (json!({ "user_token": "sb_secret_x", "access_token": user }), "anon"),
+        (json!({ "user_token": user, "access_token": "sb_publishable_x" }), "anon"),
+    ] {
+        both(|talk| {
+            let mut payload = payload.clone();
+            payload["config"] = json!({});
+            let lines = talk.say(&json!(["1", "1", ROOM, "phx_join", payload]));
+            assert_eq!(lines, [format!("join 1 realtime:room {expected}")], "{payload}");
+        });
+    }
+}
+
+#[test]
+fn a_join_with_a_bad_token_says_which_way_it_is_bad() {
+    let good = token("anon", NOW + 60);
+    let (message, _) = good.rsplit_once('.').unwrap();
+    let no_fields = jsonwebtoken::encode(
+        &Header::new(Algorithm::HS256),
+        &json!({ "role": "anon" }),
+        &EncodingKey::from_secret(SECRET.as_bytes()),
+    )
+    .unwrap();
+    for (token, reason) in [
+        (token("anon", NOW - 5), "InvalidJWTToken: Token has expired 5 seconds ago"),
+        (format!("{message}.AAAA"), "JwtSignatureError: Failed to validate JWT signature"),
+        ("garbage".into(), "MalformedJWT: The token provided is not a valid JWT"),
+        (String::new(), "MalformedJWT: The token provided is not a valid JWT"),
+        (no_fields, "InvalidJWTToken: Fields `role` and `exp` are required in JWT"),
+        (token("postgres", NOW + 5), "Unauthorized: The role in the token is not allowed"),
+    ] {
+        both(|talk| {
+            let lines = talk
+                .say(&json!(["1", "1", ROOM, "phx_join", { "access_token": token, "config": {} }]));
+            assert_eq!(lines, [refused("1", ROOM, reason)]);
+            assert_eq!(talk.session.channels(), 0);
+            let other = "realtime:other";
+            assert!(talk.join("2", other, &json!({})).contains(&joined("2", other)));
+        });
+    }
+}
+
+#[test]
+fn an_expired_connection_token_joins_nothing_but_the_socket_lives() {
+    both(|talk| {
+        talk.now = at(NOW + 3600);
+        let lines = talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        let reason = "InvalidJWTToken: Token has expired 0 seconds ago";
+        assert_eq!(lines, [refused("1", ROOM, reason)]);
+        let fresh = token("authenticated", NOW + 7200);
+        let lines = talk.say(&json!(["2", "2", ROOM, "phx_join", { "access_token": fresh }]));
+        assert_eq!(lines, ["join 1 realtime:room authenticated"]);
+        let same = json!(["3", "3", "realtime:b", "phx_join", { "access_token": connect_token() }]);
+        assert_eq!(talk.say(&same), [refused("3", "realtime:b", reason)]);
+    });
+}
+
+#[test]
+fn a_second_join_of_a_topic_closes_the_first() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        let lines = talk.say(&json!(["5", "5", ROOM, "phx_join", {}]));
+        assert_eq!(
+            lines,
+            ["leave 1".to_owned(), closed("1", ROOM), "join 2 realtime:room anon".into()]
+        );
+        assert_eq!(talk.accept(), [joined("5", ROOM)]);
+        assert_eq!(talk.session.channels(), 1);
+    });
+}
+
+#[test]
+fn a_second_join_overtakes_one_that_waits_and_its_late_answer_is_dropped() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        let lines = talk.say(&json!(["2", "2", ROOM, "phx_join", {}]));
+        assert_eq!(
+            lines,
+            ["leave 1".to_owned(), closed("1", ROOM), "join 2 realtime:room anon".into()]
+        );
+        let late = talk.joins[0].clone();
+        assert_eq!(talk.answer(&late), ["leave 1"]);
+        assert_eq!(talk.accept(), [joined("2", ROOM)]);
+    });
+}
+
+#[test]
+fn a_refused_second_join_has_closed_the_first_all_the_same() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        let lines = talk.say(&json!(["2", "2", ROOM, "phx_join", { "access_token": "x" }]));
+        let reason = "MalformedJWT: The token provided is not a valid JWT";
+        assert_eq!(lines, ["leave 1".to_owned(), closed("1", ROOM), refused("2", ROOM, reason)]);
+        assert_eq!(talk.session.channels(), 0);
+    });
+}
+
+#[test]
+fn a_leave_is_answered_and_then_the_channel_closes() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        let leave = json!(["1", "2", ROOM, "phx_leave", {}]);
+        assert_eq!(talk.say(&leave), ["leave 1".to_owned(), ok("1", "2", ROOM), closed("1", ROOM)]);
+        assert_eq!(talk.say(&leave), [ok("1", "2", ROOM)]);
+    });
+}
+
+#[test]
+fn a_leave_while_the_join_waits_ends_it() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        let lines = talk.say(&json!(["1", "2", ROOM, "phx_leave", {}]));
+        assert_eq!(lines, ["leave 1".to_owned(), ok("1", "2", ROOM), closed("1", ROOM)]);
+        assert_eq!(talk.accept(), ["leave 1"]);
+        let channel = talk.joins[0].channel;
+        let outcome = JoinOutcome::Error { reason: "late".into() };
+        assert_eq!(talk.input(Input::Joined { channel, outcome }), ["leave 1"]);
+    });
+}
+
+#[test]
+fn a_stale_leave_is_ignored_and_one_without_a_join_ref_is_not() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        talk.join("4", ROOM, &json!({}));
+        assert_eq!(talk.say(&json!(["1", "5", ROOM, "phx_leave", {}])), NOTHING);
+        assert_eq!(talk.session.channels(), 1);
+        let lines = talk.say(&json!([null, "6", ROOM, "phx_leave", {}]));
+        assert_eq!(lines, ["leave 2".to_owned(), ok("4", "6", ROOM), closed("4", ROOM)]);
+    });
+}
+
+#[test]
+fn a_join_without_a_join_ref_works_to_its_end() {
+    both(|talk| {
+        let lines = talk.say(&json!([null, "chk_join", ROOM, "phx_join", {}]));
+        assert_eq!(lines, ["join 1 realtime:room anon"]);
+        let payload = json!({ "status": "ok", "response": { "postgres_changes": [] } });
+        let reply = json!([null, "chk_join", ROOM, "phx_reply", payload]);
+        assert_eq!(talk.accept(), [format!("send {reply}")]);
+        let left = json!([null, "2", ROOM, "phx_reply", { "status": "ok", "response": {} }]);
+        let close = json!([null, null, ROOM, "phx_close", {}]);
+        assert_eq!(
+            talk.say(&json!(["chk_join", "2", ROOM, "phx_leave", {}])),
+            ["leave 1".to_owned(), format!("send {left}"), format!("send {close}")]
+        );
+    });
+}
+
+#[test]
+fn a_push_with_a_stale_or_missing_join_ref_is_processed() {
+    for join_ref in [json!("1"), json!("99"), json!(null)] {
+        both(|talk| {
+            talk.join("1", ROOM, &json!({}));
+            let user = token("authenticated", NOW + 60);
+            let push = json!([join_ref, "2", ROOM, "access_token", { "access_token": user }]);
+            assert_eq!(talk.say(&push), ["refresh 1 authenticated"]);
+        });
+    }
+}
+
+#[test]
+fn unknown_events_on_a_joined_channel_get_no_reply() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        for event in ["anything", "", "phx_reply", "phx_close", "system", "heartbeat", "PHX_LEAVE"]
+        {
+            assert_eq!(talk.say(&json!(["1", "2", ROOM, event, {}])), NOTHING, "{event}");
+        }
+        assert_eq!(talk.session.channels(), 1);
+    });
+}
+
+#[test]
+fn a_binary_broadcast_to_an_unjoined_topic_is_unmatched() {
+    let mut talk = Talk::new(Version::V2);
+    let frame = bytes(KIND_3);
+    let frame = || decode_binary(Version::V2, &frame).unwrap();
+    assert_eq!(talk.input(Input::Frame(frame())), [unmatched("5", ROOM)]);
+    talk.join("1", ROOM, &json!({}));
+    assert_eq!(talk.input(Input::Frame(frame())), NOTHING);
+    // A join must be text.
+    let join = [&[0, 0, 1, 13, 8][..], b"1", ROOM.as_bytes(), b"phx_join", b"{}"].concat();
+    let lines = talk.input(Input::Frame(decode_binary(Version::V2, &join).unwrap()));
+    assert!(lines[2].contains("InvalidJoinPayload: the payload is not JSON"), "{lines:?}");
+}
+
+#[test]
+fn string_booleans_are_taken_and_other_types_refused() {
+    for (private, expected) in [
+        (json!(false), None),
+        (json!("false"), None),
+        (json!("FALSE"), None),
+        (json!(null), None),
+        (
+            json!(true),
+            Some("Unauthorized: You do not have permissions to read from this Channel topic: room"),
+        ),
+        (
+            json!("True"),
+            Some("Unauthorized: You do not have permissions to read from this Channel topic: room"),
+        ),
+        (json!("yes"), Some("InvalidJoinPayload: private is not a boolean")),
+        (json!(1), Some("InvalidJoinPayload: private is not a boolean")),
+        (json!([]), Some("InvalidJoinPayload: private is not a boolean")),
+        (json!(" true"), Some("InvalidJoinPayload: private is not a boolean")),
+    ] {
+        both(|talk| {
+            let lines = talk
+                .say(&json!(["1", "1", ROOM, "phx_join", { "config": { "private": private } }]));
+            match expected {
+                None => assert_eq!(lines, ["join 1 realtime:room anon"], "{private}"),
+                Some(reason) => assert_eq!(lines, [refused("1", ROOM, reason)], "{private}"),
+            }
+        });
+    }
+}
+
+#[test]
+fn more_channels_than_allowed_are_refused_until_one_ends() {
+    both(|talk| {
+        for number in 1..=3 {
+            talk.join("1", &format!("realtime:{number}"), &json!({}));
+        }
+        let fourth = json!(["4", "4", "realtime:4", "phx_join", {}]);
+        let full = refused("4", "realtime:4", "ChannelRateLimitReached: Too many channels");
+        assert_eq!(talk.say(&fourth), [full]);
+        // Joining one of the three again takes no more room.
+        let again = talk.say(&json!(["5", "5", "realtime:2", "phx_join", {}]));
+        assert_eq!(again[2], "join 4 realtime:2 anon");
+        talk.say(&json!([null, "6", "realtime:1", "phx_leave", {}]));
+        assert_eq!(talk.say(&fourth), ["join 5 realtime:4 anon"]);
+    });
+}
+
+#[test]
+fn a_config_less_join_is_legacy() {
+    both(|talk| {
+        for payload in [
+            json!({}),
+            json!({ "user_token": connect_token() }),
+            json!({ "config": null }),
+            json!(null),
+        ] {
+            talk.say(&json!(["1", "1", "realtime:public:t", "phx_join", payload]));
+            let join = talk.joins.pop().unwrap();
+            assert!(join.legacy && join.postgres_changes.is_empty(), "{payload}");
+        }
+        talk.say(&json!(["1", "1", "realtime:public:t", "phx_join", { "config": {} }]));
+        assert!(!talk.joins.pop().unwrap().legacy);
+    });
+}
+
+#[test]
+fn a_failed_join_is_answered_later_and_leaves_no_channel() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        let channel = talk.joins[0].channel;
+        let reason = "RealtimeRestarting: Realtime is restarting, please standby";
+        let outcome = JoinOutcome::Error { reason: reason.into() };
+        assert_eq!(talk.input(Input::Joined { channel, outcome }), [refused("1", ROOM, reason)]);
+        assert_eq!(talk.session.channels(), 0);
+    });
+}
+
+#[test]
+fn an_answer_that_does_not_fit_the_join_fails_it() {
+    both(|talk| {
+        talk.say(
+            &json!(["1", "1", ROOM, "phx_join", { "config": { "postgres_changes": [{}, {}] } }]),
+        );
+        let subscriptions = vec![Subscribed { id: 1, extra: None }];
+        let outcome = JoinOutcome::Ok { subscriptions, system: Vec::new() };
+        let channel = talk.joins[0].channel;
+        assert_eq!(
+            talk.input(Input::Joined { channel, outcome }),
+            ["leave 1".to_owned(), refused("1", ROOM, "Unknown Error on Channel")]
+        );
+    });
+}
+
+#[test]
+fn a_refreshed_token_replaces_the_claims_without_a_reply() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        let refresh =
+            |token: &str| json!(["1", "2", ROOM, "access_token", { "access_token": token }]);
+        let user = token("authenticated", NOW + 60);
+        assert_eq!(talk.say(&refresh(&user)), ["refresh 1 authenticated"]);
+        assert_eq!(talk.say(&refresh(&user)), NOTHING, "the same again");
+        assert_eq!(talk.say(&refresh(&connect_token())), ["refresh 1 anon"]);
+    });
+}
+
+#[test]
+fn refreshes_that_mean_nothing_are_ignored() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        for payload in [
+            json!({ "access_token": connect_token() }),
+            json!({ "access_token": null }),
+            json!({ "access_token": "sb_publishable_x" }),
+            json!({ "access_token": 7 }),
+            json!({ "access_token": { "a": "b" } }),
+            json!({}),
+            json!(null),
+            json!([connect_token()]),
+            json!("x"),
+        ] {
+            assert_eq!(
+                talk.say(&json!(["1", "2", ROOM, "access_token", payload])),
+                NOTHING,
+                "{payload}"
+            );
+        }
+        assert_eq!(talk.session.channels(), 1);
+    });
+}
+
+#[test]
+fn a_refresh_that_fails_shuts_the_channel_down_with_its_text() {
+    let good = token("authenticated", NOW + 60);
+    let (message, _) = good.rsplit_once('.').unwrap();
+    let no_fields = jsonwebtoken::encode(
+        &Header::new(Algorithm::HS256),
+        &json!({ "exp": NOW + 5 }),
+        &EncodingKey::from_secret(SECRET.as_bytes()),
+    )
+    .unwrap();
+    let signer = jsonwebtoken::encode(
+        &Header { kid: Some("k1".into()), ..Header::new(Algorithm::HS256) },
+        &json!({}),
+        &EncodingKey::from_secret(SECRET.as_bytes()),
+    )
+    .unwrap()
+    .split_once('.')
+    .map(|(_, rest)| format!("eyJhbGciOiJSUzI1NiIsImtpZCI6ImsxIn0.{rest}"))
+    .unwrap();
+    for (token, text) in [
+        (token("anon", NOW - 9), "Token has expired 9 seconds ago"),
+        ("garbage".into(), "The token provided is not a valid JWT"),
+        (String::new(), "The token provided is not a valid JWT"),
+        (no_fields, "Fields `role` and `exp` are required in JWT"),
+        (format!("{message}.AAAA"), "Failed to validate JWT signature"),
+        (
+            signer,
+            "Failed to generate JWT signer for key ID (kid) \"k1\", check your JWT secret or JWKS \
+             configuration",
+        ),
+        (token("postgres", NOW + 9), "The role in the token is not allowed"),
+    ] {
+        both(|talk| {
+            talk.join("1", ROOM, &json!({}));
+            let lines =
+                talk.say(&json!(["1", "2", ROOM, "access_token", { "access_token": token }]));
+            let [system, close] = shutdown("1", text);
+            assert_eq!(lines, ["leave 1".to_owned(), system, close]);
+            assert_eq!(talk.say(&json!(["1", "3", ROOM, "x", {}])), [unmatched("3", ROOM)]);
+        });
+    }
+}
+
+#[test]
+fn a_refresh_while_the_join_waits_takes_effect_after_it() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        let user = token("authenticated", NOW + 60);
+        let refresh = json!(["1", "2", ROOM, "access_token", { "access_token": user }]);
+        assert_eq!(talk.say(&refresh), NOTHING);
+        assert_eq!(talk.accept(), [joined("1", ROOM), "refresh 1 authenticated".into()]);
+    });
+}
+
+#[test]
+fn a_bad_refresh_while_the_join_waits_is_the_joins_answer() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        let lines = talk.say(&json!(["1", "2", ROOM, "access_token", { "access_token": "x" }]));
+        let reason = "MalformedJWT: The token provided is not a valid JWT";
+        assert_eq!(lines, ["leave 1".to_owned(), refused("1", ROOM, reason)]);
+        assert_eq!(talk.accept(), ["leave 1"]);
+    });
+}
+
+#[test]
+fn a_channel_ends_when_its_token_expires() {
+    both(|talk| {
+        let short = token("authenticated", NOW + 10);
+        talk.join("1", ROOM, &json!({ "access_token": short }));
+        talk.join("2", "realtime:other", &json!({}));
+        let channel = talk.joins[0].channel;
+        assert_eq!(talk.session.next_expiry(), Some((channel, at(NOW + 10))));
+        talk.now = at(NOW + 9);
+        assert_eq!(talk.input(Input::Expired { channel }), NOTHING, "not yet");
+        talk.now = at(NOW + 12);
+        let [system, close] = shutdown("1", "Token has expired 2 seconds ago");
+        assert_eq!(talk.input(Input::Expired { channel }), ["leave 1".to_owned(), system, close]);
+        assert_eq!(talk.input(Input::Expired { channel }), NOTHING, "only once");
+        assert_eq!(talk.session.next_expiry(), Some((talk.joins[1].channel, at(NOW + 3600))));
+    });
+}
+
+#[test]
+fn a_refresh_in_time_keeps_the_channel() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({ "access_token": token("anon", NOW + 10) }));
+        let longer = token("anon", NOW + 100);
+        talk.say(&json!(["1", "2", ROOM, "access_token", { "access_token": longer }]));
+        talk.now = at(NOW + 10);
+        let channel = talk.joins[0].channel;
+        assert_eq!(talk.input(Input::Expired { channel }), NOTHING);
+        talk.now = at(NOW + 100);
+        assert_eq!(talk.input(Input::Expired { channel }).len(), 3);
+    });
+}
+
+#[test]
+fn a_token_that_expires_while_the_join_waits_fails_it() {
+    let reason = "InvalidJWTToken: Token has expired 0 seconds ago";
+    both(|talk| {
+        let join = json!(["1", "1", ROOM, "phx_join", { "access_token": token("anon", NOW + 10) }]);
+        talk.say(&join);
+        talk.now = at(NOW + 10);
+        assert_eq!(talk.accept(), ["leave 1".to_owned(), refused("1", ROOM, reason)]);
+    });
+    both(|talk| {
+        let join = json!(["1", "1", ROOM, "phx_join", { "access_token": token("anon", NOW + 10) }]);
+        talk.say(&join);
+        talk.now = at(NOW + 10);
+        let channel = talk.joins[0].channel;
+        let lines = talk.input(Input::Expired { channel });
+        assert_eq!(lines, ["leave 1".to_owned(), refused("1", ROOM, reason)]);
+    });
+}
+
+#[test]
+fn a_lost_permission_shuts_the_channel_down() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        let channel = talk.joins[0].channel;
+        let text = "You do not have permissions to read from this Channel topic: room";
+        let [system, close] = shutdown("1", text);
+        let lines = talk.input(Input::Shutdown { channel, message: text.into() });
+        assert_eq!(lines, ["leave 1".to_owned(), system, close]);
+        let message = SystemMessage::subscribed();
+        assert_eq!(talk.input(Input::System { channel, message }), NOTHING);
+    });
+}
+
+#[test]
+fn a_join_that_waits_is_told_nothing_but_its_answer() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        let channel = talk.joins[0].channel;
+        let message = SystemMessage::subscribed();
+        assert_eq!(talk.input(Input::System { channel, message }), NOTHING);
+        let lines = talk.input(Input::Shutdown { channel, message: "no more".into() });
+        assert_eq!(lines, ["leave 1".to_owned(), refused("1", ROOM, "Unauthorized: no more")]);
+        assert_eq!(talk.input(Input::Shutdown { channel, message: "again".into() }), NOTHING);
+    });
+}
+
+#[test]
+fn a_second_answer_to_one_join_changes_nothing() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        assert_eq!(talk.accept(), NOTHING);
+        let outcome = JoinOutcome::Error { reason: "late".into() };
+        let channel = talk.joins[0].channel;
+        assert_eq!(talk.input(Input::Joined { channel, outcome }), NOTHING);
+        assert_eq!(talk.session.channels(), 1);
+    });
+}
+
+#[test]
+fn equal_tokens_on_one_connection_share_their_claims() {
+    both(|talk| {
+        let user = token("authenticated", NOW + 60);
+        for (number, token) in [(1, &connect_token()), (2, &user), (3, &user)] {
+            let payload = json!({ "access_token": token, "config": {} });
+            talk.join("1", &format!("realtime:{number}"), &payload);
+        }
+        let [connect, first, second] = &talk.joins[..] else { panic!("three joins") };
+        assert!(Arc::ptr_eq(&first.claims, &second.claims));
+        assert!(!Arc::ptr_eq(&connect.claims, &first.claims));
+    });
+}
+
+#[test]
+fn a_disconnect_tells_every_joined_topic_first() {
+    both(|talk| {
+        talk.join("1", ROOM, &json!({}));
+        talk.join("2", "realtime:b", &json!({}));
+        talk.say(&json!(["3", "3", "realtime:c", "phx_join", {}]));
+        let told = |join_ref: &str, topic: &str| {
+            let payload = json!({ "extension": "system", "status": "ok", "message": "Server requested disconnect" });
+            format!("send {}", json!([join_ref, null, topic, "system", payload]))
+        };
+        assert_eq!(
+            talk.input(Input::Disconnect { code: 1012, reason: "restart" }),
+            [told("1", ROOM), told("2", "realtime:b"), "disconnect 1012 restart".into()]
+        );
+        assert_eq!(talk.session.channels(), 0);
+    });
+}
+
+// Anything at all
+
+/// Frames that are nearly right, so that the state machine is reached.
+fn frames() -> impl Strategy<Value = Value> {
+    let word = |words: &'static [&'static str]| prop::sample::select(words);
+    let reference = prop_oneof![
+        Just(Value::Null),
+        (0..4u8).prop_map(|number| json!(number.to_string())),
+        Just(json!(1)),
+    ];
+    let payload = prop_oneof![
+        Just(json!({})),
+        Just(json!({ "config": {} })),
+        Just(json!({ "config": { "postgres_changes": [{ "table": "t" }, null, {}] } })),
+        Just(json!({ "config": { "private": true } })),
+        Just(json!({ "config": { "postgres_changes": [7] } })),
+        Just(json!({ "config": [], "access_token": "x" })),
+        Just(json!({ "access_token": "x" })),
+        Just(json!({ "access_token": token("authenticated", NOW + 30) })),
+        Just(json!({ "access_token": token("anon", NOW + 5), "config": {} })),
+        Just(json!([])),
+        Just(json!("x")),
+    ];
+    let topics = word(&[
+        "realtime:a",
+        "realtime:b",
+        "realtime:c",
+        "realtime:d",
+        "realtime:",
+        "phoenix",
+        "x",
+    ]);
+    let events =
+        word(&["phx_join", "phx_join", "phx_leave", "access_token", "heartbeat", "broadcast", "?"]);
+    (reference.clone(), reference, topics, events, payload).prop_map(
+        |(join_ref, own, topic, event, payload)| json!([join_ref, own, topic, event, payload]),
+    )
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Say(Value),
+    Answer { which: usize, well: bool },
+    Expire(usize),
+    Wait(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => frames().prop_map(Step::Say),
+        3 => (0..8usize, any::<bool>()).prop_map(|(which, well)| Step::Answer { which, well }),
+        1 => (0..8usize).prop_map(Step::Expire),
+        1 => (0..10u8).prop_map(Step::Wait),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "\\PC{0,80}") {
+        for version in VERSIONS {
+            let _ = decode_text(version, &text);
+        }
+    }
+
+    #[test]
+    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..80), kind in 0..5u8) {
+        let mut bytes = bytes;
+        if let Some(first) = bytes.first_mut() {
+            *first = kind;
+        }
+        for version in VERSIONS {
+            let _ = decode_binary(version, &bytes);
+        }
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded_to_the_same(
+        topic in "\\PC{0,30}", event in "\\PC{0,30}", reference in "[a-z0-9\"\\\\]{1,20}", number in any::<i64>(),
+    ) {
+        let payload = json!({ "x": [number, topic] }).to_string();
+        let join_ref = RawRef::from_text(&reference).unwrap();
+        let text = encode_push(Version::V2, join_ref.as_ref(), &topic, &event, payload.as_bytes());
+        let frame = decode_text(Version::V2, std::str::from_utf8(&text).unwrap()).unwrap();
+        prop_assert_eq!((&*frame.topic, &*frame.event), (&*topic, &*event));
+        prop_assert_eq!(frame.join_ref, join_ref);
+        let Payload::Json(json) = frame.payload else { panic!("text frames carry JSON") };
+        prop_assert_eq!(json.get(), payload.as_str());
+        let text = encode_push(Version::V1, None, &topic, &event, payload.as_bytes());
+        let frame = decode_text(Version::V1, std::str::from_utf8(&text).unwrap()).unwrap();
+        prop_assert_eq!((&*frame.topic, &*frame.event), (&*topic, &*event));
+    }
+
+    /// Whatever happens, the hub's view and the session's agree, and nothing grows without bound.
+    #[test]
+    fn any_sequence_keeps_channels_bounded_and_accounted_for(steps in steps(), newer in any::<bool>()) {
+        let version = if newer { Version::V2 } else { Version::V1 };
+        let mut talk = Talk::new(version);
+        let mut registered = std::collections::BTreeSet::new();
+        let mut answered = std::collections::BTreeSet::new();
+        for step in steps {
+            let now = talk.now;
+            let lines = match step {
+                Step::Say(frame) => talk.say(&frame),
+                Step::Answer { which, well } => {
+                    let Some(join) = talk.joins.get(which).cloned() else { continue };
+                    if !answered.insert(join.channel) {
+                        continue;
+                    }
+                    if well {
+                        registered.insert(join.channel.get());
+                        talk.answer(&join)
+                    } else {
+                        let outcome = JoinOutcome::Error { reason: "no".into() };
+                        talk.input(Input::Joined { channel: join.channel, outcome })
+                    }
+                }
+                Step::Expire(which) => {
+                    let Some(channel) = talk.joins.get(which).map(|join| join.channel) else { continue };
+                    talk.input(Input::Expired { channel })
+                }
+                Step::Wait(seconds) => {
+                    talk.now = now + Duration::from_secs(u64::from(seconds));
+                    continue;
+                }
+            };
+            prop_assert!(lines.len() <= 4, "{:?}", lines);
+            for line in &lines {
+                if let Some(channel) = line.strip_prefix("leave ") {
+                    registered.remove(&channel.parse().unwrap());
+                }
+            }
+            prop_assert!(talk.session.channels() <= 3);
+            prop_assert!(registered.len() <= talk.session.channels(), "{:?}", registered);
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! One Phoenix socket: its session between the WebSocket below and the hub above.
+//!
+//! In:     upgrade requests; text and binary messages; answers to joins, notices, expiries.
+//! Out:    frames in the outbox; registrations in the hub.
+//! Never:  a wait in a callback: what takes time runs as a task and comes back as mail.
+
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use bytes::Bytes;
+use hashbrown::HashMap;
+use serde_json::value::RawValue;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use super::deadlines::{DeadlineId, Deadlines, Expires};
+use super::phoenix::{self, Version};
+use super::websocket::{Peer, text_frame};
+use crate::auth::Claims;
+use crate::auth::jwt::Verifier;
+use crate::change::Operation;
+use crate::http::{Admit, Refusal};
+use crate::hub::outbox::{CloseReason, Outbox};
+use crate::hub::{Format, Hub, Inbox, Membership, Subscriber};
+use crate::join::{Joined, Joiner, Request};
+use crate::session::{
+    ChannelId, Input, JoinOutcome, JoinRequest, Limits, Message, Output, Session, Subscribed,
+    SystemMessage,
+};
+use crate::telemetry;
+
+/// Refusals of one socket that may wait at once; further ones are sent without a wait.
+const DELAYED_MAX: usize = 32;
+
+/// What all Phoenix sockets share.
+#[derive(Debug)]
+pub struct Realtime {
+    /// Tokens.
+    pub verifier: Arc<Verifier>,
+    /// What a session may take.
+    pub limits: Limits,
+    /// Subscribers.
+    pub hub: Arc<Hub>,
+    /// Answers joins.
+    pub joiner: Arc<Joiner>,
+    /// When tokens expire.
+    pub deadlines: Arc<Deadlines>,
+    /// Joins under way.
+    pub tasks: TaskTracker,
+    /// How long refusals wait.
+    pub error_backoff: Duration,
+}
+
+/// For [`Realtime`] behind the HTTP routes.
+#[derive(Debug, Clone)]
+pub struct Endpoint(pub Arc<Realtime>);
+
+impl Admit for Endpoint {
+    type Peer = Socket;
+
+    fn admit(
+        &self,
+        request: &Parts,
+    ) -> Result<impl FnOnce(Arc<Outbox>) -> Socket + Send + 'static, Refusal> {
+        let query = request.uri.query().unwrap_or_default();
+        let version = Version::from_vsn(parameter(query, "vsn").as_deref()).map_err(|_| {
+            Refusal { status: StatusCode::FORBIDDEN, error: None, delay: Duration::ZERO }
+        })?;
+        let refuse = |status, error| Refusal { status, error, delay: self.0.error_backoff };
+        let header = request.headers.get("x-api-key").map(|value| value.to_str().map(Cow::from));
+        let token = match header {
+            Some(Ok(token)) => Some(token),
+            // Not text: no token either.
+            Some(Err(_)) => Some(Cow::from("")),
+            None => parameter(query, "apikey"),
+        };
+        let Some(token) = token else {
+            let text = Some(Cow::from("API key is missing"));
+            return Err(refuse(StatusCode::UNAUTHORIZED, text));
+        };
+        let claims = self.0.verifier.verify(&token, SystemTime::now()).map_err(|error| {
+            let status = StatusCode::from_u16(error.status());
+            refuse(status.unwrap_or(StatusCode::UNAUTHORIZED), Some(error.http_text()))
+        })?;
+        let realtime = Arc::clone(&self.0);
+        let verifier = Arc::clone(&realtime.verifier);
+        let session = Session::new(&token, Arc::new(claims), verifier, realtime.limits);
+        Ok(move |outbox| Socket::new(realtime, version, session, outbox))
+    }
+}
+
+/// One parameter of a query string, percent-decoded; the first of that name.
+fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
+    query.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if key != name {
+            return None;
+        }
+        Some(percent_encoding::percent_decode_str(value).decode_utf8_lossy())
+    })
+}
+
+/// What comes back to a socket from elsewhere.
+#[derive(Debug)]
+enum Mail {
+    Joined(ChannelId, Joined),
+    Refreshed(ChannelId, Result<(), String>),
+    Notice(ChannelId, String),
+    Expired(ChannelId),
+}
+
+/// The part of a socket that others hold.
+#[derive(Debug)]
+struct Mailbox {
+    outbox: Arc<Outbox>,
+    mail: Mutex<Vec<Mail>>,
+    delayed: AtomicUsize,
+    first: Mutex<Option<ChannelId>>,
+}
+
+impl Mailbox {
+    fn post(&self, mail: Mail) {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner).push(mail);
+        self.outbox.wake();
+    }
+}
+
+impl Expires for Mailbox {
+    fn expired(&self, _channel: u64) {
+        let first = *self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = first {
+            self.post(Mail::Expired(channel));
+        }
+    }
+}
+
+/// How a subscriber's notices reach its socket.
+struct Notices {
+    mailbox: Weak<Mailbox>,
+    channel: ChannelId,
+}
+
+impl Inbox for Notices {
+    fn notice(&self, message: String) {
+        if let Some(mailbox) = self.mailbox.upgrade() {
+            mailbox.post(Mail::Notice(self.channel, message));
+        }
+    }
+}
+
+/// A joined channel of this socket.
+#[derive(Debug)]
+struct Place {
+    membership: Option<Arc<Membership>>,
+    request: Arc<Kept>,
+}
+
+/// What a refresh needs of the join.
+#[derive(Debug)]
+struct Kept {
+    topic: Arc<str>,
+    subscriber: Arc<Subscriber>,
+    postgres_changes: Arc<[Box<RawValue>]>,
+    legacy: bool,
+}
+
+/// The [`Peer`] of a Phoenix socket.
+pub struct Socket {
+    realtime: Arc<Realtime>,
+    version: Version,
+    session: Session,
+    mailbox: Arc<Mailbox>,
+    joining: HashMap<ChannelId, Arc<Kept>>,
+    joined: HashMap<ChannelId, Place>,
+    deadline: Option<(SystemTime, DeadlineId)>,
+    outputs: Vec<Output>,
+}
+
+impl Socket {
+    fn new(
+        realtime: Arc<Realtime>,
+        version: Version,
+        session: Session,
+        outbox: Arc<Outbox>,
+    ) -> Self {
+        metrics::gauge!(telemetry::CONNECTIONS).increment(1);
+        let mailbox = Arc::new(Mailbox {
+            outbox,
+            mail: Mutex::default(),
+            delayed: AtomicUsize::new(0),
+            first: Mutex::default(),
+        });
+        Self {
+            realtime,
+            version,
+            session,
+            mailbox,
+            joining: HashMap::new(),
+            joined: HashMap::new(),
+            deadline: None,
+            outputs: Vec::new(),
+        }
+    }
+
+    fn input(&mut self, input: Input<'_>) -> ControlFlow<CloseReason> {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        self.session.handle(input, SystemTime::now(), &mut outputs);
+        let mut flow = ControlFlow::Continue(());
+        for output in outputs.drain(..) {
+            flow = self.output(output);
+            if flow.is_break() {
+                break;
+            }
+        }
+        if outputs.capacity() <= 8 {
+            outputs.clear();
+            self.outputs = outputs;
+        }
+        self.watch_expiry();
+        flow
+    }
+
+    fn output(&mut self, output: Output) -> ControlFlow<CloseReason> {
+        match output {
+            Output::Send(message) => self.send(&message)?,
+            Output::SendLater(message) => self.send_later(&message)?,
+            Output::Join(request) => self.join(*request),
+            Output::Leave(channel) => self.leave(channel),
+            Output::Refresh { channel, claims } => self.refresh(channel, claims),
+            Output::Disconnect { code, reason } => {
+                return ControlFlow::Break(CloseReason::Session { code, text: reason });
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn frame(&self, message: &Message) -> Bytes {
+        text_frame(&phoenix::encode(self.version, message))
+    }
+
+    fn send(&self, message: &Message) -> ControlFlow<CloseReason> {
+        match self.mailbox.outbox.send(self.frame(message)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(reason) => ControlFlow::Break(reason),
+        }
+    }
+
+    fn send_later(&self, message: &Message) -> ControlFlow<CloseReason> {
+        metrics::counter!(telemetry::JOINS, telemetry::RESULT => "error").increment(1);
+        let wait = self.realtime.error_backoff;
+        let mailbox = &self.mailbox;
+        if wait.is_zero() || mailbox.delayed.fetch_add(1, Ordering::Relaxed) >= DELAYED_MAX {
+            mailbox.delayed.fetch_sub(usize::from(!wait.is_zero()), Ordering::Relaxed);
+            return self.send(message);
+        }
+        let (mailbox, frame) = (Arc::downgrade(mailbox), self.frame(message));
+        self.realtime.tasks.spawn(async move {
+            tokio::time::sleep(wait).await;
+            if let Some(mailbox) = mailbox.upgrade() {
+                mailbox.delayed.fetch_sub(1, Ordering::Relaxed);
+                // A socket that closed meanwhile needs no refusal.
+                let _ = mailbox.outbox.send(frame);
+            }
+        });
+        ControlFlow::Continue(())
+    }
+
+    fn join(&mut self, request: JoinRequest) {
+        let channel = request.channel;
+        let inbox = Notices { mailbox: Arc::downgrade(&self.mailbox), channel };
+        let outbox = Arc::clone(&self.mailbox.outbox);
+        let subscriber = Subscriber::new(outbox, Box::new(inbox), request.claims.expires_at);
+        let kept = Arc::new(Kept {
+            topic: request.topic.to_shared(),
+            subscriber,
+            postgres_changes: request.postgres_changes,
+            legacy: request.legacy,
+        });
+        let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
+        let ask = self.request(&kept, request.claims);
+        self.joining.insert(channel, kept);
+        self.realtime.tasks.spawn(async move {
+            let joined = joiner.join(ask).await;
+            if let Some(mailbox) = mailbox.upgrade() {
+                mailbox.post(Mail::Joined(channel, joined));
+            }
+        });
+    }
+
+    fn request(&self, kept: &Kept, claims: Arc<Claims>) -> Request {
+        Request {
+            subscriber: Arc::clone(&kept.subscriber),
+            format: format(self.version, kept.legacy),
+            topic: Arc::clone(&kept.topic),
+            claims,
+            parameters: Arc::clone(&kept.postgres_changes),
+            legacy: kept.legacy,
+        }
+    }
+
+    fn leave(&mut self, channel: ChannelId) {
+        // A join under way finds nobody waiting, and its membership ends with its mail.
+        self.joining.remove(&channel);
+        if let Some(Place { membership: Some(membership), .. }) = self.joined.remove(&channel) {
+            self.realtime.hub.leave(&membership);
+        }
+    }
+
+    fn refresh(&mut self, channel: ChannelId, claims: Arc<Claims>) {
+        let Some(place) = self.joined.get(&channel) else { return };
+        let Some(membership) = place.membership.clone() else { return };
+        let request = self.request(&place.request, claims);
+        let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
+        self.realtime.tasks.spawn(async move {
+            let refreshed = joiner.refresh(&membership, request).await;
+            if let Some(mailbox) = mailbox.upgrade() {
+                mailbox.post(Mail::Refreshed(channel, refreshed));
+            }
+        });
+    }
+
+    fn joined(&mut self, channel: ChannelId, joined: Joined) -> ControlFlow<CloseReason> {
+        let Some(request) = self.joining.remove(&channel) else {
+            return ControlFlow::Continue(());
+        };
+        let Joined { subscriptions, membership, asked, problem, unavailable } = joined;
+        let outcome = match unavailable {
+            Some(reason) => JoinOutcome::Error { reason },
+            None => {
+                let system = match problem {
+                    Some(problem) => vec![SystemMessage::not_subscribed(problem)],
+                    None if !asked => Vec::new(),
+                    None => vec![SystemMessage::subscribed()],
+                };
+                metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
+                let subscribed = |(id, extra)| Subscribed { id, extra };
+                let subscriptions = subscriptions.into_iter().map(subscribed).collect();
+                JoinOutcome::Ok { subscriptions, system }
+            }
+        };
+        let membership = membership.map(Arc::new);
+        self.joined.insert(channel, Place { membership: membership.clone(), request });
+        let flow = self.input(Input::Joined { channel, outcome });
+        // The reply is in the outbox: what was held may follow it.
+        if let Some(membership) = membership
+            && self.joined.contains_key(&channel)
+        {
+            self.realtime.hub.go_live(&membership);
+        }
+        flow
+    }
+
+    fn watch_expiry(&mut self) {
+        let next = self.session.next_expiry();
+        let due = next.map(|(_, at)| at);
+        if self.deadline.map(|(at, _)| at) != due {
+            if let Some((_, id)) = self.deadline.take() {
+                self.realtime.deadlines.remove(id);
+            }
+            if let Some(at) = due {
+                let receiver: Arc<dyn Expires> = Arc::clone(&self.mailbox) as _;
+                let id = self.realtime.deadlines.add(at, Arc::downgrade(&receiver), 0);
+                self.deadline = Some((at, id));
+            }
+        }
+        let mut first = self.mailbox.first.lock().unwrap_or_else(PoisonError::into_inner);
+        *first = next.map(|(channel, _)| channel);
+    }
+
+    fn decoded(
+        &mut self,
+        frame: Result<crate::session::Frame<'_>, phoenix::DecodeError>,
+    ) -> ControlFlow<CloseReason> {
+        match frame {
+            Ok(frame) => self.input(Input::Frame(frame)),
+            Err(error) => {
+                debug!(%error, "malformed frame dropped");
+                ControlFlow::Continue(())
+            }
+        }
+    }
+}
+
+impl Peer for Socket {
+    fn text(&mut self, text: &str) -> ControlFlow<CloseReason> {
+        self.decoded(phoenix::decode_text(self.version, text))
+    }
+
+    fn binary(&mut self, data: &[u8]) -> ControlFlow<CloseReason> {
+        self.decoded(phoenix::decode_binary(self.version, data))
+    }
+
+    fn woken(&mut self) -> ControlFlow<CloseReason> {
+        let mail = {
+            let mut mail = self.mailbox.mail.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *mail)
+        };
+        for mail in mail {
+            match mail {
+                Mail::Joined(channel, joined) => self.joined(channel, joined)?,
+                Mail::Refreshed(channel, Ok(())) => {
+                    let message = SystemMessage::subscribed();
+                    self.input(Input::System { channel, message })?;
+                }
+                Mail::Refreshed(channel, Err(problem)) | Mail::Notice(channel, problem) => {
+                    let message = SystemMessage::not_subscribed(problem);
+                    self.input(Input::System { channel, message })?;
+                }
+                Mail::Expired(channel) => self.input(Input::Expired { channel })?,
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        metrics::gauge!(telemetry::CONNECTIONS).decrement(1);
+        if let Some((_, id)) = self.deadline.take() {
+            self.realtime.deadlines.remove(id);
+        }
+    }
+}
+
+/// The wire format of an audience.
+fn format(version: Version, legacy: bool) -> Format {
+    match (version, legacy) {
+        (Version::V1, false) => Format { id: 1, encode: |topic, ids, _, data| {
+            text_frame(&phoenix::encode_row_change(Version::V1, topic, ids, data))
+        } },
+        (Version::V2, false) => Format { id: 2, encode: |topic, ids, _, data| {
+            text_frame(&phoenix::encode_row_change(Version::V2, topic, ids, data))
+        } },
+        (Version::V1, true) => Format { id: 3, encode: |topic, _, operation, data| {
+            legacy_frame(Version::V1, topic, operation, data)
+        } },
+        (Version::V2, true) => Format { id: 4, encode: |topic, _, operation, data| {
+            legacy_frame(Version::V2, topic, operation, data)
+        } },
+    }
+}
+
+/// Joins without a `config` get the operation as the event and the data as the payload.
+fn legacy_frame(version: Version, topic: &str, operation: Operation, data: &[u8]) -> Bytes {
+    text_frame(&phoenix::encode_push(version, None, topic, operation.as_str(), data))
+}

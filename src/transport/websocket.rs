@@ -1,0 +1,486 @@
+//! RFC 6455 over a socket that is ours alone: handshake, frames, limits, close.
+//!
+//! In:     the bytes of one peer, hostile or not; signals of its [`Outbox`].
+//! Out:    whole messages to a [`Peer`]; finished frames for outboxes; one [`CloseReason`].
+//! Never:  extensions or sub-protocols; memory for bytes that were announced but did not come; a
+//!         buffer, a timer or a second task for an idle connection.
+//! Source: rfc-editor.org/rfc/rfc6455
+
+mod decoder;
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use axum::http::{HeaderMap, Method, Version, header};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use sha1::{Digest as _, Sha1};
+
+use self::decoder::{Decoder, Incoming};
+use crate::hub::outbox::{CloseReason, Outbox};
+
+/// Bytes read at once, into one buffer a thread. Larger messages are gathered.
+const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// Reads in one turn of a connection's task; then others get theirs.
+const READS_PER_TURN: usize = 4;
+
+const TEXT: u8 = 0x1;
+const BINARY: u8 = 0x2;
+const CLOSE: u8 = 0x8;
+const PING: u8 = 0x9;
+const PONG: u8 = 0xA;
+
+/// The protocol above: takes whole messages, answers through the outbox it was made with.
+///
+/// `Break` ends the connection with that reason.
+pub trait Peer: Send {
+    /// One text message.
+    fn text(&mut self, text: &str) -> ControlFlow<CloseReason>;
+    /// One binary message.
+    fn binary(&mut self, data: &[u8]) -> ControlFlow<CloseReason>;
+    /// After one or more calls of [`Outbox::wake`].
+    fn woken(&mut self) -> ControlFlow<CloseReason>;
+}
+
+/// What one connection may cost.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes of one message, over all its fragments. More: close 1009.
+    pub message_bytes_max: usize,
+    /// How long a closing connection may take to be told so.
+    pub close_grace: Duration,
+    /// Room for the unfinished messages of all connections together.
+    pub unfinished: Arc<Room>,
+}
+
+/// Bytes that many connections share; what does not fit is refused.
+#[derive(Debug)]
+pub struct Room {
+    used: AtomicUsize,
+    max: usize,
+}
+
+impl Room {
+    /// Room for `max` bytes.
+    pub const fn new(max: usize) -> Self {
+        Self { used: AtomicUsize::new(0), max }
+    }
+
+    /// Bytes in use.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// One connection's part of a [`Room`].
+#[derive(Debug)]
+struct Share {
+    room: Arc<Room>,
+    held: usize,
+}
+
+impl Share {
+    /// Holds `bytes` from now on; `false` when that is more than the room has.
+    fn hold(&mut self, bytes: usize) -> bool {
+        if bytes == self.held {
+            return true;
+        }
+        let before = if bytes > self.held {
+            self.room.used.fetch_add(bytes - self.held, Ordering::Relaxed)
+        } else {
+            self.room.used.fetch_sub(self.held - bytes, Ordering::Relaxed)
+        };
+        let grown = bytes.saturating_sub(self.held);
+        self.held = bytes;
+        grown == 0 || before.saturating_add(grown) <= self.room.max
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.hold(0);
+    }
+}
+
+/// Why a request is no WebSocket handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HandshakeError {
+    /// An ordinary request: answer 426.
+    #[error("this path speaks WebSocket: send an upgrade request")]
+    NotAnUpgrade,
+    /// Answer 426 and name version 13.
+    #[error("only version 13 of the WebSocket protocol is spoken here")]
+    WrongVersion,
+    /// Answer 400.
+    #[error("malformed WebSocket handshake")]
+    Malformed,
+}
+
+/// Checks a handshake; gives the value of `Sec-WebSocket-Accept`.
+///
+/// # Errors
+/// What to answer instead of 101.
+pub fn accept_handshake(
+    method: &Method,
+    version: Version,
+    headers: &HeaderMap,
+) -> Result<String, HandshakeError> {
+    let lists = |name: header::HeaderName, token: &str| {
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|part| part.trim().eq_ignore_ascii_case(token))
+    };
+    if method != Method::GET
+        || version != Version::HTTP_11
+        || !lists(header::CONNECTION, "upgrade")
+        || !lists(header::UPGRADE, "websocket")
+    {
+        return Err(HandshakeError::NotAnUpgrade);
+    }
+    if one(headers, &header::SEC_WEBSOCKET_VERSION)? != "13" {
+        return Err(HandshakeError::WrongVersion);
+    }
+    let has_body = headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    let key = one(headers, &header::SEC_WEBSOCKET_KEY)?;
+    // A nonce of 16 bytes. Its content is the client's affair.
+    let nonce = BASE64_STANDARD.decode(key).map_err(|_| HandshakeError::Malformed)?;
+    if has_body || nonce.len() != 16 {
+        return Err(HandshakeError::Malformed);
+    }
+    Ok(accept_key(key))
+}
+
+fn one<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Result<&'a str, HandshakeError> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next().and_then(|value| value.to_str().ok()), values.next()) {
+        (Some(value), None) => Ok(value.trim()),
+        _ => Err(HandshakeError::Malformed),
+    }
+}
+
+/// RFC 6455, 4.2.2: proof that this key was understood.
+fn accept_key(key: &str) -> String {
+    let mut hash = Sha1::new();
+    hash.update(key);
+    hash.update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    BASE64_STANDARD.encode(hash.finalize())
+}
+
+/// A text frame, header and payload in one buffer. Server frames are unmasked, so that one can be
+/// shared by every connection that gets the same bytes.
+pub fn text_frame(payload: &[u8]) -> Bytes {
+    frame(TEXT, payload)
+}
+
+/// A binary frame; see [`text_frame`].
+pub fn binary_frame(payload: &[u8]) -> Bytes {
+    frame(BINARY, payload)
+}
+
+fn frame(opcode: u8, payload: &[u8]) -> Bytes {
+    let mut frame = Vec::with_capacity(10 + payload.len());
+    frame.push(0x80 | opcode);
+    match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
+        (Ok(length @ 0..=125), _) => frame.push(length),
+        (_, Ok(length)) => {
+            frame.push(126);
+            frame.extend_from_slice(&length.to_be_bytes());
+        }
+        (_, Err(_)) => {
+            frame.push(127);
+            let length = u64::try_from(payload.len()).expect("a length in memory fits 64 bits");
+            frame.extend_from_slice(&length.to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(payload);
+    // Exact, so that turning it into shared bytes does not move it.
+    frame.shrink_to_fit();
+    frame.into()
+}
+
+fn close_frame(code: u16, text: &str) -> Bytes {
+    if code == 1005 {
+        return frame(CLOSE, &[]);
+    }
+    let mut payload = code.to_be_bytes().to_vec();
+    // A control frame holds 125 bytes.
+    let end = text.floor_char_boundary(123);
+    payload.extend_from_slice(&text.as_bytes()[..end]);
+    frame(CLOSE, &payload)
+}
+
+/// Runs one connection to its end, and says why it ended.
+///
+/// `leftover` is what the HTTP server read past the request. The socket is shut down at the end,
+/// also when the peer panics, even while others still hold the outbox.
+pub async fn run<P: Peer>(
+    outbox: Arc<Outbox>,
+    leftover: Bytes,
+    limits: Limits,
+    peer: P,
+) -> CloseReason {
+    let end = End { outbox };
+    let grace = limits.close_grace;
+    let reason = {
+        let mut pump = Pump {
+            outbox: &end.outbox,
+            decoder: Decoder::new(limits.message_bytes_max),
+            unfinished: Share { room: limits.unfinished, held: 0 },
+            leftover,
+            draining: false,
+            peer,
+        };
+        poll_fn(|context| pump.poll(context)).await
+        // The peer goes here, and with it every subscription: nobody offers any more.
+    };
+    if let Some((code, text)) = reason.code_and_text() {
+        end.outbox.push_last(close_frame(code, text));
+        // In a box, so that only closing connections pay for it.
+        Box::pin(say_goodbye(&end.outbox, reason, grace)).await;
+    }
+    reason
+}
+
+/// Shuts the socket down, however the connection ends.
+struct End {
+    outbox: Arc<Outbox>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.outbox.shut_down();
+    }
+}
+
+/// Gives the queue and the Close frame a short time to leave, then the peer one to answer.
+async fn say_goodbye(outbox: &Outbox, reason: CloseReason, grace: Duration) {
+    let goodbye = async {
+        poll_fn(|context| outbox.poll_drain(context)).await?;
+        outbox.shut_down_writing();
+        if matches!(reason, CloseReason::Peer(_)) {
+            return Ok(());
+        }
+        // Closing with bytes unread would reset the connection, and the peer lose our last words.
+        while poll_fn(|context| with_scratch(|scratch| outbox.poll_read(context, scratch))).await?
+            > 0
+        {}
+        io::Result::Ok(())
+    };
+    // Neither a late nor a broken peer changes what follows.
+    let _ = tokio::time::timeout(grace, goodbye).await;
+}
+
+/// One connection's reading half and its protocol.
+struct Pump<'a, P> {
+    outbox: &'a Outbox,
+    decoder: Decoder,
+    unfinished: Share,
+    leftover: Bytes,
+    /// The socket was full, and this task has to write the rest.
+    draining: bool,
+    peer: P,
+}
+
+impl<P: Peer> Pump<'_, P> {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<CloseReason> {
+        match self.turn(context) {
+            ControlFlow::Continue(()) => Poll::Pending,
+            // Somebody else's reason may have come first.
+            ControlFlow::Break(reason) => Poll::Ready(self.outbox.close(reason)),
+        }
+    }
+
+    fn turn(&mut self, context: &mut Context<'_>) -> ControlFlow<CloseReason> {
+        let signals = self.outbox.poll_signals(context.waker());
+        if signals.closing() {
+            return ControlFlow::Break(CloseReason::Gone);
+        }
+        if signals.woken() {
+            self.peer.woken()?;
+        }
+        self.draining |= signals.blocked();
+        if self.draining
+            && let Poll::Ready(drained) = self.outbox.poll_drain(context)
+        {
+            if drained.is_err() {
+                return ControlFlow::Break(CloseReason::Gone);
+            }
+            self.draining = false;
+        }
+        if !self.leftover.is_empty() {
+            let mut leftover = Vec::from(std::mem::take(&mut self.leftover));
+            self.take(&mut leftover)?;
+        }
+        with_scratch(|scratch| self.read(context, scratch))
+    }
+
+    fn read(&mut self, context: &mut Context<'_>, scratch: &mut [u8]) -> ControlFlow<CloseReason> {
+        for _ in 0..READS_PER_TURN {
+            match self.outbox.poll_read(context, scratch) {
+                Poll::Pending => return ControlFlow::Continue(()),
+                Poll::Ready(Ok(0) | Err(_)) => return ControlFlow::Break(CloseReason::Gone),
+                Poll::Ready(Ok(count)) => self.take(&mut scratch[..count])?,
+            }
+        }
+        Waker::wake_by_ref(context.waker());
+        ControlFlow::Continue(())
+    }
+
+    /// Handles every message that `input` completes.
+    fn take(&mut self, input: &mut [u8]) -> ControlFlow<CloseReason> {
+        let mut at = 0;
+        while at < input.len() {
+            let (used, incoming) = match self.decoder.next(&mut input[at..]) {
+                Ok(step) => step,
+                Err(reason) => return ControlFlow::Break(reason),
+            };
+            at += used;
+            match incoming {
+                None | Some(Incoming::Pong) => {}
+                Some(Incoming::Text(text)) => self.peer.text(text)?,
+                Some(Incoming::Binary(data)) => self.peer.binary(data)?,
+                Some(Incoming::Ping(payload)) => {
+                    if let Err(reason) = self.outbox.send(frame(PONG, payload)) {
+                        return ControlFlow::Break(reason);
+                    }
+                }
+                Some(Incoming::Close(code)) => return ControlFlow::Break(CloseReason::Peer(code)),
+            }
+        }
+        self.decoder.rest();
+        if self.unfinished.hold(self.decoder.held_bytes()) {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(CloseReason::Crowded)
+        }
+    }
+}
+
+/// Lends this thread's read buffer.
+fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local! {
+        static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    }
+    let mut scratch = SCRATCH.take();
+    scratch.resize(SCRATCH_BYTES, 0);
+    let result = use_it(&mut scratch);
+    SCRATCH.set(scratch);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn the_accept_key_of_the_rfc() {
+        assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    fn handshake(changes: &[(&'static str, Option<&'static str>)]) -> Result<(), HandshakeError> {
+        let mut headers = HeaderMap::new();
+        let usual = [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "WebSocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        for (name, value) in usual {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        for (name, value) in changes {
+            match value {
+                Some(value) => headers.insert(*name, HeaderValue::from_static(value)),
+                None => headers.remove(*name),
+            };
+        }
+        accept_handshake(&Method::GET, Version::HTTP_11, &headers).map(drop)
+    }
+
+    #[test]
+    fn only_a_proper_handshake_is_accepted() {
+        assert_eq!(handshake(&[]), Ok(()));
+        assert_eq!(handshake(&[("connection", None)]), Err(HandshakeError::NotAnUpgrade));
+        assert_eq!(handshake(&[("upgrade", Some("h2c"))]), Err(HandshakeError::NotAnUpgrade));
+        let version = "sec-websocket-version";
+        assert_eq!(handshake(&[(version, Some("8"))]), Err(HandshakeError::WrongVersion));
+        assert_eq!(handshake(&[(version, None)]), Err(HandshakeError::Malformed));
+        let key = "sec-websocket-key";
+        assert_eq!(handshake(&[(key, None)]), Err(HandshakeError::Malformed));
+        assert_eq!(handshake(&[(key, Some("c2hvcnQ="))]), Err(HandshakeError::Malformed));
+        assert_eq!(handshake(&[(key, Some("not base64!"))]), Err(HandshakeError::Malformed));
+        assert_eq!(handshake(&[("content-length", Some("5"))]), Err(HandshakeError::Malformed));
+        assert_eq!(handshake(&[("content-length", Some("0"))]), Ok(()));
+    }
+
+    #[test]
+    fn a_frame_uses_the_shortest_length() {
+        let head = |length: usize| text_frame(&vec![b'x'; length])[..4.min(2 + length)].to_vec();
+        assert_eq!(head(0), [0x81, 0]);
+        assert_eq!(head(125)[..2], [0x81, 125]);
+        assert_eq!(head(126), [0x81, 126, 0, 126]);
+        assert_eq!(head(65_535), [0x81, 126, 0xFF, 0xFF]);
+        assert_eq!(text_frame(&vec![0; 65_536])[..10], [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
+        assert_eq!(text_frame(&vec![0; 65_536]).len(), 65_546);
+        assert_eq!(binary_frame(&[7])[..], [0x82, 1, 7]);
+    }
+
+    #[test]
+    fn a_close_frame_is_cut_to_a_control_frame() {
+        assert_eq!(close_frame(1005, "")[..], [0x88, 0]);
+        assert_eq!(close_frame(1000, "idle")[..], *b"\x88\x06\x03\xe8idle");
+        assert_eq!(close_frame(1000, &"é".repeat(100)).len(), 2 + 2 + 122);
+    }
+
+    /// What an idle connection costs is mostly this: a task holds nothing else.
+    #[tokio::test]
+    async fn the_future_of_a_connection_is_small() {
+        struct Nobody;
+        impl Peer for Nobody {
+            fn text(&mut self, _: &str) -> ControlFlow<CloseReason> {
+                ControlFlow::Continue(())
+            }
+            fn binary(&mut self, _: &[u8]) -> ControlFlow<CloseReason> {
+                ControlFlow::Continue(())
+            }
+            fn woken(&mut self) -> ControlFlow<CloseReason> {
+                ControlFlow::Continue(())
+            }
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let outbox = Arc::new(Outbox::new(stream, 1000));
+        let unfinished = Arc::new(Room::new(1000));
+        let limits = Limits { message_bytes_max: 1000, close_grace: Duration::ZERO, unfinished };
+        let future = run(outbox, Bytes::new(), limits, Nobody);
+        let (future, outbox) = (size_of_val(&future), size_of::<Outbox>());
+        assert!(future <= 448, "the future takes {future} bytes");
+        assert!(outbox <= 256, "the outbox takes {outbox} bytes");
+    }
+
+    #[test]
+    fn a_share_returns_what_it_held() {
+        let room = Arc::new(Room::new(100));
+        let mut share = Share { room: Arc::clone(&room), held: 0 };
+        assert!(share.hold(100));
+        let mut second = Share { room: Arc::clone(&room), held: 0 };
+        assert!(!second.hold(1));
+        assert!(share.hold(10));
+        drop((share, second));
+        assert_eq!(room.used(), 0);
+    }
+}

@@ -1,0 +1,387 @@
+//! The write-ahead log as a stream of batches, through one logical replication slot.
+//!
+//! In:     a [`Login`] that may replicate, the slot and its publications, where to resume.
+//! Out:    [`WalStream`]: batches of messages in commit order, or the [`Error`] that says what the
+//!         caller does next.
+//! Never:  hidden reconnects; a confirmed position that the caller has not published; a lost slot
+//!         replaced silently.
+//! Source: postgresql.org/docs/17/protocol-replication.html
+
+mod connection;
+pub mod pgoutput;
+mod reader;
+mod slot;
+mod standby;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+use self::connection::{Connection, QueryError};
+use self::pgoutput::{DecodeError, Message};
+use self::reader::Reader;
+use self::standby::Standby;
+use crate::config::Replication;
+use crate::db::Login;
+use crate::lsn::Lsn;
+
+pub use self::connection::ServerError;
+pub use self::slot::{Identity, Slot, drop_slot, inspect};
+
+/// How long [`WalStream::close`] may take: a status update and a goodbye, one round trip.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why there is no stream, or no more of it. Each variant is one thing the caller does next.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Open again, with backoff; the slot keeps our place.
+    #[error("the replication connection is lost")]
+    Disconnected(#[source] io::Error),
+    /// Wait for the other reader to end, then open again and take over.
+    #[error("slot {slot} is being read by another connection{}", .pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    SlotBusy {
+        /// Its name.
+        slot: String,
+        /// The server process that reads it, if it still does.
+        pid: Option<i32>,
+    },
+    /// Changes are gone for good: declare a gap to every subscriber, drop the slot, open again.
+    #[error("slot {slot} is lost: {reason}")]
+    SlotLost {
+        /// Its name.
+        slot: String,
+        /// What happened to it.
+        reason: String,
+    },
+    /// Create the publication as its owner, then open again. Do not try faster than once a second.
+    #[error("publication {publication} does not exist")]
+    PublicationMissing {
+        /// Its name.
+        publication: String,
+    },
+    /// One row is too large for the server to write as text. Open again with [`Format::Binary`],
+    /// publish that stretch without its values, and come back with [`Format::Text`].
+    #[error("a row is too large for the server to send as text")]
+    RowTooLarge(#[source] ServerError),
+    /// A person must act; the sentence says how.
+    #[error("{problem}")]
+    Refused {
+        /// What is wrong and what to do.
+        problem: String,
+        /// What the server said, when it was the server.
+        source: Option<Box<ServerError>>,
+    },
+    /// A bug here or an unknown kind of server: stop, never retry.
+    #[error("the server sent what is not the replication protocol")]
+    Malformed(#[from] DecodeError),
+}
+
+/// How the server writes values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// As text: what everything else here expects.
+    #[default]
+    Text,
+    /// In each type's own binary format: the way past a row that does not fit into text.
+    Binary,
+}
+
+/// Where the stream is. Positions only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Furthest position received.
+    pub received: Lsn,
+    /// Furthest position that the server said it had read its log to.
+    pub head: Lsn,
+    /// What was last confirmed to the slot: the server may remove log before it.
+    pub flushed: Lsn,
+}
+
+/// The stream's positions, for whoever watches: reading them costs three loads.
+#[derive(Debug, Clone)]
+pub struct Progress(Arc<Positions>);
+
+#[derive(Debug, Default)]
+struct Positions {
+    received: AtomicU64,
+    head: AtomicU64,
+    flushed: AtomicU64,
+    /// End of the last commit the caller has published.
+    published: AtomicU64,
+}
+
+impl Progress {
+    /// Where the stream is now.
+    pub fn position(&self) -> Position {
+        let load = |position: &AtomicU64| Lsn::new(position.load(Ordering::Relaxed));
+        Position {
+            received: load(&self.0.received),
+            head: load(&self.0.head),
+            flushed: load(&self.0.flushed),
+        }
+    }
+}
+
+/// One or more whole protocol messages, contiguous in memory.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    bytes: Bytes,
+}
+
+impl Batch {
+    /// The logical replication messages in order; keepalives between them are left out. An error
+    /// ends them.
+    pub fn messages(&self) -> Messages<'_> {
+        Messages { rest: &self.bytes }
+    }
+
+    /// The part as bytes that share this batch's memory. `part` must lie within the batch; one
+    /// from elsewhere is copied.
+    pub fn slice(&self, part: &[u8]) -> Bytes {
+        let start = part.as_ptr().addr().checked_sub(self.bytes.as_ptr().addr());
+        let range = start.and_then(|start| Some(start..start.checked_add(part.len())?));
+        match range {
+            Some(range) if range.end <= self.bytes.len() => self.bytes.slice(range),
+            Some(_) | None => Bytes::copy_from_slice(part),
+        }
+    }
+
+    /// The whole batch; every value of its messages lies within.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// Size in memory, headers included.
+    pub fn bytes_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
+/// Walks the messages of a [`Batch`].
+#[derive(Debug, Clone)]
+pub struct Messages<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Messages<'a> {
+    /// The payload of the next `XLogData`: one `CopyData` frame less its headers.
+    fn payload(&mut self) -> Result<Option<&'a [u8]>, DecodeError> {
+        while !self.rest.is_empty() {
+            // Tag `d`, length of length and body, kind; for XLogData three 64-bit numbers more.
+            let (head, rest) = self.rest.split_first_chunk::<6>().ok_or(DecodeError::Short)?;
+            let [_tag, a, b, c, d, kind] = *head;
+            let length = usize::try_from(u32::from_be_bytes([a, b, c, d]))
+                .ok()
+                .and_then(|length| length.checked_sub(5))
+                .ok_or(DecodeError::Length)?;
+            let (body, rest) = rest.split_at_checked(length).ok_or(DecodeError::Short)?;
+            self.rest = rest;
+            if kind == b'w' {
+                return body.get(24..).ok_or(DecodeError::Short).map(Some);
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Result<Message<'a>, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let message = self.payload().transpose()?.and_then(pgoutput::decode);
+        if message.is_err() {
+            self.rest = &[];
+        }
+        Some(message)
+    }
+}
+
+/// The slot's changes, read ahead by a task of its own. Dropping it ends the task.
+#[derive(Debug)]
+pub struct WalStream {
+    identity: Identity,
+    batches: mpsc::Receiver<Result<Batch, Error>>,
+    positions: Arc<Positions>,
+    closing: CancellationToken,
+    reader: AbortOnDropHandle<()>,
+}
+
+impl WalStream {
+    /// Connects, checks everything that could lose changes later, creates the slot when it is
+    /// missing, and starts to read at `resume`: the end of the last commit published, or
+    /// [`Lsn::ZERO`] for wherever the slot is. [`Identity::start`] tells what came of it.
+    ///
+    /// # Errors
+    /// Each variant says what to do.
+    pub async fn open(login: &Login, settings: &Replication, resume: Lsn) -> Result<Self, Error> {
+        Self::open_as(login, settings, resume, Format::Text).await
+    }
+
+    /// As [`WalStream::open`], with values in the given format.
+    ///
+    /// # Errors
+    /// Each variant says what to do.
+    pub async fn open_as(
+        login: &Login,
+        settings: &Replication,
+        resume: Lsn,
+        format: Format,
+    ) -> Result<Self, Error> {
+        let mut connection = Connection::open(login, settings.sender_timeout()).await?;
+        let mut identity = slot::identify(&mut connection).await?;
+        // Publication first, slot second: see `slot::check_publications`.
+        slot::check_publications(&mut connection, &settings.publications).await?;
+        let mut found = slot::find(&mut connection, &settings.slot).await?;
+        if found.is_none() {
+            slot::create(&mut connection, login, settings, identity.server_version).await?;
+            identity.created_slot = true;
+            found = slot::find(&mut connection, &settings.slot).await?;
+        }
+        let found = found.ok_or_else(|| Error::SlotLost {
+            slot: settings.slot.clone(),
+            reason: "it was dropped as soon as it was created".into(),
+        })?;
+        slot::check(&found, login.dbname())?;
+        let confirmed = found.confirmed_flush_lsn.unwrap_or(Lsn::ZERO);
+        identity.start = start_position(resume, confirmed, identity.head);
+
+        let command =
+            slot::start_command(settings, identity.start, matches!(format, Format::Binary));
+        match connection.start(&command).await {
+            Ok(()) => {}
+            Err(QueryError::Server(error)) => {
+                return Err(slot::stream_error(&mut connection, settings, error).await);
+            }
+            Err(QueryError::Connection(error)) => return Err(error),
+        }
+        info!(
+            slot = %settings.slot, start = %identity.start, head = %identity.head,
+            retained_bytes = found.retained_bytes, "slot attached"
+        );
+        let standby = Standby::new(
+            confirmed,
+            identity.start,
+            Duration::from_millis(settings.replay_window_ms),
+            settings.replay_window_bytes,
+            Instant::now(),
+        );
+        let positions = Arc::new(Positions::default());
+        positions.head.store(identity.head.get(), Ordering::Relaxed);
+        let (sender, batches) = mpsc::channel(settings.batches_ahead.max(1));
+        let closing = CancellationToken::new();
+        let reader = Reader::new(connection, settings, standby, Arc::clone(&positions));
+        let reader = tokio::spawn(reader.run(sender, closing.clone()));
+        let reader = AbortOnDropHandle::new(reader);
+        Ok(Self { identity, batches, positions, closing, reader })
+    }
+
+    /// Which server and history this is, and where the stream started.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The next batch, as soon as there is one. Safe to cancel: nothing is lost.
+    ///
+    /// # Errors
+    /// What ended the stream; nothing after the last batch was received.
+    pub async fn next_batch(&mut self) -> Result<Batch, Error> {
+        match self.batches.recv().await {
+            Some(batch) => batch,
+            None => Err(Error::Disconnected(io::ErrorKind::NotConnected.into())),
+        }
+    }
+
+    /// Everything up to the end of this commit ([`pgoutput::Commit::end_lsn`]) is published. The
+    /// slot follows after the replay window. Never blocks; positions that go back are ignored.
+    pub fn acknowledge(&self, published: Lsn) {
+        self.positions.published.fetch_max(published.get(), Ordering::Relaxed);
+    }
+
+    /// Where the stream is now.
+    pub fn position(&self) -> Position {
+        self.progress().position()
+    }
+
+    /// A handle on the positions that outlives the stream.
+    pub fn progress(&self) -> Progress {
+        Progress(Arc::clone(&self.positions))
+    }
+
+    /// Tells the server what was acknowledged and frees the slot, in bounded time.
+    pub async fn close(self) {
+        self.closing.cancel();
+        drop(self.batches);
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.reader).await.is_err() {
+            warn!("the server did not take our goodbye in time");
+        }
+    }
+}
+
+/// A position that the slot has passed cannot be had; one that the log has not reached is of
+/// another history, and the server would stay silent until it is reached.
+fn start_position(resume: Lsn, confirmed: Lsn, head: Lsn) -> Lsn {
+    if resume > head {
+        warn!(%resume, %head, "the server's log ends before the position to resume at");
+        return confirmed;
+    }
+    resume.max(confirmed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, header: usize, payload: &[u8]) -> Vec<u8> {
+        let body = [&[kind][..], &vec![0; header], payload].concat();
+        let length = u32::try_from(body.len() + 4).unwrap();
+        [&b"d"[..], &length.to_be_bytes(), &body].concat()
+    }
+
+    #[test]
+    fn keepalives_in_a_batch_are_passed_over() {
+        let origin = b"O\0\0\0\0\0\0\0\x07there\0";
+        let bytes = [frame(b'k', 17, b""), frame(b'w', 24, origin), frame(b'k', 17, b"")].concat();
+        let batch = Batch { bytes: bytes.into() };
+        let messages: Vec<_> = batch.messages().map(Result::unwrap).collect();
+        assert!(matches!(&messages[..], [Message::Origin(origin)] if origin.name == "there"));
+    }
+
+    #[test]
+    fn a_cut_batch_ends_in_an_error() {
+        let whole = frame(b'w', 24, b"O\0\0\0\0\0\0\0\x07there\0");
+        for length in 1..whole.len() {
+            let batch = Batch { bytes: Bytes::copy_from_slice(&whole[..length]) };
+            let messages: Vec<_> = batch.messages().collect();
+            assert!(matches!(messages[..], [Err(_)]), "{length}: {messages:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_shares_the_memory_of_its_batch() {
+        let batch = Batch { bytes: Bytes::from(vec![1, 2, 3, 4]) };
+        let part = batch.slice(&batch.bytes()[1..3]);
+        assert_eq!(part.as_ptr(), batch.bytes()[1..].as_ptr());
+        assert_eq!(&batch.slice(b"foreign")[..], b"foreign");
+    }
+
+    #[test]
+    fn a_stream_never_starts_where_the_server_would_stay_silent() {
+        let at = Lsn::new;
+        assert_eq!(start_position(Lsn::ZERO, at(10), at(20)), at(10));
+        assert_eq!(start_position(at(15), at(10), at(20)), at(15));
+        assert_eq!(start_position(at(5), at(10), at(20)), at(10));
+        assert_eq!(start_position(at(25), at(10), at(20)), at(10));
+    }
+}

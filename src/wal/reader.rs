@@ -1,0 +1,453 @@
+//! The task that owns a started stream: socket → batches, and status updates on time.
+//!
+//! In:     a connection in streaming mode; what the caller has published.
+//! Out:    batches of whole messages, handed over a few at a time, or the error that ends them.
+//! Never:  a wake-up per message; reading on when the caller is behind; silence towards the server
+//!         because the caller is behind.
+//!
+//! The server sends each message with a system call of its own. A reader that wakes for each makes
+//! both sides switch contexts, and halves what either can do. So while there is traffic this one
+//! lets the socket fill for a moment; when there is none it hands over at once.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::connection::{Connection, ServerError, frame_header, lost, unexpected};
+use super::pgoutput::{DecodeError, Input};
+use super::slot::stream_error;
+use super::standby::{Answer, Standby};
+use super::{Batch, Error, Positions};
+use crate::config::Replication;
+use crate::lsn::Lsn;
+
+/// How long a batch waits for company. Longer adds to the latency of busy moments and gains
+/// nothing (the socket's buffer is full by then); shorter wakes too often.
+const LINGER: Duration = Duration::from_millis(1);
+
+/// A batch that starts this soon after the last one means traffic.
+const BUSY: Duration = Duration::from_millis(2);
+
+/// Batches up to this size are copied out of the read buffer, so that one small change kept by
+/// somebody does not keep a quarter megabyte with it.
+const COPIED_BYTES_MAX: usize = 16 * 1024;
+
+/// Room that must be left for a read to be worth its system call.
+const READ_BYTES_MIN: usize = 16 * 1024;
+
+/// Postgres builds no message larger than 1 GiB; the headers come on top.
+const FRAME_BYTES_MAX: usize = (1 << 30) + 64;
+
+/// Between looks at what the caller has published.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How long the server may take to say why it broke the stream off.
+const POST_MORTEM_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(super) struct Reader {
+    connection: Connection,
+    settings: Replication,
+    standby: Standby,
+    positions: Arc<Positions>,
+    /// Bytes of whole `CopyData` messages at the start of the connection's input.
+    scanned: usize,
+    /// Whether one of them is more than a keepalive, and since when.
+    waiting_since: Option<Instant>,
+    /// What follows the scanned ones.
+    next: Next,
+    /// Bytes still missing of the message that is being read, as far as it is known.
+    missing: usize,
+    handed_over: Instant,
+    /// When the server was last heard.
+    heard: Instant,
+    status_sent: Instant,
+    /// What the server waits for.
+    answer: Answer,
+}
+
+/// What follows the messages of the stream that were scanned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// More of them, as far as we know.
+    Stream,
+    /// A message beside the stream.
+    Control,
+    /// Nothing: the server closed the connection.
+    End,
+}
+
+/// Whether a batch is to be handed over.
+enum Due {
+    /// Read on.
+    No,
+    /// At the latest then; until then nobody needs to look at the socket.
+    At(Instant),
+    /// At the latest then, but sooner when the transaction is complete.
+    ReadUntil(Instant),
+    /// Now.
+    Now,
+}
+
+impl Reader {
+    pub(super) fn new(
+        connection: Connection,
+        settings: &Replication,
+        standby: Standby,
+        positions: Arc<Positions>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            connection,
+            settings: settings.clone(),
+            standby,
+            positions,
+            scanned: 0,
+            waiting_since: None,
+            next: Next::Stream,
+            missing: 0,
+            handed_over: now.checked_sub(BUSY).unwrap_or(now),
+            heard: now,
+            status_sent: now,
+            answer: Answer::None,
+        }
+    }
+
+    /// Reads until the stream ends or is to be closed. An error is the last thing handed over.
+    pub(super) async fn run(
+        mut self,
+        batches: mpsc::Sender<Result<Batch, Error>>,
+        closing: CancellationToken,
+    ) {
+        if let Err(error) = self.stream(&batches, &closing).await {
+            // The slot is free for the next connection before the caller hears of it.
+            drop(self.connection);
+            batches.send(Err(error)).await.ok();
+        }
+    }
+
+    async fn stream(
+        &mut self,
+        batches: &mpsc::Sender<Result<Batch, Error>>,
+        closing: &CancellationToken,
+    ) -> Result<(), Error> {
+        let mut ticks = interval(self.status_interval().min(TICK));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut stalled = false;
+        self.scan()?; // What came with the answer to the start command.
+        loop {
+            if self.next != Next::Stream && self.scanned == 0 {
+                self.control_message().await?;
+                continue;
+            }
+            match std::mem::replace(&mut self.answer, Answer::None) {
+                Answer::None => {}
+                Answer::Status => self.send_status(None, false).await?,
+                Answer::Leave => {
+                    self.say_goodbye().await?;
+                    return Err(lost(io::Error::other("the server is shutting down")));
+                }
+            }
+            match self.due(Instant::now()) {
+                Due::Now => tokio::select! {
+                    permit = batches.reserve() => {
+                        let Ok(permit) = permit else { return Ok(()) };
+                        permit.send(Ok(self.take_batch()));
+                        if std::mem::take(&mut stalled) {
+                            self.heard = Instant::now();
+                        }
+                        self.scan()?;
+                    }
+                    _ = ticks.tick() => {
+                        stalled = true;
+                        self.tick(stalled).await?;
+                    }
+                    () = closing.cancelled() => return self.say_goodbye().await,
+                },
+                Due::At(deadline) => {
+                    tokio::time::sleep_until(deadline.into()).await;
+                    self.read_available().await?;
+                }
+                Due::ReadUntil(deadline) => {
+                    let reading = tokio::time::timeout_at(deadline.into(), self.read()).await;
+                    reading.unwrap_or(Ok(()))?;
+                }
+                Due::No => tokio::select! {
+                    read = self.read() => read?,
+                    _ = ticks.tick() => self.tick(stalled).await?,
+                    () = closing.cancelled() => return self.say_goodbye().await,
+                },
+            }
+        }
+    }
+
+    fn status_interval(&self) -> Duration {
+        (self.settings.sender_timeout() / 3).min(Duration::from_secs(10))
+    }
+
+    fn due(&self, now: Instant) -> Due {
+        let Some(since) = self.waiting_since else { return Due::No };
+        let deadline = since + LINGER;
+        if self.next != Next::Stream || self.scanned >= self.settings.batch_bytes || now >= deadline
+        {
+            return Due::Now;
+        }
+        if since.saturating_duration_since(self.handed_over) < BUSY {
+            return Due::At(deadline);
+        }
+        if self.standby.in_transaction() { Due::ReadUntil(deadline) } else { Due::Now }
+    }
+
+    /// Waits for bytes and takes what there is. Safe to cancel.
+    async fn read(&mut self) -> Result<(), Error> {
+        self.make_room();
+        let read = self.connection.socket.read_buf(&mut self.connection.input).await;
+        self.have_read(read.map_err(lost)?)
+    }
+
+    /// Takes what has arrived, without waiting, up to a full batch.
+    async fn read_available(&mut self) -> Result<(), Error> {
+        while self.next == Next::Stream && self.scanned < self.settings.batch_bytes {
+            self.make_room();
+            let Connection { socket, input, .. } = &mut self.connection;
+            // A read that is not ready leaves no waker behind: whoever waits next registers again.
+            let mut reading = std::pin::pin!(socket.read_buf(input));
+            let read = poll_fn(|context| match reading.as_mut().poll(context) {
+                Poll::Ready(read) => Poll::Ready(Some(read)),
+                Poll::Pending => Poll::Ready(None),
+            });
+            let Some(read) = read.await else { return Ok(()) };
+            self.have_read(read.map_err(lost)?)?;
+        }
+        Ok(())
+    }
+
+    fn have_read(&mut self, bytes: usize) -> Result<(), Error> {
+        if bytes == 0 {
+            self.next = Next::End;
+            return Ok(());
+        }
+        self.heard = Instant::now();
+        self.missing = self.missing.saturating_sub(bytes);
+        if self.missing == 0 { self.scan() } else { Ok(()) }
+    }
+
+    /// One large message gets exactly its room, in one piece; otherwise a batch's worth.
+    fn make_room(&mut self) {
+        let input = &mut self.connection.input;
+        let spare = input.capacity() - input.len();
+        if self.missing > spare {
+            input.reserve(self.missing.max(READ_BYTES_MIN));
+        } else if spare < READ_BYTES_MIN && self.missing == 0 {
+            input.reserve(self.settings.batch_bytes.max(READ_BYTES_MIN));
+        }
+    }
+
+    /// Finds the whole messages that have arrived, and notes what they say of our position.
+    fn scan(&mut self) -> Result<(), Error> {
+        loop {
+            let rest = &self.connection.input[self.scanned..];
+            let Some((tag, length)) = frame_header(rest)? else { break };
+            if length > FRAME_BYTES_MAX {
+                return Err(Error::Malformed(DecodeError::Length));
+            }
+            let Some(message) = rest.get(5..=length) else {
+                self.missing = length + 1 - rest.len();
+                break;
+            };
+            if tag != b'd' {
+                self.next = Next::Control;
+                break;
+            }
+            if copy_data(&mut self.standby, message, &mut self.answer)? {
+                self.waiting_since.get_or_insert_with(Instant::now);
+            }
+            self.scanned += length + 1;
+        }
+        if self.waiting_since.is_none() {
+            self.connection.input.advance(self.scanned);
+            self.scanned = 0;
+        }
+        let received = self.standby.received().get();
+        self.positions.received.store(received, Ordering::Relaxed);
+        self.positions.head.fetch_max(received, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn take_batch(&mut self) -> Batch {
+        let (input, length) = (&mut self.connection.input, self.scanned);
+        let bytes = if length <= COPIED_BYTES_MAX {
+            let bytes = Bytes::copy_from_slice(&input[..length]);
+            input.advance(length);
+            bytes
+        } else {
+            let bytes = input.split_to(length).freeze();
+            if length > 4 * self.settings.batch_bytes {
+                // Or the rest would keep the memory of a large row as long as the stream lasts.
+                *input = BytesMut::from(&input[..]);
+            }
+            bytes
+        };
+        (self.scanned, self.waiting_since) = (0, None);
+        self.handed_over = Instant::now();
+        Batch { bytes }
+    }
+
+    /// What the server sends beside the stream: notices, and why and that it ends.
+    async fn control_message(&mut self) -> Result<(), Error> {
+        let input = &mut self.connection.input;
+        let whole = frame_header(input)?.filter(|(_, length)| input.len() > *length);
+        let Some((tag, length)) = whole else {
+            return Err(lost(io::ErrorKind::UnexpectedEof.into()));
+        };
+        let message = input.split_to(length + 1);
+        match tag {
+            b'N' | b'S' => {
+                self.next = Next::Stream;
+                self.scan()
+            }
+            b'E' => {
+                let error = ServerError::parse(&message[5..])?;
+                debug!(%error, "the server broke the stream off");
+                let connection = &mut self.connection;
+                let settings = &self.settings;
+                let post_mortem = async move {
+                    // The rest of the stream; the connection can then be asked what happened.
+                    if !error.code.starts_with("57P") {
+                        connection.answer().await.ok();
+                    }
+                    stream_error(connection, settings, error).await
+                };
+                Err(tokio::time::timeout(POST_MORTEM_TIMEOUT, post_mortem)
+                    .await
+                    .unwrap_or_else(|_elapsed| lost(io::ErrorKind::TimedOut.into())))
+            }
+            b'c' | b'C' | b'Z' => Err(lost(io::Error::other("the server ended the stream"))),
+            tag => Err(unexpected(tag)),
+        }
+    }
+
+    /// Moves the slot, keeps the server assured that we live, and checks that it does.
+    async fn tick(&mut self, stalled: bool) -> Result<(), Error> {
+        let timeout = self.settings.sender_timeout();
+        let silence = self.heard.elapsed();
+        if !stalled && silence >= timeout {
+            self.read_available().await?;
+            if self.heard.elapsed() >= timeout && self.next == Next::Stream {
+                return Err(lost(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("the server was silent for {} ms", silence.as_millis()),
+                )));
+            }
+        }
+        self.advance().await?;
+        if self.status_sent.elapsed() >= self.status_interval() {
+            // The server speaks up by itself only when it does not hear from us.
+            let ask = !stalled && self.heard.elapsed() >= self.status_interval();
+            self.send_status(None, ask).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the slot how far it may move: the position once, then zero again (see `standby`).
+    async fn advance(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        let published = Lsn::new(self.positions.published.load(Ordering::Relaxed));
+        self.standby.publish(published, now);
+        if let Some(flush) = self.standby.advance(now) {
+            self.send_status(Some(flush), false).await?;
+            self.send_status(None, false).await?;
+        }
+        let flushed = self.standby.flushed().get();
+        self.positions.flushed.store(flushed, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn send_status(&mut self, flush: Option<Lsn>, ask: bool) -> Result<(), Error> {
+        let mut message = BytesMut::new();
+        frontend::CopyData::new(self.standby.status(flush, ask)).map_err(lost)?.write(&mut message);
+        self.send(&message).await?;
+        self.status_sent = Instant::now();
+        Ok(())
+    }
+
+    /// A few bytes; a socket that does not take them is dead.
+    async fn send(&mut self, message: &[u8]) -> Result<(), Error> {
+        let socket = &mut self.connection.socket;
+        let sending = async {
+            socket.write_all(message).await?;
+            socket.flush().await
+        };
+        match tokio::time::timeout(self.settings.sender_timeout(), sending).await {
+            Ok(sent) => sent.map_err(lost),
+            Err(_elapsed) => Err(lost(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// The last status, the end of the stream, and the end of the connection; then whatever the
+    /// server still sends until it closes.
+    async fn say_goodbye(&mut self) -> Result<(), Error> {
+        self.advance().await?;
+        let mut message = BytesMut::new();
+        frontend::copy_done(&mut message);
+        frontend::terminate(&mut message);
+        self.send(&message).await?;
+        let mut discarded = vec![0; 64 * 1024];
+        let discarding = poll_fn(|context| {
+            loop {
+                let mut buffer = ReadBuf::new(&mut discarded);
+                let socket = Pin::new(&mut self.connection.socket);
+                match socket.poll_read(context, &mut buffer) {
+                    Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                    Poll::Ready(_end) => return Poll::Ready(()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        });
+        tokio::time::timeout(super::CLOSE_TIMEOUT, discarding).await.ok();
+        Ok(())
+    }
+}
+
+/// Notes what one `CopyData` message says of our position. True when it carries a message.
+fn copy_data(
+    standby: &mut Standby,
+    message: &[u8],
+    answer: &mut Answer,
+) -> Result<bool, DecodeError> {
+    let mut input = Input(message);
+    match input.u8()? {
+        b'w' => {
+            standby.receive(input.lsn()?);
+            input.take(16)?; // the same position again, and the server's clock
+            match input.u8()? {
+                b'B' => standby.begin(),
+                b'C' => {
+                    input.take(9)?; // flags and the record's start
+                    standby.commit(input.lsn()?);
+                }
+                _row_or_other => {}
+            }
+            Ok(true)
+        }
+        b'k' => {
+            let head = input.lsn()?;
+            input.take(8)?; // the server's clock
+            let reply_requested = input.u8()? != 0;
+            *answer = standby.keepalive(head, reply_requested, Instant::now()).max(*answer);
+            Ok(false)
+        }
+        tag => Err(DecodeError::Tag { what: "stream", tag }),
+    }
+}

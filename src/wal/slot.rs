@@ -1,0 +1,519 @@
+//! The replication slot: make it, look at it, refuse what would lose changes, drop it.
+//!
+//! In:     a replication connection, and the settings' slot and publications.
+//! Out:    [`Slot`] and [`Identity`], or the [`Error`] that names what a person must do.
+//! Never:  a slot made before its publication; a lost slot replaced without the caller's word.
+//! Source: postgresql.org/docs/17/view-pg-replication-slots.html, …/protocol-replication.html
+
+use std::time::Duration;
+
+use postgres_protocol::escape::escape_literal;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::Error;
+use super::connection::{Connection, POOLER, QueryError, Row, ServerError, refused};
+use crate::config::Replication;
+use crate::db::Login;
+use crate::lsn::Lsn;
+
+/// The plugin that turns the log into messages: part of every server.
+const PLUGIN: &str = "pgoutput";
+
+/// How often a slot that cannot be made yet says what it waits for.
+const WAITING_REPORT: Duration = Duration::from_secs(2);
+
+/// Which server and which history this is. Positions of another history mean nothing here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Unique to the cluster since `initdb`.
+    pub system_id: String,
+    /// Grows with each promotion of a standby or recovery to a point in time.
+    pub timeline: u32,
+    /// `server_version_num`, such as 150018.
+    pub server_version: u32,
+    /// End of the log when we connected.
+    pub head: Lsn,
+    /// Where the stream starts: transactions committed before are not sent. Later than the
+    /// position asked for when the slot had moved past it (a gap); earlier when this server's log
+    /// does not reach that far (another history, such as an older backup).
+    pub start: Lsn,
+    /// The slot did not exist and starts here: earlier changes are not to be had.
+    pub created_slot: bool,
+}
+
+/// A slot as `pg_replication_slots` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Name.
+    pub name: String,
+    /// Output plugin; none for a physical slot.
+    pub plugin: Option<String>,
+    /// Database it decodes.
+    pub database: Option<String>,
+    /// Whose connection reads it.
+    pub active_pid: Option<i32>,
+    /// Gone with its connection.
+    pub temporary: bool,
+    /// Sends prepared transactions before they commit.
+    pub two_phase: bool,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Oldest log it keeps.
+    pub restart_lsn: Option<Lsn>,
+    /// What it was last told.
+    pub confirmed_flush_lsn: Option<Lsn>,
+    /// Log it keeps, in bytes.
+    pub retained_bytes: Option<u64>,
+    /// Log that may still be written before it is lost; none where the server sets no limit.
+    pub safe_wal_bytes: Option<i64>,
+}
+
+/// Reads what server this is, and refuses one that cannot decode its log.
+pub(super) async fn identify(connection: &mut Connection) -> Result<Identity, Error> {
+    let rows = connection.query("IDENTIFY_SYSTEM").await.map_err(|error| match error {
+        QueryError::Server(error) if error.code == "42601" => {
+            Error::Refused { problem: POOLER.to_owned(), source: Some(Box::new(error)) }
+        }
+        QueryError::Server(_) | QueryError::Connection(_) => error.into(),
+    })?;
+    let mut system = Fields::of_one(rows)?;
+    let settings = connection
+        .query(
+            "select pg_catalog.current_setting('server_version_num'), \
+             pg_catalog.current_setting('wal_level')",
+        )
+        .await?;
+    let mut settings = Fields::of_one(settings)?;
+    let identity = Identity {
+        system_id: system.text()?,
+        timeline: system.parsed()?,
+        head: system.parsed()?,
+        server_version: settings.parsed()?,
+        start: Lsn::ZERO,
+        created_slot: false,
+    };
+    check_wal_level(&settings.text()?)?;
+    Ok(identity)
+}
+
+fn check_wal_level(wal_level: &str) -> Result<(), Error> {
+    if wal_level == "logical" {
+        return Ok(());
+    }
+    Err(refused(&format!(
+        "the server writes its log with wal_level = {wal_level}: run \
+         `alter system set wal_level = logical` and restart Postgres"
+    )))
+}
+
+/// Refuses to go on when a publication is missing, now: made later, it would be missing for good
+/// at the positions in between.
+pub(super) async fn check_publications(
+    connection: &mut Connection,
+    publications: &[String],
+) -> Result<(), Error> {
+    for publication in publications {
+        let found = connection
+            .query(&format!(
+                "select from pg_catalog.pg_publication where pubname = {}",
+                escape_literal(publication)
+            ))
+            .await?;
+        if found.is_empty() {
+            return Err(Error::PublicationMissing { publication: publication.clone() });
+        }
+    }
+    if publications.is_empty() {
+        return Err(refused("no publication is set: name at least one in `publications`"));
+    }
+    Ok(())
+}
+
+/// The slot, if there is one.
+pub(super) async fn find(connection: &mut Connection, name: &str) -> Result<Option<Slot>, Error> {
+    let rows = connection
+        .query(&format!(
+            "select s.plugin, s.database, s.active_pid, s.temporary, s.two_phase, s.wal_status, \
+             s.restart_lsn, s.confirmed_flush_lsn, \
+             pg_catalog.pg_wal_lsn_diff(case when pg_catalog.pg_is_in_recovery() \
+             then pg_catalog.pg_last_wal_replay_lsn() else pg_catalog.pg_current_wal_lsn() end, \
+             s.restart_lsn)::bigint, s.safe_wal_size \
+             from pg_catalog.pg_replication_slots as s where s.slot_name = {}",
+            escape_literal(name)
+        ))
+        .await?;
+    let Some(row) = rows.into_iter().next() else { return Ok(None) };
+    let mut fields = Fields(row.into_iter());
+    Ok(Some(Slot {
+        name: name.to_owned(),
+        plugin: fields.optional()?,
+        database: fields.optional()?,
+        active_pid: fields.optional()?,
+        temporary: fields.text()? == "t",
+        two_phase: fields.text()? == "t",
+        wal_status: fields.optional()?,
+        restart_lsn: fields.optional()?,
+        confirmed_flush_lsn: fields.optional()?,
+        retained_bytes: fields.optional::<i64>()?.and_then(|bytes| u64::try_from(bytes).ok()),
+        safe_wal_bytes: fields.optional()?,
+    }))
+}
+
+/// Looks at a slot without touching it.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn inspect(login: &Login, name: &str) -> Result<Option<Slot>, Error> {
+    let mut connection = Connection::open(login, login.timeout()).await?;
+    let slot = find(&mut connection, name).await;
+    connection.terminate().await;
+    slot
+}
+
+/// Drops a slot, and with it the claim to every change it still held. Whether there was one.
+///
+/// # Errors
+/// [`Error::SlotBusy`] while somebody reads it; otherwise when the server cannot be asked.
+pub async fn drop_slot(login: &Login, name: &str) -> Result<bool, Error> {
+    let mut connection = Connection::open(login, login.timeout()).await?;
+    let dropped = connection.query(&format!("DROP_REPLICATION_SLOT {}", quoted(name))).await;
+    let result = match dropped {
+        Ok(_) => Ok(true),
+        Err(QueryError::Server(error)) if error.code == "42704" => Ok(false),
+        Err(QueryError::Server(error)) if error.code == "55006" => {
+            Err(busy(&mut connection, name).await)
+        }
+        Err(error) => Err(error.into()),
+    };
+    connection.terminate().await;
+    result
+}
+
+/// Who reads the slot now.
+pub(super) async fn busy(connection: &mut Connection, name: &str) -> Error {
+    match find(connection, name).await {
+        Ok(slot) => {
+            Error::SlotBusy { slot: name.into(), pid: slot.and_then(|slot| slot.active_pid) }
+        }
+        Err(error) => error,
+    }
+}
+
+/// Refuses a slot that is not ours, or that has lost what it should hold.
+pub(super) fn check(slot: &Slot, database: &str) -> Result<(), Error> {
+    let name = &slot.name;
+    match &slot.plugin {
+        Some(plugin) if plugin == PLUGIN => {}
+        Some(plugin) => {
+            return Err(refused(&format!(
+                "slot {name} uses the plugin {plugin}, not {PLUGIN}: choose another slot name"
+            )));
+        }
+        None => {
+            return Err(refused(&format!(
+                "slot {name} is a physical slot: choose another slot name"
+            )));
+        }
+    }
+    if slot.database.as_deref() != Some(database) {
+        return Err(refused(&format!(
+            "slot {name} belongs to the database {}, not {database}: choose another slot name",
+            slot.database.as_deref().unwrap_or("?")
+        )));
+    }
+    if slot.temporary {
+        return Err(refused(&format!(
+            "slot {name} is temporary, of another connection: choose another slot name"
+        )));
+    }
+    if slot.two_phase {
+        return Err(refused(&format!(
+            "slot {name} sends transactions before they commit (two_phase): drop it or choose \
+             another slot name"
+        )));
+    }
+    if slot.wal_status.as_deref() == Some("lost") {
+        let reason = "the server removed log that it still needed (max_slot_wal_keep_size)";
+        return Err(Error::SlotLost { slot: name.clone(), reason: reason.into() });
+    }
+    if slot.active_pid.is_some() {
+        return Err(Error::SlotBusy { slot: name.clone(), pid: slot.active_pid });
+    }
+    Ok(())
+}
+
+/// Makes the permanent slot. Waits for every transaction of the cluster that is open now.
+pub(super) async fn create(
+    connection: &mut Connection,
+    login: &Login,
+    settings: &Replication,
+    server_version: u32,
+) -> Result<(), Error> {
+    let name = &settings.slot;
+    check_name(name)?;
+    let failover = server_version >= 170_000;
+    let created = create_once(connection, login, settings, server_version, failover).await;
+    let created = match created {
+        // A standby cannot make a slot that is copied to standbys.
+        Err(QueryError::Server(error)) if failover && error.code == "0A000" => {
+            create_once(connection, login, settings, server_version, false).await
+        }
+        other => other,
+    };
+    let error = match created {
+        Ok(()) => {
+            info!(slot = %name, "slot created");
+            return Ok(());
+        }
+        Err(QueryError::Connection(error)) => return Err(error),
+        Err(QueryError::Server(error)) => error,
+    };
+    let problem = match error.code.as_str() {
+        // Another node was faster: the slot is there, and theirs for now.
+        "42710" => return Err(busy(connection, name).await),
+        "53400" => "all replication slots are in use: raise max_replication_slots or drop one",
+        "42501" => "the login may not create a slot: run `alter role … replication`",
+        "55000" => "the server cannot decode its log: set wal_level = logical and restart it",
+        _ => return Err(QueryError::Server(error).into()),
+    };
+    Err(Error::Refused { problem: problem.to_owned(), source: Some(Box::new(error)) })
+}
+
+async fn create_once(
+    connection: &mut Connection,
+    login: &Login,
+    settings: &Replication,
+    server_version: u32,
+    failover: bool,
+) -> Result<(), QueryError> {
+    let options = match (server_version, failover) {
+        (..150_000, _) => "NOEXPORT_SNAPSHOT",
+        (_, false) => "(SNAPSHOT 'nothing')",
+        (_, true) => "(SNAPSHOT 'nothing', FAILOVER)",
+    };
+    let name = quoted(&settings.slot);
+    let command = format!("CREATE_REPLICATION_SLOT {name} LOGICAL {PLUGIN} {options}");
+    let (process_id, canceller) = (connection.process_id(), connection.canceller());
+    let deadline = Instant::now() + Duration::from_millis(settings.create_timeout_ms);
+    let mut creating = std::pin::pin!(connection.query(&command));
+    let mut blockers = String::new();
+    loop {
+        let report = deadline.min(Instant::now() + WAITING_REPORT);
+        match tokio::time::timeout_at(report, &mut creating).await {
+            Ok(created) => return created.map(|_rows| ()),
+            Err(_elapsed) if Instant::now() < deadline => {}
+            Err(_elapsed) => break,
+        }
+        blockers = tokio::time::timeout_at(deadline, blocking(login, process_id))
+            .await
+            .unwrap_or_default();
+        warn!(slot = %settings.slot, %blockers, "creating the slot waits for open transactions");
+    }
+    canceller.cancel().await?;
+    // Not left behind half made: the server answers the cancellation, or the slot is there.
+    match tokio::time::timeout(login.timeout(), creating).await {
+        Ok(Ok(_rows)) => Ok(()),
+        Ok(Err(QueryError::Server(error))) if error.code == "57014" => {
+            let problem = format!(
+                "the slot {} could not be created within {} ms, because transactions were open{}: \
+                 end them, or raise create_timeout_ms",
+                settings.slot, settings.create_timeout_ms, blockers
+            );
+            Err(QueryError::Connection(Error::Refused { problem, source: Some(Box::new(error)) }))
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_elapsed) => Err(Error::Disconnected(std::io::ErrorKind::TimedOut.into()).into()),
+    }
+}
+
+/// Whom the server process waits for, as `" (pid 1 of role a in database b, …)"`; empty where it
+/// cannot be told.
+async fn blocking(login: &Login, process_id: i32) -> String {
+    // A prepared transaction has process 0.
+    const BLOCKERS: &str = "select b.pid, a.usename::text, a.datname::text \
+         from pg_catalog.unnest(pg_catalog.pg_blocking_pids($1)) as b (pid) \
+         left join pg_catalog.pg_stat_activity as a on a.pid = b.pid order by b.pid limit 5";
+    let Ok(client) = login.connect("walcast slot check").await else { return String::new() };
+    let Ok(rows) = client.query(BLOCKERS, &[&process_id]).await else { return String::new() };
+    let named: Vec<String> = rows
+        .iter()
+        .map(|row| match row.try_get::<_, i32>(0) {
+            Ok(0) => "a prepared transaction".to_owned(),
+            Ok(pid) => format!(
+                "pid {pid} of role {} in database {}",
+                row.try_get::<_, &str>(1).unwrap_or("?"),
+                row.try_get::<_, &str>(2).unwrap_or("?")
+            ),
+            Err(_) => "?".to_owned(),
+        })
+        .collect();
+    if named.is_empty() { String::new() } else { format!(" ({})", named.join(", ")) }
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if (1..=63).contains(&name.len()) && name.bytes().all(known) {
+        return Ok(());
+    }
+    Err(refused("a slot name has 1 to 63 characters out of a-z, 0-9 and _"))
+}
+
+/// The command that starts the stream.
+pub(super) fn start_command(settings: &Replication, start: Lsn, binary: bool) -> String {
+    let publications: Vec<String> = settings.publications.iter().map(|name| quoted(name)).collect();
+    // The replication grammar has plain literals only: a quote is doubled, nothing else is special.
+    let publications = publications.join(",").replace('\'', "''");
+    let binary = if binary { ", binary 'true'" } else { "" };
+    format!(
+        "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', \
+         publication_names '{publications}', messages 'true'{binary})",
+        quoted(&settings.slot)
+    )
+}
+
+/// What the server's refusal to start, or to go on, means for the caller.
+pub(super) async fn stream_error(
+    connection: &mut Connection,
+    settings: &Replication,
+    error: ServerError,
+) -> Error {
+    let slot = settings.slot.clone();
+    match error.code.as_str() {
+        "55006" => busy(connection, &slot).await,
+        // The plugin looks a publication up in the catalog as it was at that place in the log.
+        "42704" => match check_publications(connection, &settings.publications).await {
+            Err(missing @ Error::PublicationMissing { .. }) => missing,
+            Ok(()) | Err(_) => match find(connection, &slot).await {
+                Ok(None) => Error::SlotLost { slot, reason: "it was dropped".into() },
+                Ok(Some(_)) => Error::SlotLost {
+                    slot,
+                    reason: "it has reached a place where a publication did not exist".into(),
+                },
+                Err(error) => error,
+            },
+        },
+        // Log removed, slot invalidated.
+        "58P01" | "55000" => Error::SlotLost { slot, reason: error.message },
+        // A row whose text would be larger than the server can build (1 GB).
+        "54000" => Error::RowTooLarge(error),
+        "XX000" if error.message.contains("invalid memory alloc request size") => {
+            Error::RowTooLarge(error)
+        }
+        "0A000" | "42601" | "22023" => Error::Refused {
+            problem: "the server does not take our replication options: it is older than 14, or \
+                      not the server it seems"
+                .into(),
+            source: Some(Box::new(error)),
+        },
+        "42501" => Error::Refused {
+            problem: "the login may not replicate: run `alter role … replication`".into(),
+            source: Some(Box::new(error)),
+        },
+        _ => QueryError::Server(error).into(),
+    }
+}
+
+fn quoted(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+/// The columns of one row, taken in order.
+struct Fields(std::vec::IntoIter<Option<String>>);
+
+impl Fields {
+    fn of_one(rows: Vec<Row>) -> Result<Self, Error> {
+        let row = rows.into_iter().next().ok_or_else(Self::wrong)?;
+        Ok(Self(row.into_iter()))
+    }
+
+    fn wrong() -> Error {
+        refused("the server's answer is not one of Postgres")
+    }
+
+    fn text(&mut self) -> Result<String, Error> {
+        self.0.next().flatten().ok_or_else(Self::wrong)
+    }
+
+    fn parsed<T: std::str::FromStr>(&mut self) -> Result<T, Error> {
+        self.text()?.parse().map_err(|_| Self::wrong())
+    }
+
+    fn optional<T: std::str::FromStr>(&mut self) -> Result<Option<T>, Error> {
+        match self.0.next() {
+            None => Err(Self::wrong()),
+            Some(None) => Ok(None),
+            Some(Some(text)) => text.parse().map(Some).map_err(|_| Self::wrong()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot() -> Slot {
+        Slot {
+            name: "walcast".into(),
+            plugin: Some("pgoutput".into()),
+            database: Some("app".into()),
+            active_pid: None,
+            temporary: false,
+            two_phase: false,
+            wal_status: Some("reserved".into()),
+            restart_lsn: None,
+            confirmed_flush_lsn: None,
+            retained_bytes: None,
+            safe_wal_bytes: None,
+        }
+    }
+
+    #[test]
+    fn only_our_own_healthy_slot_is_used() {
+        assert!(check(&slot(), "app").is_ok());
+        let refused = [
+            Slot { plugin: Some("wal2json".into()), ..slot() },
+            Slot { plugin: None, ..slot() },
+            Slot { database: Some("other".into()), ..slot() },
+            Slot { temporary: true, ..slot() },
+            Slot { two_phase: true, ..slot() },
+        ];
+        for slot in refused {
+            assert!(matches!(check(&slot, "app"), Err(Error::Refused { .. })), "{slot:?}");
+        }
+        let lost = Slot { wal_status: Some("lost".into()), ..slot() };
+        assert!(matches!(check(&lost, "app"), Err(Error::SlotLost { .. })));
+        let busy = Slot { active_pid: Some(7), ..slot() };
+        assert!(matches!(check(&busy, "app"), Err(Error::SlotBusy { pid: Some(7), .. })));
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_decoded_says_which_setting() {
+        let error = check_wal_level("replica").unwrap_err().to_string();
+        assert!(error.contains("alter system set wal_level = logical"), "{error}");
+        assert!(check_wal_level("logical").is_ok());
+    }
+
+    #[test]
+    fn names_are_quoted_twice_over() {
+        let settings = Replication {
+            slot: "s".into(),
+            publications: vec!["plain".into(), "o'dd\"one".into()],
+            ..Replication::default()
+        };
+        assert_eq!(
+            start_command(&settings, Lsn::new(0x1_0000_0002), false),
+            "START_REPLICATION SLOT \"s\" LOGICAL 1/2 (proto_version '1', \
+             publication_names '\"plain\",\"o''dd\"\"one\"', messages 'true')"
+        );
+        assert!(start_command(&settings, Lsn::ZERO, true).ends_with("binary 'true')"));
+    }
+
+    #[test]
+    fn a_slot_name_that_the_server_would_refuse_is_refused_first() {
+        for name in ["", "Upper", "with space", "quote\"", &"x".repeat(64)] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+        assert!(check_name("walcast_2").is_ok());
+    }
+}
