@@ -1,6 +1,6 @@
 //! Fan-out: deliveries a second and memory a connection, against bare write loops in the same run.
 //!
-//! In:     `--full` adds 10,000 subscribers; nothing else is needed.
+//! In:     `--full` adds 10,000 subscribers; `--idle` measures memory only.
 //! Out:    a table, then one JSON line with the ratios.
 //! Never:  anything but loopback; more than a minute or two.
 //!
@@ -69,6 +69,9 @@ fn main() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
 
     let idle = idle_bytes_per_connection(&runtime);
+    if arguments.iter().any(|argument| argument == "--idle") {
+        return println!("idle: {idle} bytes");
+    }
     println!("idle: {idle} bytes of resident memory a connection, of {IDLE_CONNECTIONS}\n");
     println!(
         "{:>6}  {:<26} {:>13} {:>10} {:>9}",
@@ -327,6 +330,7 @@ impl Load {
             u64::try_from(batch).unwrap() * bytes_each,
             u64::try_from(window - batch).unwrap() * bytes_each,
         );
+        self.control.write_all(&[1]).unwrap();
         let (first, cpu, start) = (self.sent, cpu_seconds(), Instant::now());
         while start.elapsed() < ROUND {
             while self.sent - self.received > ahead {
@@ -378,6 +382,7 @@ fn load_client(address: SocketAddr, control: SocketAddr, count: usize, is_websoc
     let mut buffer = vec![0; 256 * 1024];
     let mut total = 0_u64;
     let mut last = Instant::now();
+    control.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     control.write_all(&total.to_le_bytes()).unwrap();
     loop {
         let before = total;
@@ -395,8 +400,14 @@ fn load_client(address: SocketAddr, control: SocketAddr, count: usize, is_websoc
                 return;
             }
         } else if last.elapsed() > Duration::from_millis(20) {
-            // Between two rounds the core belongs to the other client.
-            thread::sleep(Duration::from_millis(2));
+            // Between two rounds the core belongs to the other client: wait for the next one.
+            match control.read(&mut [0]) {
+                Ok(0) => return,
+                Ok(_) => last = Instant::now(),
+                // Nobody said so, but the publisher may only have been held up.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
         }
     }
 }

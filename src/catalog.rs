@@ -81,6 +81,8 @@ pub struct TableColumn {
     pub name: Box<str>,
     /// Type OID.
     pub type_oid: u32,
+    /// `pg_attribute.attcollation`; 0 for types without one.
+    pub collation_oid: u32,
     /// `pg_type.typname`.
     pub type_name: Box<str>,
     /// How its text becomes JSON.
@@ -198,6 +200,12 @@ pub struct Published {
     pub schema: Box<str>,
     /// Name.
     pub name: Box<str>,
+}
+
+impl std::fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Catalog").finish_non_exhaustive()
+    }
 }
 
 /// The catalog, asked over one connection of its own.
@@ -443,6 +451,7 @@ struct ColumnDefinition {
     attnum: i16,
     name: Box<str>,
     r#type: u32,
+    collation: u32,
     generated: bool,
 }
 
@@ -478,6 +487,7 @@ impl Definition {
         let columns = self.columns.into_iter().map(|column| TableColumn {
             attnum: column.attnum,
             type_oid: column.r#type,
+            collation_oid: column.collation,
             type_name: types.get(&column.r#type).map_or("unknown", |found| &found.name).into(),
             kind: resolve(column.r#type, &types, 0, &mut nodes),
             name: column.name,

@@ -254,7 +254,7 @@ async fn server(
             findings.warn(
                 "changes of policies and grants are not announced in the log (only a superuser \
                  may create event triggers); they are noticed by polling",
-                by_hand("run walcast migrate once as a superuser"),
+                by_hand("walcast uninstall; then walcast migrate as a superuser"),
             );
         }
     } else {

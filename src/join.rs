@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, watch};
 use tokio_postgres::Client;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::auth::Claims;
 use crate::auth::rls::{Authorizer, ProbeError};
@@ -142,7 +142,11 @@ impl Joiner {
     ///
     /// # Errors
     /// What the client is told; the channel then gets no more row changes.
-    pub async fn refresh(&self, membership: &Arc<Membership>, request: Request) -> Result<(), String> {
+    pub async fn refresh(
+        &self,
+        membership: &Arc<Membership>,
+        request: Request,
+    ) -> Result<(), String> {
         let parsed = parse(&request);
         let mut wait = Duration::from_millis(100);
         loop {
@@ -164,7 +168,8 @@ impl Joiner {
 
     fn unavailable(&self) -> String {
         if *self.ready.borrow() {
-            "UnableToConnectToProject: Realtime was unable to connect to the project database".into()
+            "UnableToConnectToProject: Realtime was unable to connect to the project database"
+                .into()
         } else {
             "InitializingProjectConnection: Connecting to the project database".into()
         }
@@ -222,9 +227,8 @@ impl Joiner {
         subscription: &Subscription,
         published: &Published,
     ) -> Result<Interest, Problem> {
-        let refused = |refused: &Refused| {
-            Problem::Refused(subscription.exception(&refused.to_string()))
-        };
+        let refused =
+            |refused: &Refused| Problem::Refused(subscription.exception(&refused.to_string()));
         let table = self.catalog.table(published.oid).await.map_err(unavailable)?;
         let Some(table) = table else {
             return Err(Problem::Refused(subscription.no_such_table()));

@@ -33,7 +33,7 @@ use crate::transport::realtime::{Endpoint, Realtime};
 
 /// How often the catalog's fingerprint is compared: the longest time that a change of roles or
 /// functions goes unnoticed. Table definitions, grants and policies are noticed in the log itself.
-const CATALOG_INTERVAL: Duration = Duration::from_millis(250);
+const CATALOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often metrics are brought up to date.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,7 +69,11 @@ async fn install_objects(config: &Config) -> anyhow::Result<()> {
     for (what, why) in &report.skipped {
         warn!(what, why, "not installed");
     }
-    info!(created = report.created.len(), kept = report.kept.len(), "database objects are in place");
+    info!(
+        created = report.created.len(),
+        kept = report.kept.len(),
+        "database objects are in place"
+    );
     Ok(())
 }
 
@@ -243,6 +247,7 @@ async fn update_metrics(hub: Arc<Hub>, status: Arc<Status>, shutdown: Cancellati
         metrics::gauge!(telemetry::SUBSCRIPTIONS).set(f64::from(count));
         let head = status.head.load(Ordering::Relaxed);
         let lag = head.saturating_sub(status.published.load(Ordering::Relaxed));
-        metrics::gauge!(telemetry::WAL_LAG_BYTES).set(f64::from(u32::try_from(lag).unwrap_or(u32::MAX)));
+        metrics::gauge!(telemetry::WAL_LAG_BYTES)
+            .set(f64::from(u32::try_from(lag).unwrap_or(u32::MAX)));
     }
 }

@@ -107,12 +107,15 @@ fn filter(text: &str) -> Result<EnvFilter, Error> {
 /// # Errors
 /// [`Error::Twice`] when a recorder is there already.
 pub fn record_metrics() -> Result<PrometheusHandle, Error> {
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)
-        .and_then(PrometheusBuilder::install_recorder)
-        .map_err(|_| Error::Twice)?;
+    let handle = builder().install_recorder().map_err(|_| Error::Twice)?;
     describe();
     Ok(handle)
+}
+
+fn builder() -> PrometheusBuilder {
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)
+        .expect("there are buckets")
 }
 
 fn describe() {
@@ -150,6 +153,27 @@ mod tests {
         let shown = filter("trace,tokio_postgres=trace").unwrap().to_string();
         assert!(shown.contains("tokio_postgres=warn"), "{shown}");
         assert!(!shown.contains("tokio_postgres=trace"), "{shown}");
+    }
+
+    #[test]
+    fn metrics_are_rendered_with_their_help_and_buckets() {
+        let recorder = builder().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            metrics::gauge!(CONNECTIONS).set(2.0);
+            metrics::counter!(GAPS, REASON => "slot_lost").increment(1);
+            metrics::histogram!(LATENCY_SECONDS).record(0.003);
+        });
+        let text = recorder.handle().render();
+        for line in [
+            "# HELP walcast_connections Open sockets.",
+            "walcast_connections 2",
+            "walcast_gaps_total{reason=\"slot_lost\"} 1",
+            "walcast_latency_seconds_bucket{le=\"0.0025\"} 0",
+            "walcast_latency_seconds_bucket{le=\"0.005\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
     }
 
     #[test]

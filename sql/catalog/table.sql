@@ -6,7 +6,7 @@
 --             schema, name text · kind, replica_identity "char" · row_security boolean
 --             root {schema, name}: the topmost partitioned table above a partition, else null
 --             primary_key [text] in key order
---             columns [{attnum, name, type oid, generated boolean}] in attribute order
+--             columns [{attnum, name, type oid, collation oid (0: none), generated boolean}] in attribute order
 --             types [{oid, name, base oid (domains), element oid and delimiter (arrays),
 --                 attributes [{name, type oid}] (composites)}]: every type met in the columns,
 --                 within others too
@@ -24,7 +24,7 @@ relation as (
     where c.oid = $1
 ),
 attribute as (
-    select a.attnum, a.attname, a.atttypid, a.attgenerated <> '' as generated
+    select a.attnum, a.attname, a.atttypid, a.attcollation, a.attgenerated <> '' as generated
     from pg_catalog.pg_attribute as a
     where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped
 ),
@@ -76,6 +76,7 @@ select pg_catalog.json_build_object(
                     'attnum', a.attnum,
                     'name', a.attname,
                     'type', a.atttypid::pg_catalog.int8,
+                    'collation', a.attcollation::pg_catalog.int8,
                     'generated', a.generated
                 )
                 order by a.attnum

@@ -2,6 +2,7 @@
 -- in:     nothing
 -- out:    one row, see the names
 -- caller: doctor.rs
+-- needs:  any login; so no to_regclass(), which fails where it may not use the schema
 select
     pg_catalog.current_setting('server_version_num')::int as version,
     pg_catalog.current_setting('server_version') as version_text,
@@ -14,22 +15,41 @@ select
     pg_catalog.pg_is_in_recovery() as standby,
     pg_catalog.current_setting('server_encoding') as encoding,
     r.rolsuper as superuser,
-    pg_catalog.to_regclass('walcast.objects') is not null as installed,
+    exists (
+        select
+        from pg_catalog.pg_class as c
+        join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+        where n.nspname = 'walcast' and c.relname = 'objects'
+    ) as installed,
     exists (select from pg_catalog.pg_event_trigger as e where e.evtname = 'walcast_ddl') as announces,
-    pg_catalog.to_regprocedure('auth.uid()') is not null as has_uid,
-    pg_catalog.to_regclass('realtime.messages') is not null as has_messages,
+    exists (
+        select
+        from pg_catalog.pg_proc as p
+        join pg_catalog.pg_namespace as n on n.oid = p.pronamespace
+        where n.nspname = 'auth' and p.proname = 'uid' and p.pronargs = 0
+    ) as has_uid,
+    exists (
+        select
+        from pg_catalog.pg_class as c
+        join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+        where n.nspname = 'realtime' and c.relname = 'messages'
+    ) as has_messages,
     (
         select pg_catalog.count(*)::int
-        from pg_catalog.generate_series(0, 1) as d
-        where pg_catalog.to_regclass(
-            'realtime.messages_' || pg_catalog.to_char(
-                pg_catalog.timezone('utc', pg_catalog.now()) + d * interval '1 day',
-                'YYYY_MM_DD'
-            )
-        ) is null
-            and exists (
-                select from pg_catalog.pg_class as c
-                where c.oid = pg_catalog.to_regclass('realtime.messages') and c.relkind = 'p'
+        from pg_catalog.pg_class as c
+        join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+        cross join pg_catalog.generate_series(0, 1) as d
+        where n.nspname = 'realtime'
+            and c.relname = 'messages'
+            and c.relkind = 'p'
+            and not exists (
+                select
+                from pg_catalog.pg_class as p
+                where p.relnamespace = n.oid
+                    and p.relname = 'messages_' || pg_catalog.to_char(
+                        pg_catalog.timezone('utc', pg_catalog.now()) + d * interval '1 day',
+                        'YYYY_MM_DD'
+                    )
             )
     ) as missing_partitions
 from pg_catalog.pg_roles as r

@@ -3,7 +3,7 @@
 -- out:    one row when it exists: owner name · ours bool (we may alter it)
 --         · recorded bool (we made it) · body text (md5, functions only) · recorded_body text
 -- caller: db/install.rs
--- needs:  each lookup sees only names of its own kind; others are errors to it
+-- needs:  no to_regclass() and the like: they fail where the login may not use the schema
 with found as (
     select r.oid as owner, null::text as body
     from pg_catalog.pg_roles as r
@@ -15,15 +15,21 @@ with found as (
     union all
     select t.typowner, null
     from pg_catalog.pg_type as t
-    where t.oid = pg_catalog.to_regtype(case when $1::text = 'type' then $2::text end)
+    join pg_catalog.pg_namespace as n on n.oid = t.typnamespace
+    where $1::text = 'type' and n.nspname || '.' || t.typname = $2::text
     union all
     select c.relowner, null
     from pg_catalog.pg_class as c
-    where c.oid = pg_catalog.to_regclass(case when $1::text = 'table' then $2::text end)
+    join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+    where $1::text = 'table' and n.nspname || '.' || c.relname = $2::text
     union all
     select p.proowner, pg_catalog.md5(p.prosrc)
     from pg_catalog.pg_proc as p
-    where p.oid = pg_catalog.to_regprocedure(case when $1::text = 'function' then $2::text end)
+    join pg_catalog.pg_namespace as n on n.oid = p.pronamespace
+    where $1::text = 'function'
+        and pg_catalog.format(
+            '%s.%s(%s)', n.nspname, p.proname, pg_catalog.oidvectortypes(p.proargtypes)
+        ) = $2::text
     union all
     select p.pubowner, null
     from pg_catalog.pg_publication as p

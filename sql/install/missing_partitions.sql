@@ -1,6 +1,7 @@
 -- missing_partitions: statements for the day partitions of realtime.messages that are not there.
 -- in:     nothing; days are by UTC, yesterday to three days ahead
--- out:    rows of name text · sql text; none when the table is missing or not partitioned
+-- out:    rows of name text · sql text; none when the table is missing, not partitioned, or one
+--         that this login may not alter
 -- caller: db/install.rs
 select
     'realtime.' || pg_catalog.quote_ident(p.name) as name,
@@ -14,6 +15,7 @@ select
         pg_catalog.pg_get_userbyid(c.relowner)
     ) as sql
 from pg_catalog.pg_class as c
+join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
 cross join lateral (
     select
         d as day,
@@ -24,7 +26,13 @@ cross join lateral (
         interval '1 day'
     ) as d
 ) as p
-where c.oid = pg_catalog.to_regclass('realtime.messages')
+where n.nspname = 'realtime'
+    and c.relname = 'messages'
     and c.relkind = 'p'
-    and pg_catalog.to_regclass('realtime.' || p.name) is null
+    and pg_catalog.pg_has_role(c.relowner, 'usage')
+    and not exists (
+        select
+        from pg_catalog.pg_class as e
+        where e.relnamespace = n.oid and e.relname = p.name
+    )
 order by p.day;

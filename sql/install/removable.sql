@@ -1,6 +1,6 @@
 -- removable: how to remove what we made, in an order that works, and what must stay.
 -- in:     nothing
--- out:    rows of what text · sql text (null: goes with something else) · why text (null: may go)
+-- out:    rows of kind text · name text · sql text (null: goes with something else) · why text (null: may go)
 -- caller: db/install.rs, uninstall
 -- needs:  functions with a text body leave no trace in pg_depend, so their text is searched
 with made as (
@@ -37,7 +37,8 @@ with made as (
     where m.kind = 'function'
 )
 select
-    m.kind || ' ' || m.name as what,
+    m.kind,
+    m.name,
     case m.kind
         when 'event trigger' then pg_catalog.format('drop event trigger %I', m.name)
         when 'publication' then pg_catalog.format('drop publication %I', m.name)

@@ -55,6 +55,7 @@ const ALIASES: &[(&str, &str)] = &[
 const READ_ELSEWHERE: &[&str] = &[
     "WALCAST_BIND",
     "WALCAST_CONFIG",
+    "WALCAST_DEV_PORT",
     "WALCAST_PG_BIN",
     "WALCAST_DATA_DIR",
     "WALCAST_EXAMPLE",
@@ -587,7 +588,8 @@ mod tests {
                 Value::Array(_) => "one,two".into(),
                 Value::Table(_) => "{\"public.t\":\"drop\"}".into(),
                 Value::String(text) if text.is_empty() => format!("postgres://{SECRET}"),
-                other => other.as_str().unwrap().into(),
+                Value::String(text) => text.clone(),
+                Value::Float(_) | Value::Datetime(_) => panic!("{path} has an unknown kind"),
             };
             let loaded =
                 loaded(&[(&name, &text)]).unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -25,8 +25,8 @@ const HISTORY_TABLE: &str = "walcast.migrations";
 const LOCK_KEY: i64 = 0x77_61_6c_63_61_73_74;
 
 /// How long another installation, or a lock on `realtime.messages`, is waited for.
-const SESSION: &str = "set search_path = ''; set client_min_messages = warning; \
-    set lock_timeout = '15s'; set statement_timeout = '60s'";
+const SESSION: &str = "set search_path = ''; set standard_conforming_strings = on; \
+    set client_min_messages = warning; set lock_timeout = '15s'; set statement_timeout = '60s'";
 
 /// How often an object is looked at again after losing a race with another installation: roles
 /// belong to the cluster, and each database has a lock of its own.
@@ -44,8 +44,11 @@ pub enum Error {
     /// Another installation holds the lock: try again.
     #[error("another installation is running in this database")]
     Busy,
-    /// Somebody else's schema has our name: a person must decide.
-    #[error("schema walcast belongs to {owner}, not to this login")]
+    /// Somebody else's schema has our name: a person must decide. A superuser must not go on:
+    /// what the owner puts there would run with the superuser's rights.
+    #[error(
+        "schema walcast belongs to {owner}; run this as {owner}, or uninstall as {owner} before"
+    )]
     Foreign {
         /// Whose it is.
         owner: String,
@@ -270,14 +273,14 @@ pub async fn install(login: &Login, config: &Config) -> Result<Report, Error> {
     own_schema(&client, &mut report).await?;
     let mut runner = migrations::migrations::runner();
     runner.set_migration_table_name(HISTORY_TABLE);
-    let migrated = Box::pin(runner.run_async(&mut client)).await;
-    for migration in
-        migrated.map_err(|error| Error::Migration(Box::new(error)))?.applied_migrations()
-    {
+    let migrated = Box::pin(runner.run_async(&mut client))
+        .await
+        .map_err(|error| Error::Migration(Box::new(error)))?;
+    for migration in migrated.applied_migrations() {
         report.created.push(format!("migration {migration}"));
+        let revoke = format!("revoke all on table {HISTORY_TABLE} from public");
+        client.batch_execute(&revoke).await.map_err(failed("schema walcast"))?;
     }
-    run(&client, "schema walcast", &format!("revoke all on table {HISTORY_TABLE} from public"))
-        .await?;
     let publications = &config.replication.publications;
     let first = publications.first().map_or("supabase_realtime", String::as_str);
     for object in objects(&config.database.roles, first) {
@@ -306,6 +309,9 @@ pub async fn rotate_partitions(login: &Login) -> Result<Report, Error> {
     let mut client = login.connect("walcast partitions").await?;
     prepare(&client).await?;
     let mut report = Report::default();
+    if !own_schema_exists(&client).await? {
+        return Ok(report);
+    }
     partitions(&mut client, &mut report).await?;
     let old = client
         .query(include_str!("../../sql/install/old_partitions.sql"), &[&KEEP_DAYS])
@@ -341,29 +347,38 @@ pub async fn uninstall(login: &Login, slot: Option<&str>) -> Result<Removal, Err
             Some(why) => removal.kept.push((format!("login {name}"), why)),
         }
     }
-    let installed: bool = client
-        .query_one("select pg_catalog.to_regclass('walcast.objects') is not null", &[])
-        .await
-        .map_err(failed("schema walcast"))?
-        .get(0);
-    if !installed {
+    if !own_schema_exists(&client).await? {
         return Ok(removal);
     }
     let rows = client
         .query(include_str!("../../sql/install/removable.sql"), &[])
         .await
         .map_err(failed("objects"))?;
+    let mut remains = false;
     for row in rows {
-        let (what, sql): (String, Option<String>) = (row.get(0), row.get(1));
-        let why: Option<String> = row.get(2);
-        match (sql, why) {
-            (_, Some(why)) => removal.kept.push((what, why)),
-            (None, None) => {}
+        let (kind, name): (String, String) = (row.get(0), row.get(1));
+        let (sql, why): (Option<String>, Option<String>) = (row.get(2), row.get(3));
+        let what = format!("{kind} {name}");
+        let why = match (sql, why) {
+            (_, Some(why)) => why,
+            (None, None) => continue,
             (Some(sql), None) => match client.batch_execute(&sql).await {
-                Ok(()) => removal.dropped.push(what),
-                Err(error) => removal.kept.push((what, sentence(&error))),
+                Ok(()) => {
+                    let forget = "delete from walcast.objects where kind = $1 and name = $2";
+                    client.execute(forget, &[&kind, &name]).await.map_err(failed(&what))?;
+                    removal.dropped.push(what);
+                    continue;
+                }
+                Err(error) => sentence(&error),
             },
-        }
+        };
+        remains |= kind != Kind::Role.as_str();
+        removal.kept.push((what, why));
+    }
+    if remains {
+        let why = "it records what stays; uninstall again when nothing uses that".into();
+        removal.kept.push(("schema walcast".into(), why));
+        return Ok(removal);
     }
     let own = format!("drop table walcast.objects, {HISTORY_TABLE}; drop schema walcast");
     match client.batch_execute(&own).await {
@@ -410,19 +425,33 @@ async fn prepare(client: &Client) -> Result<(), Error> {
     Ok(())
 }
 
-/// Schema `walcast`, which must be ours.
-async fn own_schema(client: &Client, report: &mut Report) -> Result<(), Error> {
+/// Whether there is a schema `walcast`; an error when it is not ours.
+async fn own_schema_exists(client: &Client) -> Result<bool, Error> {
     let row = client
         .query_opt(
-            "select pg_catalog.pg_get_userbyid(n.nspowner)::text, \
-                    pg_catalog.pg_has_role(n.nspowner, 'usage') \
-             from pg_catalog.pg_namespace as n where n.nspname = 'walcast'",
+            "select o.rolname::text, \
+                    o.rolname = current_user \
+                    or o.rolsuper and me.rolsuper \
+                    or not me.rolsuper and pg_catalog.pg_has_role(o.oid, 'usage') \
+             from pg_catalog.pg_namespace as n \
+             join pg_catalog.pg_roles as o on o.oid = n.nspowner \
+             join pg_catalog.pg_roles as me on me.rolname = current_user \
+             where n.nspname = 'walcast'",
             &[],
         )
         .await
         .map_err(failed("schema walcast"))?;
-    if let Some(row) = row {
-        return if row.get(1) { Ok(()) } else { Err(Error::Foreign { owner: row.get(0) }) };
+    match row {
+        None => Ok(false),
+        Some(row) if row.get(1) => Ok(true),
+        Some(row) => Err(Error::Foreign { owner: row.get(0) }),
+    }
+}
+
+/// Makes schema `walcast` unless it is there.
+async fn own_schema(client: &Client, report: &mut Report) -> Result<(), Error> {
+    if own_schema_exists(client).await? {
+        return Ok(());
     }
     match client.batch_execute("create schema walcast").await {
         Ok(()) => report.created.push("schema walcast".into()),
@@ -552,8 +581,9 @@ async fn closed(client: &Client, object: &Object) -> Result<Option<String>, Erro
     }
     let row = client
         .query_one(
-            "select n.nspowner = current_user::regrole, \
-                    pg_catalog.to_regclass($1 || '.schema_migrations') is not null \
+            "select pg_catalog.pg_get_userbyid(n.nspowner) = current_user, \
+                    exists (select from pg_catalog.pg_class as c \
+                        where c.relnamespace = n.oid and c.relname = 'schema_migrations') \
              from pg_catalog.pg_namespace as n where n.nspname = $1",
             &[&schema],
         )
@@ -744,11 +774,13 @@ mod tests {
     }
 
     #[test]
-    fn every_function_file_has_a_body_and_pins_its_search_path() {
+    fn every_function_has_a_body_and_cannot_be_captured_by_a_search_path() {
         for (name, sql) in FUNCTIONS {
             let object = Object::new(Kind::Function, *name, *sql);
             assert!(object.body().is_some_and(|body| body.len() > 10), "{name}");
-            assert!(sql.contains("set search_path = ''"), "{name}");
+            let pinned = sql.contains("set search_path = ''");
+            let inlined = sql.contains("the planner") && sql.contains("pg_catalog.current_setting");
+            assert!(pinned != inlined, "{name}");
             assert!(sql.contains("create or replace function"), "{name}");
         }
     }

@@ -30,7 +30,6 @@ pub const OUTPUT_SETTINGS: [(&str, &str); 7] = [
     ("xmlbinary", "base64"),
 ];
 
-
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

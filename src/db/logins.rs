@@ -23,7 +23,7 @@ use crate::db::Login;
 /// Logins of instances that died are dropped when nobody is connected with them for this long
 /// after they were made: an instance connects within seconds, and when a live one lost all its
 /// connections and then its logins, [`Logins::ensure`] makes them again.
-pub const ORPHAN_AGE: Duration = Duration::from_secs(15 * 60);
+pub const ORPHAN_AGE: Duration = Duration::from_mins(15);
 
 /// Connections of the replication login: the stream, its successor while the old link is dying,
 /// and queries about the slot.
@@ -180,15 +180,15 @@ impl Logins {
                     + settings.roles.len() * CHECK_CONNECTIONS_PER_ROLE;
                 pair.push(Credentials { name, verifier, kind: Kind::Check, connections });
             }
-            let owned = Made { owner, pair, roles };
-            if let Err(error) = owned.make(&client).await {
-                owned.drop_all(&client).await.ok();
+            let ours = Made { owner, pair, roles };
+            if let Err(error) = ours.make(&client).await {
+                ours.drop_all(&client).await.ok();
                 return Err(error);
             }
-            for credentials in &owned.pair {
+            for credentials in &ours.pair {
                 info!(login = credentials.name, "login made");
             }
-            made = Some(owned);
+            made = Some(ours);
         }
         let (Some(replication), Some(check)) = (replication, check) else {
             return Err(Error::NotGiven);
@@ -240,11 +240,11 @@ impl Made {
         if row.map_err(failed("look for our logins"))?.get(0) {
             return Ok(());
         }
-        let mut sql = format!(
-            "begin; create role {name} login {kind} connection limit {} password {};",
+        let mut statements = vec![format!(
+            "begin; create role {name} login {kind} connection limit {} password {}",
             credentials.connections,
             literal(&credentials.verifier),
-        );
+        )];
         let row = client
             .query_one(
                 "select pg_catalog.current_database()::text, \
@@ -256,14 +256,13 @@ impl Made {
         let (database, grants_have_options): (String, bool) = (row.get(0), row.get(1));
         if credentials.kind == Kind::Check {
             let options = if grants_have_options { " with inherit false, set true" } else { "" };
-            for role in &self.roles {
-                sql.push_str(&format!("grant {} to {name}{options};", quote(role)));
-            }
+            let grant = |role: &String| format!("grant {} to {name}{options}", quote(role));
+            statements.extend(self.roles.iter().map(grant));
         }
         let made_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let comment = format!("walcast login for {database}, made {made_at}");
-        sql.push_str(&format!("comment on role {name} is {}; commit", literal(&comment)));
-        if let Err(error) = retried(client, &sql).await {
+        statements.push(format!("comment on role {name} is {}; commit", literal(&comment)));
+        if let Err(error) = retried(client, &statements.join("; ")).await {
             client.batch_execute("rollback").await.ok();
             return Err(if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
                 let problem = message(&error);
@@ -392,7 +391,8 @@ async fn retried(client: &Client, sql: &str) -> Result<(), tokio_postgres::Error
 async fn prepare(client: &Client) -> Result<(), Error> {
     client
         .batch_execute(
-            "set search_path = ''; set client_min_messages = warning; \
+            "set search_path = ''; set standard_conforming_strings = on; \
+             set client_min_messages = warning; \
              set lock_timeout = '15s'; set statement_timeout = '60s'",
         )
         .await
@@ -514,9 +514,7 @@ fn check_recipe(roles: &[String]) -> String {
 
 /// 48 random bits, to tell instances apart.
 fn random_hex() -> String {
-    let mut bytes = [0_u8; 6];
-    rand::rng().fill_bytes(&mut bytes);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:012x}", rand::rng().next_u64() >> 16)
 }
 
 /// 256 random bits as text.

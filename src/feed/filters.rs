@@ -15,7 +15,7 @@ use crate::subscribe::{self, Answer, Operators};
 
 /// Why no filter was decided: hold the batch and ask again.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(super) enum Error {
     /// No connection.
     #[error("no connection for filters")]
     Connect(#[from] db::Error),

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hashbrown::HashMap;
 
 use crate::auth::rls::{Shown, Verdict, Visibility, decide};
 use crate::change::{Change, ColumnSet, Operation};
@@ -17,7 +16,7 @@ use crate::hub::{AudienceId, AudienceView, ClaimsId, Delivery, Interest, Recipie
 
 /// One binding that wants a change, its filter finished.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub(super) struct Wanted {
     /// What it asked for.
     pub interest: Arc<Interest>,
     /// Which of its columns it may read and selected.
@@ -30,7 +29,7 @@ pub struct Wanted {
 
 /// Rules that hold for one table.
 #[derive(Debug, Clone, Copy)]
-pub struct Rules {
+pub(super) struct Rules {
     /// What a DELETE shows when its old row does not decide.
     pub delete_mode: DeleteMode,
     /// Whether leaving sight is announced.
@@ -43,7 +42,7 @@ pub struct Rules {
 
 /// Collects the deliveries of one batch.
 #[derive(Debug, Default)]
-pub struct Frames {
+pub(super) struct Frames {
     deliveries: Vec<Delivery>,
     /// `data` objects of the change being written.
     rendered: Vec<(Operation, OldColumns, Arc<ColumnSet>, Bytes)>,
@@ -56,14 +55,14 @@ type Variant = (Operation, OldColumns);
 
 impl Frames {
     /// The deliveries, in order.
-    pub fn finish(self) -> Vec<Delivery> {
+    pub(super) fn finish(self) -> Vec<Delivery> {
         self.deliveries
     }
 
     /// Makes the frames of one change for one audience. `unrestricted`: its role sees every row,
     /// and `verdicts` is not asked.
     #[expect(clippy::too_many_arguments, reason = "each is one fact of the one decision made here")]
-    pub fn add(
+    pub(super) fn add(
         &mut self,
         number: u32,
         change: &Change,
@@ -100,15 +99,13 @@ impl Frames {
             }
         }
         for ((operation, old), side, parties) in shown {
-            let to = if unrestricted {
-                Recipients::All
-            } else {
-                Recipients::Parties(parties.into())
-            };
+            let to =
+                if unrestricted { Recipients::All } else { Recipients::Parties(parties.into()) };
             let moved_out = operation == Operation::Delete && change.operation == Operation::Update;
             let mut groups: Vec<(Arc<ColumnSet>, Vec<u32>)> = Vec::new();
             for binding in wanted.iter().filter(|binding| binding.side == side) {
-                let wants_deletes = binding.interest.subscription.events.contains(Operation::Delete);
+                let wants_deletes =
+                    binding.interest.subscription.events.contains(Operation::Delete);
                 if moved_out && !(binding.old_matches && wants_deletes) {
                     continue;
                 }
@@ -128,7 +125,7 @@ impl Frames {
     }
 
     /// Tells an audience that the change cannot be shown, and why.
-    pub fn add_error(
+    pub(super) fn add_error(
         &mut self,
         change: &Change,
         audience: (AudienceId, &AudienceView),

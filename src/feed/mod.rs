@@ -25,7 +25,7 @@ use crate::change::{Change, ColumnSet, Operation, Relation};
 use crate::config;
 use crate::db::Login;
 use crate::hub::{
-    AudienceId, AudienceView, Candidate, ClaimsId, Delivery, Hub, Recipients, Side, Subscription,
+    AudienceId, AudienceView, Candidate, ClaimsId, Delivery, Hub, Recipients, Subscription,
 };
 use crate::lsn::Lsn;
 use crate::telemetry;
@@ -351,7 +351,9 @@ impl Feed {
                 let schema = &relation.schema;
                 let table = &relation.table;
                 warn!(%schema, %table, error = %unfit, "a filter no longer fits its table");
-                let text = format!("A filter no longer fits table {schema}.{table}: {unfit}. Subscribe again.");
+                let text = format!(
+                    "A filter no longer fits table {schema}.{table}: {unfit}. Subscribe again."
+                );
                 self.hub.notice_all(audience, &text);
             }
             done.insert(oid, relation);
@@ -394,7 +396,10 @@ impl Feed {
             let withheld = telemetry::WITHHELD;
             metrics::counter!(withheld, telemetry::REASON => "unprintable").increment(1);
             for (audience, _) in self.hub.listeners(oid) {
-                self.hub.notice_all(audience, "A change was too large to be read: fetch the table again.");
+                self.hub.notice_all(
+                    audience,
+                    "A change was too large to be read: fetch the table again.",
+                );
             }
         }
     }
@@ -493,7 +498,9 @@ impl Feed {
             for (&audience, (view, tables)) in audiences {
                 if tables.contains(oid) && view.parties.iter().any(|(party, _)| party == claims) {
                     debug!(relation = oid, "a policy failed for a subscriber");
-                    let text = format!("A change was withheld: its policies could not be evaluated. {error}");
+                    let text = format!(
+                        "A change was withheld: its policies could not be evaluated. {error}"
+                    );
                     self.hub.notice(audience, *claims, &text);
                 }
             }
@@ -571,7 +578,6 @@ impl Feed {
         let interest = |candidate: &Candidate| self.hub.interest(candidate.binding);
         group.iter().filter_map(interest).map(|interest| interest.subscription.id).collect()
     }
-
 }
 
 /// What a party that was not asked about gets: nothing.

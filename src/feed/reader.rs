@@ -15,7 +15,7 @@ use crate::wal::Batch;
 use crate::wal::pgoutput::{self, DecodeError, Message, OldKind, TupleColumn, TupleData};
 
 /// Transactional messages with this prefix say that the catalog changed at their place in the log.
-pub const DDL_PREFIX: &str = "walcast.ddl";
+pub(super) const DDL_PREFIX: &str = "walcast.ddl";
 
 /// Room for the columns of a usual row; more grow it.
 const COLUMNS_USUAL: usize = 16;
@@ -39,7 +39,7 @@ type Images<'b> = (Option<(OldKind, TupleData<'b>)>, Option<TupleData<'b>>);
 
 /// A table's definition as the log sent it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Definition {
+pub(super) struct Definition {
     /// OID.
     pub oid: u32,
     /// Schema name.
@@ -54,7 +54,7 @@ pub struct Definition {
 
 impl Definition {
     /// The relation as the rest of the house knows it.
-    pub fn complete(&self, table: Option<&Table>) -> Relation {
+    pub(super) fn complete(&self, table: Option<&Table>) -> Relation {
         let identity = match self.replica_identity {
             pgoutput::ReplicaIdentity::Default => b'd',
             pgoutput::ReplicaIdentity::Nothing => b'n',
@@ -69,7 +69,7 @@ impl Definition {
 
 /// One column of a [`Definition`].
 #[derive(Debug, PartialEq, Eq)]
-pub struct DefinedColumn {
+pub(super) struct DefinedColumn {
     /// Part of the replica identity.
     pub in_identity: bool,
     /// Name.
@@ -80,7 +80,7 @@ pub struct DefinedColumn {
 
 /// A change whose table is not completed from the catalog yet.
 #[derive(Debug)]
-pub struct Pending {
+pub(super) struct Pending {
     /// What happened.
     pub operation: Operation,
     /// Its table as of its place in the log.
@@ -97,7 +97,7 @@ pub struct Pending {
 
 /// What one transaction did in this segment and before it.
 #[derive(Debug)]
-pub struct Touched {
+pub(super) struct Touched {
     /// Which one.
     pub commit: Commit,
     /// Tables it wrote to.
@@ -108,7 +108,7 @@ pub struct Touched {
 
 /// A run of changes in which each table has one definition.
 #[derive(Debug, Default)]
-pub struct Segment {
+pub(super) struct Segment {
     /// Changes that somebody asked for.
     pub changes: Vec<Pending>,
     /// Every transaction seen, wanted or not, whose effects the decision may depend on.
@@ -127,7 +127,7 @@ pub struct Segment {
 
 impl Segment {
     /// Whether there is nothing to do.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
             && self.redefined.is_empty()
             && self.transactions.is_empty()
@@ -152,7 +152,7 @@ struct Transaction {
 
 /// What is kept between batches of one connection.
 #[derive(Debug)]
-pub struct Reader {
+pub(super) struct Reader {
     known: HashMap<u32, Known>,
     transaction: Option<Transaction>,
     /// Commits before this were made before this process listened: nobody is owed them.
@@ -167,7 +167,7 @@ pub struct Reader {
 impl Reader {
     /// For a new connection. `published` is the last change of an incomplete transaction that was
     /// published over an earlier one.
-    pub fn new(live_from: Lsn, published: Option<(Lsn, u32)>) -> Self {
+    pub(super) fn new(live_from: Lsn, published: Option<(Lsn, u32)>) -> Self {
         Self {
             known: HashMap::new(),
             transaction: None,
@@ -183,7 +183,7 @@ impl Reader {
     ///
     /// # Errors
     /// A message that is not valid, or out of order: the caller must not go on with this stream.
-    pub fn read(
+    pub(super) fn read(
         &mut self,
         batch: &Batch,
         generation: u64,

@@ -192,11 +192,12 @@ impl Outbox {
         }
     }
 
-    /// Queues one finished frame without waiting and without IO. `true`: the outbox was clean, and
-    /// the caller must [`flush`](Self::flush) it.
+    /// Queues one finished frame without waiting. `true`: the outbox was clean, and the caller
+    /// must [`flush`](Self::flush) it.
     ///
-    /// Full means more than the bound in bytes is queued and the socket takes no more; one frame
-    /// that is larger than the bound passes when it is alone.
+    /// No IO, but where the bound is reached: then the socket gets what it takes, and only if that
+    /// is not enough is the outbox full. One frame that is larger than the bound passes when it is
+    /// alone.
     ///
     /// # Errors
     /// Why this connection takes no more frames; its subscriber can be forgotten.
@@ -525,5 +526,134 @@ impl DirtyList {
 impl Drop for DirtyList {
     fn drop(&mut self) {
         self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// An outbox, and the end of the socket that reads.
+    async fn outbox(bytes_max: usize) -> (Outbox, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        server.writable().await.unwrap();
+        (Outbox::new(server, bytes_max), client)
+    }
+
+    fn frame(length: usize) -> Bytes {
+        vec![b'x'; length].into()
+    }
+
+    /// Fills the socket until the queue begins to hold something.
+    fn fill(outbox: &Outbox) {
+        while outbox.queued_bytes() == 0 {
+            outbox.send(frame(100_000)).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_first_offer_after_a_flush_finds_it_clean() {
+        let (outbox, _client) = outbox(1000).await;
+        assert_eq!(outbox.offer(frame(10)), Ok(true));
+        assert_eq!(outbox.offer(frame(10)), Ok(false));
+        assert_eq!(outbox.queued_bytes(), 2 * (10 + FRAME_OVERHEAD));
+        outbox.flush();
+        assert_eq!(outbox.queued_bytes(), 0);
+        assert_eq!(outbox.offer_many(&[frame(10), frame(10)]), Ok(true));
+        assert_eq!(outbox.offer_many(&[]), Ok(false));
+    }
+
+    #[tokio::test]
+    async fn a_list_that_is_dropped_is_flushed() {
+        let (outbox, _client) = outbox(1000).await;
+        let outbox = Arc::new(outbox);
+        let mut dirty = DirtyList::default();
+        dirty.offer(&outbox, &frame(10)).unwrap();
+        dirty.offer(&outbox, &frame(10)).unwrap();
+        assert_eq!(dirty.len(), 1);
+        drop(dirty);
+        assert_eq!(outbox.queued_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_bound_holds_to_the_byte_once_the_socket_is_full() {
+        let frames = 10;
+        let (outbox, _client) = outbox(frames * (100_000 + FRAME_OVERHEAD)).await;
+        fill(&outbox);
+        let queued = outbox.queued_bytes() / (100_000 + FRAME_OVERHEAD);
+        for _ in queued..frames {
+            assert_eq!(outbox.offer(frame(100_000)), Ok(false));
+        }
+        let reason = CloseReason::TooSlow;
+        assert_eq!(outbox.offer(frame(1)), Err(reason));
+        assert_eq!(outbox.offer_many(&[frame(1)]), Err(reason));
+        assert_eq!(outbox.send(frame(1)), Err(reason));
+        assert_eq!(outbox.close(CloseReason::Idle), reason);
+        assert!(outbox.queued_bytes() <= 100_000 + FRAME_OVERHEAD);
+    }
+
+    #[tokio::test]
+    async fn frames_of_no_size_are_bounded_too() {
+        let (outbox, _client) = outbox(150_000).await;
+        fill(&outbox);
+        let mut taken = 0;
+        while outbox.offer(frame(1)).is_ok() {
+            taken += 1;
+        }
+        assert!(taken <= 150_000 / FRAME_OVERHEAD, "{taken} frames");
+        assert_eq!(outbox.closing(), Some(CloseReason::TooSlow));
+    }
+
+    #[tokio::test]
+    async fn a_reset_peer_closes_the_outbox_at_the_next_write() {
+        let (outbox, client) = outbox(1000).await;
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        // The reset is there before the read end says so.
+        outbox.stream.readable().await.unwrap();
+        while outbox.send(frame(10)).is_ok() {}
+        assert_eq!(outbox.closing(), Some(CloseReason::Gone));
+    }
+
+    #[tokio::test]
+    async fn rest_gives_memory_back_and_keeps_frames() {
+        let (outbox, _client) = outbox(1_000_000).await;
+        let frames = vec![frame(10); 1000];
+        outbox.offer_many(&frames).unwrap();
+        outbox.rest();
+        assert_eq!(outbox.lock().frames.len(), 1000);
+        outbox.flush();
+        assert!(outbox.lock().frames.capacity() >= 1000);
+        outbox.rest();
+        assert_eq!(outbox.lock().frames.capacity(), 0);
+    }
+
+    #[test]
+    fn every_reason_but_gone_has_a_code_that_may_be_sent() {
+        let session = CloseReason::Session { code: 4000, text: "x" };
+        for reason in [
+            CloseReason::Gone,
+            CloseReason::Peer(Some(1000)),
+            CloseReason::TooSlow,
+            CloseReason::Idle,
+            CloseReason::Shutdown,
+            CloseReason::TooBig,
+            CloseReason::Crowded,
+            CloseReason::InvalidUtf8,
+            CloseReason::Protocol("x"),
+            CloseReason::Internal,
+            session,
+        ] {
+            let code_and_text = reason.code_and_text();
+            assert_eq!(code_and_text.is_none(), reason == CloseReason::Gone);
+            if let Some((code, text)) = code_and_text {
+                assert!(matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999), "{code}");
+                assert!(text.len() <= 123);
+            }
+        }
     }
 }

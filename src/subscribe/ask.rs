@@ -272,8 +272,8 @@ impl<'a> Statement<'a> {
     }
 
     fn compare(&mut self, question: &Question<'a>, known: &Resolved) {
-        let negated = matches!(question.operator, Operator::Neq | Operator::IsDistinct)
-            != question.negated;
+        let negated =
+            matches!(question.operator, Operator::Neq | Operator::IsDistinct) != question.negated;
         self.push(if negated { "not (" } else { "(" });
         match question.operand {
             Operand::Value(operand) => self.one(question, Some(operand.as_bytes()), known),

@@ -237,13 +237,16 @@ impl Unsettled {
             }
             Err(error) => return Err(error),
         };
-        let mut bound = probes.into_iter().zip(operands).zip(open()).map(|((probe, operand), item)| {
-            probe.bind(operand, item.type_oid)
+        let mut bound = probes
+            .into_iter()
+            .zip(operands)
+            .zip(open())
+            .map(|((probe, operand), item)| probe.bind(operand, item.type_oid));
+        let all = self.items.iter().map(|item| {
+            item.settled
+                .clone()
+                .map_or_else(|| bound.next().expect("one result for each open item"), Ok)
         });
-        let all = self.items.iter().map(|item| item.settled.clone().map_or_else(
-            || bound.next().expect("one result for each open item"),
-            Ok,
-        ));
         Ok(all.collect::<Result<_, _>>()?)
     }
 }
@@ -388,7 +391,10 @@ impl<'a> Probe<'a> {
         let (operator, type_name) = (self.condition.operator, &self.known.type_name);
         let word = operator.as_str();
         let message = match (&*refused.code, operator) {
-            ("42883" | "42725", Operator::Like | Operator::ILike | Operator::Match | Operator::IMatch) => {
+            (
+                "42883" | "42725",
+                Operator::Like | Operator::ILike | Operator::Match | Operator::IMatch,
+            ) => {
                 format!("operator {word} requires a text-compatible column type, got {type_name}")
             }
             (_, Operator::Match | Operator::IMatch) => {

@@ -430,18 +430,26 @@ impl Drop for Socket {
 /// The wire format of an audience.
 fn format(version: Version, legacy: bool) -> Format {
     match (version, legacy) {
-        (Version::V1, false) => Format { id: 1, encode: |topic, ids, _, data| {
-            text_frame(&phoenix::encode_row_change(Version::V1, topic, ids, data))
-        } },
-        (Version::V2, false) => Format { id: 2, encode: |topic, ids, _, data| {
-            text_frame(&phoenix::encode_row_change(Version::V2, topic, ids, data))
-        } },
-        (Version::V1, true) => Format { id: 3, encode: |topic, _, operation, data| {
-            legacy_frame(Version::V1, topic, operation, data)
-        } },
-        (Version::V2, true) => Format { id: 4, encode: |topic, _, operation, data| {
-            legacy_frame(Version::V2, topic, operation, data)
-        } },
+        (Version::V1, false) => Format {
+            id: 1,
+            encode: |topic, ids, _, data| {
+                text_frame(&phoenix::encode_row_change(Version::V1, topic, ids, data))
+            },
+        },
+        (Version::V2, false) => Format {
+            id: 2,
+            encode: |topic, ids, _, data| {
+                text_frame(&phoenix::encode_row_change(Version::V2, topic, ids, data))
+            },
+        },
+        (Version::V1, true) => Format {
+            id: 3,
+            encode: |topic, _, operation, data| legacy_frame(Version::V1, topic, operation, data),
+        },
+        (Version::V2, true) => Format {
+            id: 4,
+            encode: |topic, _, operation, data| legacy_frame(Version::V2, topic, operation, data),
+        },
     }
 }
 

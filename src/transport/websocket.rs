@@ -232,13 +232,16 @@ pub async fn run<P: Peer>(
     peer: P,
 ) -> CloseReason {
     let end = End { outbox };
+    // A copy, mostly of nothing: the original keeps all of the HTTP server's read buffer.
+    let first = leftover.to_vec();
+    drop(leftover);
     let grace = limits.close_grace;
     let reason = {
         let mut pump = Pump {
             outbox: &end.outbox,
             decoder: Decoder::new(limits.message_bytes_max),
             unfinished: Share { room: limits.unfinished, held: 0 },
-            leftover,
+            leftover: first,
             draining: false,
             peer,
         };
@@ -287,7 +290,7 @@ struct Pump<'a, P> {
     outbox: &'a Outbox,
     decoder: Decoder,
     unfinished: Share,
-    leftover: Bytes,
+    leftover: Vec<u8>,
     /// The socket was full, and this task has to write the rest.
     draining: bool,
     peer: P,
@@ -320,7 +323,7 @@ impl<P: Peer> Pump<'_, P> {
             self.draining = false;
         }
         if !self.leftover.is_empty() {
-            let mut leftover = Vec::from(std::mem::take(&mut self.leftover));
+            let mut leftover = std::mem::take(&mut self.leftover);
             self.take(&mut leftover)?;
         }
         with_scratch(|scratch| self.read(context, scratch))

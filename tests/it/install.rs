@@ -382,6 +382,32 @@ async fn a_schema_of_our_name_that_is_not_ours_is_refused() {
 }
 
 #[tokio::test]
+async fn a_superuser_does_not_trust_a_schema_that_another_made() {
+    let database = Database::create().await;
+    let client = database.client().await;
+    let user = format!("user_of_{}", database.name);
+    // Names are put into statements: this one would run as the superuser.
+    client
+        .batch_execute(&format!(
+            "create role {user} login;
+             create schema walcast authorization {user};
+             create table walcast.objects (kind text, name text, body text, made_at timestamptz);
+             insert into walcast.objects values
+                 ('type', 'public.none; create table public.owned (id int)');
+             alter table walcast.objects owner to {user};"
+        ))
+        .await
+        .unwrap();
+    let login = login(&database.url);
+    let foreign = |error: &install::Error| matches!(error, install::Error::Foreign { .. });
+    assert!(foreign(&sql::install(&login, &Config::default()).await.unwrap_err()));
+    assert!(foreign(&sql::uninstall(&login, None).await.unwrap_err()));
+    assert!(foreign(&sql::rotate_partitions(&login).await.unwrap_err()));
+    let owned = "select to_regclass('public.owned') is null";
+    assert!(one::<bool>(&client, owned).await);
+}
+
+#[tokio::test]
 async fn an_ordinary_owner_gets_all_but_the_event_trigger() {
     let database = Database::create().await;
     install(&Database::create().await).await; // The roles, which it could not make.
@@ -521,6 +547,34 @@ async fn uninstalling_keeps_what_somebody_uses() {
     assert_eq!(why("table realtime.messages"), "realtime.messages has policies");
     assert!(why("auth.uid()").contains("other objects depend on it"), "{removal:#?}");
     assert!(removal.dropped.contains(&"event trigger walcast_ddl".to_owned()), "{removal:#?}");
+    assert!(why("schema walcast").contains("uninstall again"), "{removal:#?}");
+    client
+        .batch_execute(
+            "drop table public.t; drop function public.tell();
+             drop policy room on realtime.messages;",
+        )
+        .await
+        .unwrap();
+    let removal = sql::uninstall(&login(&database.url), None).await.unwrap();
+    assert!(removal.kept.iter().all(|(name, _)| name.starts_with("role ")), "{removal:#?}");
+    let left = "select count(*) from pg_namespace where nspname in ('walcast', 'realtime', 'auth')";
+    assert_eq!(one::<i64>(&client, left).await, 0);
+}
+
+#[tokio::test]
+async fn claims_functions_are_inlined_into_policies() {
+    let database = Database::create().await;
+    install(&database).await;
+    let client = database.client().await;
+    let sql = "explain (verbose, costs off) select auth.uid(), auth.role(), auth.jwt(), \
+               realtime.topic(), f from generate_series(1, 2) as f";
+    let plan = client.query(sql, &[]).await.unwrap();
+    let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+    let plan = plan.join("\n");
+    assert!(plan.contains("current_setting"), "{plan}");
+    for call in ["auth.uid()", "auth.role()", "auth.jwt()", "realtime.topic()"] {
+        assert!(!plan.contains(call), "{plan}");
+    }
 }
 
 #[tokio::test]
@@ -565,6 +619,45 @@ async fn the_two_logins_can_do_their_work_and_nothing_else() {
     logins.close().await.unwrap();
     let left = format!("select exists (select from pg_roles where rolname = '{name}')");
     assert!(!one::<bool>(&client, &left).await);
+}
+
+#[tokio::test]
+async fn the_server_wants_the_passwords_that_were_made() {
+    let database = Database::create().await;
+    install(&database).await;
+    let client = database.client().await;
+    let name = &database.name;
+    // This test alone writes that file; its lines are about this database only.
+    client
+        .batch_execute(&format!(
+            "create temp table hba as select row_number() over () as at, line
+                 from regexp_split_to_table(pg_read_file(current_setting('hba_file')), '\\n') as line;
+             insert into hba values (-2, 'local {name} postgres trust');
+             insert into hba values (-1, 'local {name} all scram-sha-256');
+             do $$ begin execute format('copy (select line from hba order by at) to %L',
+                 current_setting('hba_file')); end $$;
+             select pg_reload_conf();"
+        ))
+        .await
+        .unwrap();
+    let logins = Logins::open(&config(&database)).await.unwrap();
+    let check = logins.check.connect("test").await.unwrap();
+    let user: String = one(&check, "select session_user::text").await;
+    let wrong = login(&database.url).with_user(&user, &Secret::new("wrong"));
+    let refused = async {
+        loop {
+            if let Err(walcast::db::Error::Connect(error)) = wrong.connect("test").await {
+                return error.code().cloned();
+            }
+            tokio::task::yield_now().await; // The postmaster has not read the file yet.
+        }
+    };
+    let code = tokio::time::timeout(TIMEOUT, refused).await.unwrap();
+    assert_eq!(code, Some(SqlState::INVALID_PASSWORD));
+    drop(check);
+    drop(logins.check.connect("test").await.unwrap());
+    drop(logins.replication.connect("test").await.unwrap());
+    logins.close().await.unwrap();
 }
 
 #[tokio::test]

@@ -712,3 +712,63 @@ async fn a_close_waits_for_the_peer_no_longer_than_its_grace() {
     within_deadline(|| server.connections.sockets() == 0).await;
     assert!(start.elapsed() < Duration::from_secs(5));
 }
+
+#[tokio::test]
+async fn a_peer_that_speaks_but_never_reads_is_given_up() {
+    let mut server = Server::start(|settings| settings.idle_timeout_ms = 500).await;
+    let (mut deaf, outbox) = server.connect().await;
+    while outbox.queued_bytes() < 1_000_000 {
+        outbox.send(text_frame(&vec![b'x'; 100_000])).unwrap();
+    }
+    // Keeps it from being idle, until the kernel has had enough.
+    let start = Instant::now();
+    while outbox.closing().is_none() {
+        assert!(start.elapsed() < DEADLINE, "still open");
+        let _ = deaf.stream.write_all(&masked(0x8A, b"")).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(outbox.closing(), Some(CloseReason::Gone));
+    within_deadline(|| server.connections.sockets() == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn publishers_at_once_lose_nothing_and_keep_their_order() {
+    let mut server = Server::start(|settings| settings.outbox_bytes_max = 100_000_000).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    let mut client = Raw::open(socket.connect(server.address).await.unwrap()).await;
+    let outbox = server.next_opened().await;
+    let (publishers, each) = (4, 3000);
+    let threads: Vec<_> = (0..publishers)
+        .map(|publisher| {
+            let outbox = Arc::clone(&outbox);
+            std::thread::spawn(move || {
+                for at in 0..each {
+                    let frame = text_frame(format!("{publisher} {at:<500}").as_bytes());
+                    // Each in its way: alone, in a round, in a round that is cut short.
+                    match at % 3 {
+                        0 => outbox.send(frame).unwrap(),
+                        1 => DirtyList::default().offer(&outbox, &frame).unwrap(),
+                        _ => {
+                            let mut dirty = DirtyList::default();
+                            dirty.offer_many(&outbox, std::slice::from_ref(&frame)).unwrap();
+                            dirty.flush();
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut next = vec![0; publishers];
+    for _ in 0..publishers * each {
+        let Got::Text(text) = client.next().await else { panic!("a text frame") };
+        let (publisher, at) = text.trim_end().split_once(' ').unwrap();
+        let next = &mut next[publisher.parse::<usize>().unwrap()];
+        assert_eq!(at.parse::<usize>().unwrap(), *next);
+        *next += 1;
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    within_deadline(|| outbox.queued_bytes() == 0).await;
+}

@@ -169,6 +169,12 @@ struct Pending {
     alarmed: bool,
 }
 
+impl std::fmt::Debug for Authorizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authorizer").finish_non_exhaustive()
+    }
+}
+
 impl Drop for Authorizer {
     fn drop(&mut self) {
         self.keeper.abort();

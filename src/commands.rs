@@ -1,0 +1,329 @@
+//! One function a command.
+//!
+//! In:     arguments; settings from `--config`, the environment and flags.
+//! Out:    what was asked for on standard output, the log on standard error, an exit code: 0, 1
+//!         when the command failed or found something red, 2 for malformed arguments.
+//! Never:  a secret from an argument; a secret printed.
+
+mod advice;
+mod token;
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
+use walcast::config::{Config, Loaded};
+use walcast::db::{Login, install};
+use walcast::doctor::{self, Level};
+use walcast::telemetry;
+
+pub(crate) use advice::explained;
+
+/// Committed Postgres row changes, authorised by Row Level Security, to the WebSocket clients you
+/// already use. Secrets and the database come from the environment (`DATABASE_URL`,
+/// `WALCAST_JWT_SECRET`) or from the settings file, never from arguments.
+#[derive(Parser)]
+#[command(name = "walcast", version)]
+pub(crate) struct Arguments {
+    /// Settings file (TOML); config.example.toml has every setting.
+    #[arg(long, value_name = "FILE", env = "WALCAST_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve(ServeFlags),
+    /// Run a private Postgres with an example and the service on it.
+    Dev(DevFlags),
+    /// Install or adopt the SQL objects, nothing else.
+    Migrate,
+    /// Check the database and the settings; exit 1 if anything is red.
+    Doctor {
+        /// Do what cannot hurt: install what is missing, drop logins of dead instances.
+        #[arg(long)]
+        fix: bool,
+    },
+    /// Make a token, or explain one.
+    Token(token::Flags),
+    /// Remove what walcast made and nothing uses.
+    Uninstall {
+        /// Drop the replication slot, too; without this, WAL piles up behind it.
+        #[arg(long)]
+        drop_slot: bool,
+    },
+    /// Exit 0 when the service on this machine is healthy; for container probes.
+    Healthcheck,
+}
+
+#[derive(Args)]
+struct ServeFlags {
+    /// Address to listen on.
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Option<String>,
+    /// Name of the replication slot.
+    #[arg(long, value_name = "NAME")]
+    slot: Option<String>,
+    /// Publications to read, between commas.
+    #[arg(long, value_name = "NAMES")]
+    publications: Option<String>,
+}
+
+/// How `walcast dev` is started.
+#[derive(Args)]
+pub(crate) struct DevFlags {
+    /// Port of the service on 127.0.0.1.
+    #[arg(long, default_value_t = 4000, env = "WALCAST_DEV_PORT")]
+    pub(crate) port: u16,
+    /// Where the private Postgres keeps its data.
+    #[arg(long, value_name = "DIR", default_value = ".walcast", env = "WALCAST_DATA_DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// Example schema to load.
+    #[arg(long, value_name = "NAME", env = "WALCAST_EXAMPLE")]
+    pub(crate) example: Option<String>,
+    /// Directory with initdb and postgres.
+    #[arg(long, value_name = "DIR", env = "WALCAST_PG_BIN")]
+    pub(crate) pg_bin: Option<PathBuf>,
+}
+
+/// Runs one command.
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let load = |flags: Vec<(&'static str, String)>| {
+        let environment = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        Config::load(arguments.config.as_deref(), environment, flags)
+    };
+    match arguments.command {
+        Command::Serve(flags) => serve(load(flags.settings())?),
+        Command::Dev(flags) => dev(load(Vec::new())?, &flags),
+        Command::Migrate => migrate(load(Vec::new())?),
+        Command::Doctor { fix } => doctor(load(Vec::new())?, fix),
+        Command::Token(flags) => token::run(&flags, &load(Vec::new())?.config, SystemTime::now()),
+        Command::Uninstall { drop_slot } => uninstall(load(Vec::new())?, drop_slot),
+        Command::Healthcheck => healthcheck(load(Vec::new())?.config.server.bind),
+    }
+}
+
+impl ServeFlags {
+    fn settings(self) -> Vec<(&'static str, String)> {
+        let flags = [
+            ("server.bind", self.bind),
+            ("replication.slot", self.slot),
+            ("replication.publications", self.publications),
+        ];
+        flags.into_iter().filter_map(|(path, text)| Some((path, text?))).collect()
+    }
+}
+
+fn serve(loaded: Loaded) -> anyhow::Result<ExitCode> {
+    loaded.config.validate_for_serving()?;
+    start_logging(&loaded)?;
+    let shutdown = CancellationToken::new();
+    runtime()?.block_on(async {
+        let ending = stop_on_signal(shutdown.clone())?;
+        let result = service(loaded.config, shutdown).await;
+        ending.abort();
+        result
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn dev(loaded: Loaded, flags: &DevFlags) -> anyhow::Result<ExitCode> {
+    start_logging(&loaded)?;
+    let shutdown = CancellationToken::new();
+    runtime()?.block_on(async {
+        let ending = stop_on_signal(shutdown.clone())?;
+        let result = development(loaded.config, flags, shutdown).await;
+        ending.abort();
+        result
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The service until `shutdown`.
+fn service(
+    _config: Config,
+    _shutdown: CancellationToken,
+) -> impl Future<Output = anyhow::Result<()>> {
+    std::future::ready(Err(anyhow::anyhow!("this build cannot serve")))
+}
+
+/// A private Postgres, and the service on it, until `shutdown`.
+fn development(
+    _config: Config,
+    flags: &DevFlags,
+    _shutdown: CancellationToken,
+) -> impl Future<Output = anyhow::Result<()>> {
+    let directory = flags.data_dir.display();
+    std::future::ready(Err(anyhow::anyhow!("this build cannot serve from {directory}")))
+}
+
+fn migrate(loaded: Loaded) -> anyhow::Result<ExitCode> {
+    start_logging(&loaded)?;
+    let config = loaded.config;
+    let login = owner(&config)?;
+    let report = runtime()?.block_on(Box::pin(install::install(&login, &config)))?;
+    let mut out = std::io::stdout().lock();
+    for name in &report.created {
+        writeln!(out, "created  {name}")?;
+    }
+    for name in &report.kept {
+        writeln!(out, "kept     {name}")?;
+    }
+    for (name, why) in &report.skipped {
+        writeln!(out, "skipped  {name}: {why}")?;
+    }
+    writeln!(
+        out,
+        "{} created, {} kept, {} skipped",
+        report.created.len(),
+        report.kept.len(),
+        report.skipped.len()
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn doctor(loaded: Loaded, fix: bool) -> anyhow::Result<ExitCode> {
+    let Loaded { config, ignored } = loaded;
+    let runtime = runtime()?;
+    let mut out = std::io::stdout().lock();
+    let mut findings = runtime.block_on(Box::pin(doctor::examine(&config)));
+    let mut failed = false;
+    if fix {
+        for done in runtime.block_on(Box::pin(doctor::mend(&config, &findings))) {
+            match done {
+                Ok(text) => writeln!(out, "fixed {text}")?,
+                Err(text) => {
+                    failed = true;
+                    writeln!(out, "not fixed: {text}")?;
+                }
+            }
+        }
+        findings = runtime.block_on(Box::pin(doctor::examine(&config)));
+    }
+    for name in ignored {
+        let text = format!("{name} is set and has no meaning here");
+        findings.push(doctor::Finding { level: Level::Warn, text, mend: None });
+    }
+    let count = |level| findings.iter().filter(|finding| finding.level == level).count();
+    let red = count(Level::Red);
+    for finding in &findings {
+        writeln!(out, "{:<5} {}", finding.level, finding.text)?;
+        if let Some(mend) = &finding.mend {
+            writeln!(out, "      {mend}")?;
+        }
+    }
+    writeln!(out, "{} ok, {} warnings, {red} red", count(Level::Ok), count(Level::Warn))?;
+    Ok(if red > 0 || failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn uninstall(loaded: Loaded, drop_slot: bool) -> anyhow::Result<ExitCode> {
+    start_logging(&loaded)?;
+    let config = loaded.config;
+    let login = owner(&config)?;
+    let slot = drop_slot.then_some(config.replication.slot.as_str());
+    let removal = runtime()?.block_on(Box::pin(install::uninstall(&login, slot)))?;
+    let mut out = std::io::stdout().lock();
+    for name in &removal.dropped {
+        writeln!(out, "dropped  {name}")?;
+    }
+    for (name, why) in &removal.kept {
+        writeln!(out, "kept     {name}: {why}")?;
+    }
+    if removal.dropped.is_empty() && removal.kept.is_empty() {
+        writeln!(out, "nothing of walcast is installed here")?;
+    }
+    // A slot that stays is the one thing that can hurt later.
+    let slot_stays = removal.kept.iter().any(|(name, _)| name.starts_with("slot "));
+    Ok(if slot_stays { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Asks our own `/healthz`, on the port we would listen on.
+fn healthcheck(bind: SocketAddr) -> anyhow::Result<ExitCode> {
+    let address = match bind.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    let address = SocketAddr::new(address, bind.port());
+    let timeout = Duration::from_secs(3);
+    let ask = || -> std::io::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect_timeout(&address, timeout)?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
+        let request =
+            format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
+        let mut answer = Vec::new();
+        while answer.len() < 64 && !answer.contains(&b'\n') {
+            let mut part = [0; 64];
+            let read = stream.read(&mut part)?;
+            if read == 0 {
+                break;
+            }
+            answer.extend_from_slice(part.get(..read).unwrap_or_default());
+        }
+        Ok(answer)
+    };
+    let answer = ask().with_context(|| format!("nothing healthy at {address}"))?;
+    let line = String::from_utf8_lossy(answer.split(|&b| b == b'\r').next().unwrap_or_default());
+    if !line.starts_with("HTTP/1.") || line.split(' ').nth(1) != Some("200") {
+        bail!("{address} is not healthy: {line}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The installing login.
+fn owner(config: &Config) -> anyhow::Result<Login> {
+    let url = &config.database.url;
+    if url.is_empty() {
+        bail!("DATABASE_URL is not set; give it as postgres://user:password@host:port/database");
+    }
+    let timeout = Duration::from_millis(config.database.connect_timeout_ms);
+    Login::parse(url.expose(), timeout).context("DATABASE_URL")
+}
+
+fn start_logging(loaded: &Loaded) -> anyhow::Result<()> {
+    telemetry::init(&loaded.config.log)?;
+    if !loaded.ignored.is_empty() {
+        let names = loaded.ignored.join(" ");
+        tracing::warn!(names, "environment names without meaning here are ignored");
+    }
+    Ok(())
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+/// Cancels `shutdown` at the first Ctrl-C or SIGTERM; a second one ends the process at once.
+fn stop_on_signal(shutdown: CancellationToken) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    Ok(tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if first {
+                tracing::info!("stopping");
+                shutdown.cancel();
+            } else {
+                std::process::exit(130);
+            }
+        }
+    }))
+}
