@@ -41,6 +41,9 @@ const STOP_SECONDS: &str = "20";
 const KILL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a server of an earlier run may take to finish what it is doing.
 const SETTLE_DEADLINE: Duration = Duration::from_mins(1);
+/// The data directory and the log, in our directory.
+const DATA: &str = "postgres";
+const LOG: &str = "log/postgres.log";
 /// The settings that make the server ours; the file's name inside the data directory.
 const SETTINGS_FILE: &str = "walcast.conf";
 
@@ -110,11 +113,12 @@ impl Cluster {
         let lock = lock(&home)?;
         let account = server_account()?;
         let (server_home, notice) = server_home(&home, account)?;
-        let data = server_home.join("postgres");
+        let data = server_home.join(DATA);
         let binaries = Binaries::find(options.bin.as_deref(), major_of(&data))?;
         let password = secret(&home.join("password"))?;
         let socket_dir = socket_directory(&server_home, account)?;
-        let log = directory_of(&server_home.join("log"), account)?.join("postgres.log");
+        directory_of(&server_home.join("log"), account)?;
+        let log = server_home.join(LOG);
         let mut directories = vec![home.clone()];
         if server_home != home {
             directories.push(server_home.clone());
@@ -195,9 +199,10 @@ impl Cluster {
     /// [`Error::Command`] with what the server said.
     pub fn start_again(&self) -> Result<(), Error> {
         self.remove_what_a_crash_left()?;
+        // `pg_ctl` hands both paths to a shell; relative ones have nothing for it to expand.
         let mut command = self.command("pg_ctl");
-        command.args(["-w", "-t", START_SECONDS, "-D"]).arg(&self.data);
-        command.arg("-l").arg(&self.log).arg("start");
+        command.current_dir(self.data.parent().expect("the data directory is below ours"));
+        command.args(["-w", "-t", START_SECONDS, "-D", DATA, "-l", LOG, "start"]);
         self.run(command).map(drop)
     }
 
@@ -319,7 +324,7 @@ impl Cluster {
         let mut settings = vec![
             ("port".to_owned(), self.port.to_string()),
             ("listen_addresses".into(), "127.0.0.1".into()),
-            ("unix_socket_directories".into(), self.socket_dir.to_string_lossy().into_owned()),
+            ("unix_socket_directories".into(), list_item(&self.socket_dir.to_string_lossy())),
             ("wal_level".into(), "logical".into()),
             ("password_encryption".into(), "scram-sha-256".into()),
             ("fsync".into(), if options.durable { "on" } else { "off" }.into()),
@@ -421,9 +426,10 @@ fn server_home(home: &Path, account: Option<Account>) -> Result<(PathBuf, Option
 
 /// The socket's directory: whoever gets in is superuser, so only the server's user does.
 fn socket_directory(server_home: &Path, account: Option<Account>) -> Result<PathBuf, Error> {
-    use std::os::unix::ffi::OsStrExt as _;
     let usual = server_home.join("socket");
-    if socket_path(&usual, u16::MAX).as_os_str().as_bytes().len() <= SOCKET_PATH_BYTES_MAX {
+    let is_short = socket_path(&usual, u16::MAX).as_os_str().len() <= SOCKET_PATH_BYTES_MAX;
+    // A settings file is text.
+    if is_short && usual.to_str().is_some() {
         return directory_of(&usual, account);
     }
     directory_of(&Path::new("/tmp").join(short_name(server_home)), account)
@@ -431,6 +437,11 @@ fn socket_directory(server_home: &Path, account: Option<Account>) -> Result<Path
 
 fn socket_path(directory: &Path, port: u16) -> PathBuf {
     directory.join(format!(".s.PGSQL.{port}"))
+}
+
+/// One value of a setting that is a list; unquoted, a comma would end it.
+fn list_item(value: &str) -> String {
+    format!("\"{}\"", value.replace('"', "\"\""))
 }
 
 /// The same short name for the same path, another for any other.

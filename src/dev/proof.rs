@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::Error;
@@ -23,20 +24,42 @@ const TOPIC: &str = "realtime:walcast-dev";
 
 /// Joins as the user of `token`, lets `write` commit a change to `public.todos` once the server
 /// says it is subscribed, and returns the payload of the first row change that arrives.
+///
+/// Tries again until the change is written: a server that starts may refuse at first.
+///
+/// # Errors
+/// Why it did not arrive within `deadline`.
 pub(super) async fn first_change<W>(
     server: SocketAddr,
     token: &str,
     write: W,
+    deadline: Duration,
 ) -> Result<Value, Error>
 where
     W: Future<Output = Result<(), Error>>,
 {
-    let stream = loop {
-        if let Ok(stream) = TcpStream::connect(server).await {
-            break stream;
+    let end = Instant::now() + deadline;
+    let mut write = Some(write);
+    let mut last = Error::Proof("the server does not answer".into());
+    loop {
+        match tokio::time::timeout_at(end, listen(server, token, &mut write)).await {
+            Ok(Ok(payload)) => return Ok(payload),
+            Ok(Err(error)) if write.is_none() => return Err(error),
+            Ok(Err(error)) => last = error,
+            Err(_) if write.is_none() => {
+                return Err(Error::Proof(format!("none within {} s", deadline.as_secs())));
+            }
+            Err(_) => return Err(last),
         }
         tokio::time::sleep(KNOCK).await;
-    };
+    }
+}
+
+async fn listen<W>(server: SocketAddr, token: &str, write: &mut Option<W>) -> Result<Value, Error>
+where
+    W: Future<Output = Result<(), Error>>,
+{
+    let stream = TcpStream::connect(server).await.map_err(|error| lost(&error.into()))?;
     let url = format!("ws://{server}/realtime/v1/websocket?apikey={token}&vsn=2.0.0");
     let (mut socket, _) =
         tokio_tungstenite::client_async(url, stream).await.map_err(|error| lost(&error))?;
@@ -50,7 +73,6 @@ where
         "access_token": token,
     }]);
     socket.send(Message::text(join.to_string())).await.map_err(|error| lost(&error))?;
-    let mut write = Some(write);
     while let Some(message) = socket.next().await {
         let Message::Text(text) = message.map_err(|error| lost(&error))? else { continue };
         match heard(&text) {

@@ -138,6 +138,7 @@ describe("access", () => {
         const forged = `${service.server.token("service_role").split(".").slice(0, 2).join(".")}.AAAA`;
         const user = new User(version, service.server, forged);
         users.push(user);
+        await user.signedIn;
         const feed = new Feed(user, "forged", [{ table: "notes" }]);
         const { error } = await feed.status("CHANNEL_ERROR");
         assert.match(String(error?.message), /JwtSignatureError|Failed to validate JWT signature/);

@@ -5,6 +5,7 @@ import { spawn } from "node:child_process";
 import { createHmac, randomBytes } from "node:crypto";
 import { createRequire } from "node:module";
 import { createServer } from "node:net";
+import { clearTimeout, setTimeout } from "node:timers";
 import { fileURLToPath } from "node:url";
 
 import pg from "pg";
@@ -13,6 +14,10 @@ import * as oldest from "supabase-js-oldest";
 import WebSocket from "ws";
 
 const require = createRequire(import.meta.url);
+
+// A closed client leaves timers of up to 10 s behind. They change nothing any more, and must not keep
+// a finished test file running; our own deadlines, and open sockets, still do.
+globalThis.setTimeout = (...of) => setTimeout(...of).unref();
 
 /** The server under test. */
 export const BIN =
@@ -29,14 +34,18 @@ export const BOB = "00000000-0000-4000-8000-00000000000b";
 const children = new Set();
 
 process.on("exit", () => {
-  for (const child of children) child.kill("SIGKILL");
+  for (const child of children) child.kill(child.lastSignal);
 });
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => process.exit(1));
 
-/** Starts a program of ours, and keeps the end of what it says for the message of a failure. */
-export function start(program, args, env) {
+/**
+ * Starts a program of ours, and keeps the end of what it says for the message of a failure.
+ * `lastSignal` is what it gets when we end first.
+ */
+export function start(program, args, env, lastSignal = "SIGKILL") {
   const child = spawn(program, args, { env, stdio: ["ignore", "pipe", "pipe"] });
   children.add(child);
+  child.lastSignal = lastSignal;
   child.said = "";
   for (const stream of [child.stdout, child.stderr]) {
     stream.setEncoding("utf8");
@@ -246,7 +255,8 @@ export class User {
       // Node before 22 has no WebSocket of its own; 2.39 brings one.
       ...(version.isNewest && { realtime: { transport: globalThis.WebSocket ?? WebSocket } }),
     });
-    if (!version.isNewest) this.client.realtime.setAuth(this.token);
+    // The newest asks its callback for the token; until it has the answer it joins with the key.
+    this.signedIn = this.refresh(this.token);
   }
 
   /** As signing in again does: the new token goes to every channel. */
@@ -257,6 +267,7 @@ export class User {
 
   /** A channel with these `postgres_changes` bindings, subscribed. */
   async subscribe(topic, ...bindings) {
+    await this.signedIn;
     const feed = new Feed(this, topic, bindings);
     await feed.status("SUBSCRIBED");
     return feed;

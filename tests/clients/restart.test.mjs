@@ -57,6 +57,26 @@ describe("restarts", () => {
     });
   }
 
+  test("clients do not notice that the database cut every connection, and miss nothing", async () => {
+    const feeds = await Promise.all(
+      users.map((user) => user.subscribe("database", { table: "todos" })),
+    );
+    const from = id + 1;
+    for (let round = 0; round < 5; round += 1) {
+      await insert();
+      await service.database.query(`
+        select pg_terminate_backend(pid, 5000) from pg_stat_activity
+        where datname = current_database() and pid <> pg_backend_pid()`);
+      await insert();
+    }
+    const expected = Array.from({ length: id + 1 - from }, (_, n) => from + n);
+    for (const feed of feeds) {
+      await feed.change((change) => change.new.id === id, "last row");
+      assert.deepEqual(feed.changes.map((change) => change.new.id), expected);
+      assert.deepEqual(feed.statuses.map(({ status }) => status), ["SUBSCRIBED"]);
+    }
+  });
+
   test("clients that wait for a server find it when it starts", async () => {
     await service.server.end("SIGTERM");
     const late = VERSIONS.map((version) => new User(version, service.server));

@@ -4,7 +4,7 @@
 // wal_level = logical and some free slots.
 
 import { spawn } from "node:child_process";
-import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { chmodSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -20,7 +20,11 @@ let postgres;
 let directory;
 if (!env.WALCAST_TEST_DATABASE_URL) {
   directory = mkdtempSync(join(tmpdir(), "walcast-clients-"));
-  postgres = start(BIN, ["dev", "--only-postgres", "--data-dir", join(directory, "dev")], env);
+  // Started by root, Postgres runs as another user, who must get in.
+  chmodSync(directory, 0o711);
+  const args = ["dev", "--only-postgres", "--data-dir", join(directory, "dev")];
+  // SIGINT, so that it takes its Postgres along.
+  postgres = start(BIN, args, env, "SIGINT");
   const [, url] = await says(postgres, /^DATABASE_URL=(\S+)$/m, 120_000);
   env.WALCAST_TEST_DATABASE_URL = url;
 }

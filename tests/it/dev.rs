@@ -10,8 +10,9 @@ use std::time::Duration;
 use futures_util::{SinkExt as _, StreamExt as _};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::NoTls;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use walcast::config::Config;
@@ -174,7 +175,7 @@ async fn a_directory_postgres_cannot_use_is_replaced_by_one_it_can() {
     let mut home = Home::new("detour");
     let root = home.path.clone();
     fs::DirBuilder::new().mode(0o700).create(&root).unwrap();
-    home.path = root.join("d".repeat(100)).join("it's");
+    home.path = root.join("d".repeat(100)).join("it's, \"quoted\"");
     let cluster = home.start().await.unwrap();
     execute(&cluster, "create table kept ()").await;
     assert!(is_short(cluster.socket_dir()));
@@ -222,19 +223,25 @@ async fn install(config: Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A stand-in for the service: subscribes one client, announces one change, stops when the client
+/// The next client and its first message.
+async fn joined(listener: &TcpListener) -> Result<(WebSocketStream<TcpStream>, Value), Failure> {
+    let (stream, _) = listener.accept().await?;
+    let mut socket = tokio_tungstenite::accept_async(stream).await?;
+    let join = serde_json::from_str(socket.next().await.unwrap()?.to_text()?)?;
+    Ok((socket, join))
+}
+
+/// A stand-in for the service: refuses once, subscribes one client, announces one change, stops when the client
 /// has left, and checks what the client did meanwhile.
 async fn serve_once(config: Config, shutdown: CancellationToken) -> Result<(), Failure> {
     let listener = TcpListener::bind(config.server.bind).await?;
-    let stream = loop {
-        let (stream, _) = listener.accept().await?;
-        let mut first = [0; 1];
-        if stream.peek(&mut first).await? > 0 {
-            break stream;
-        }
-    };
-    let mut socket = tokio_tungstenite::accept_async(stream).await?;
-    let join: Value = serde_json::from_str(socket.next().await.unwrap()?.to_text()?)?;
+    let (mut socket, join) = joined(&listener).await?;
+    // A service that starts may refuse at first; whoever asks must ask again.
+    let reason = json!({ "status": "error", "response": { "reason": "starting" } });
+    let refusal = json!([join[0], join[1], join[2], "phx_reply", reason]);
+    socket.send(Message::text(refusal.to_string())).await?;
+    drop(socket);
+    let (mut socket, join) = joined(&listener).await?;
     let topic = &join[2];
     let key = DecodingKey::from_secret(config.jwt.secret.expose().as_bytes());
     let validation = Validation::new(Algorithm::HS256);
