@@ -6,3 +6,4 @@ pub mod lsn;
 pub mod db;
 pub mod change;
 pub mod hub;
+pub mod subscribe;

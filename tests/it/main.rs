@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
 mod cluster;
+mod filter;
+mod subscribe;
 
 #[tokio::test]
 async fn a_database_of_its_own_for_each_test() {
