@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use walcast::config::{Config, Loaded};
 use walcast::db::{Login, install};
 use walcast::doctor::{self, Level};
-use walcast::telemetry;
+use walcast::{dev, server, telemetry};
 
 pub(crate) use advice::explained;
 
@@ -42,7 +42,7 @@ enum Command {
     /// Run the service.
     Serve(ServeFlags),
     /// Run a private Postgres with an example and the service on it.
-    Dev(DevFlags),
+    Dev(dev::Options),
     /// Install or adopt the SQL objects, nothing else.
     Migrate,
     /// Check the database and the settings; exit 1 if anything is red.
@@ -76,23 +76,6 @@ struct ServeFlags {
     publications: Option<String>,
 }
 
-/// How `walcast dev` is started.
-#[derive(Args)]
-pub(crate) struct DevFlags {
-    /// Port of the service on 127.0.0.1.
-    #[arg(long, default_value_t = 4000, env = "WALCAST_DEV_PORT")]
-    pub(crate) port: u16,
-    /// Where the private Postgres keeps its data.
-    #[arg(long, value_name = "DIR", default_value = ".walcast", env = "WALCAST_DATA_DIR")]
-    pub(crate) data_dir: PathBuf,
-    /// Example schema to load.
-    #[arg(long, value_name = "NAME", env = "WALCAST_EXAMPLE")]
-    pub(crate) example: Option<String>,
-    /// Directory with initdb and postgres.
-    #[arg(long, value_name = "DIR", env = "WALCAST_PG_BIN")]
-    pub(crate) pg_bin: Option<PathBuf>,
-}
-
 /// Runs one command.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let load = |flags: Vec<(&'static str, String)>| {
@@ -103,7 +86,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     match arguments.command {
         Command::Serve(flags) => serve(load(flags.settings())?),
-        Command::Dev(flags) => dev(load(Vec::new())?, &flags),
+        Command::Dev(options) => private(&load(Vec::new())?, &options),
         Command::Migrate => migrate(load(Vec::new())?),
         Command::Doctor { fix } => doctor(load(Vec::new())?, fix),
         Command::Token(flags) => token::run(&flags, &load(Vec::new())?.config, SystemTime::now()),
@@ -129,41 +112,30 @@ fn serve(loaded: Loaded) -> anyhow::Result<ExitCode> {
     let shutdown = CancellationToken::new();
     runtime()?.block_on(async {
         let ending = stop_on_signal(shutdown.clone())?;
-        let result = service(loaded.config, shutdown).await;
+        let result = Box::pin(server::run(loaded.config, shutdown)).await;
         ending.abort();
         result
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn dev(loaded: Loaded, flags: &DevFlags) -> anyhow::Result<ExitCode> {
-    start_logging(&loaded)?;
+/// `walcast dev`. The settings it serves with are its own; only logging is the user's.
+fn private(loaded: &Loaded, options: &dev::Options) -> anyhow::Result<ExitCode> {
+    start_logging(loaded)?;
     let shutdown = CancellationToken::new();
     runtime()?.block_on(async {
         let ending = stop_on_signal(shutdown.clone())?;
-        let result = development(loaded.config, flags, shutdown).await;
+        let install = async |config: Config| {
+            install::install(&owner(&config)?, &config).await?;
+            anyhow::Ok(())
+        };
+        let serve = async |config, shutdown| Box::pin(server::run(config, shutdown)).await;
+        let mut out = std::io::stdout();
+        let result = Box::pin(dev::run(options, &mut out, shutdown, install, serve)).await;
         ending.abort();
-        result
+        anyhow::Ok(result?)
     })?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The service until `shutdown`.
-fn service(
-    _config: Config,
-    _shutdown: CancellationToken,
-) -> impl Future<Output = anyhow::Result<()>> {
-    std::future::ready(Err(anyhow::anyhow!("this build cannot serve")))
-}
-
-/// A private Postgres, and the service on it, until `shutdown`.
-fn development(
-    _config: Config,
-    flags: &DevFlags,
-    _shutdown: CancellationToken,
-) -> impl Future<Output = anyhow::Result<()>> {
-    let directory = flags.data_dir.display();
-    std::future::ready(Err(anyhow::anyhow!("this build cannot serve from {directory}")))
 }
 
 fn migrate(loaded: Loaded) -> anyhow::Result<ExitCode> {

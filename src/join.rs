@@ -288,11 +288,6 @@ impl Joiner {
     fn give_back(&self, client: Client) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(client);
     }
-
-    /// The catalog changed: what was learnt of operators may be wrong.
-    pub fn forget(&self) {
-        self.operators.clear();
-    }
 }
 
 fn unavailable(error: impl std::error::Error + 'static) -> Problem {

@@ -101,14 +101,14 @@ async fn serve(
         is_ready.clone(),
     ));
     let check_timeout = Duration::from_millis(config.database.check_timeout_ms);
-    let filters = Arc::new(Filters::new(logins.check.clone(), check_timeout));
+    let filters = Filters::new(logins.check.clone(), check_timeout);
     let feed = Feed {
         login: logins.replication.clone(),
         replication: config.replication.clone(),
         changes: config.changes.clone(),
         catalog: Arc::clone(&catalog),
         authorizer: Arc::clone(&authorizer),
-        filters: Arc::clone(&filters),
+        filters,
         hub: Arc::clone(&hub),
         status: Arc::clone(&status),
         ready,
@@ -120,7 +120,7 @@ async fn serve(
         verifier,
         limits: (&config.server).into(),
         hub: Arc::clone(&hub),
-        joiner: Arc::clone(&joiner),
+        joiner,
         deadlines: Arc::clone(&deadlines),
         tasks: tasks.clone(),
         error_backoff: Duration::from_millis(config.server.join_error_backoff_ms),
@@ -141,7 +141,7 @@ async fn serve(
     let token = stop_feed.clone();
     running.spawn(async move { ("feed", feed.run(token).await.map_err(Into::into)) });
     let token = stop_feed.clone();
-    let watcher = watch_catalog(catalog, authorizer, Arc::clone(&hub), joiner, filters, token);
+    let watcher = watch_catalog(catalog, authorizer, Arc::clone(&hub), token);
     running.spawn(async move { ("catalog watch", Ok(watcher.await)) });
     let token = stop_feed.clone();
     running.spawn(async move { ("deadlines", Ok(deadlines.run(token).await)) });
@@ -207,8 +207,6 @@ async fn watch_catalog(
     catalog: Arc<Catalog>,
     authorizer: Arc<Authorizer>,
     hub: Arc<Hub>,
-    joiner: Arc<Joiner>,
-    filters: Arc<Filters>,
     shutdown: CancellationToken,
 ) {
     let mut tick = tokio::time::interval(CATALOG_INTERVAL);
@@ -228,8 +226,6 @@ async fn watch_catalog(
             Ok(true) => {
                 debug!("the catalog changed");
                 authorizer.forget(None);
-                joiner.forget();
-                filters.forget();
             }
             Err(error) => debug!(error = telemetry::chain(&error), "the catalog cannot be read"),
         }

@@ -55,11 +55,6 @@ impl Filters {
         Self { login, timeout, operators, client }
     }
 
-    /// The catalog changed: what was learnt of operators may be wrong.
-    pub fn forget(&self) {
-        self.operators.clear();
-    }
-
     /// One answer for each predicate. A predicate that is gone accepts nothing.
     pub(super) async fn ask(
         &self,

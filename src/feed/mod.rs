@@ -97,7 +97,7 @@ pub struct Feed {
     /// Who may see a row.
     pub authorizer: Arc<Authorizer>,
     /// Filters that only Postgres can finish.
-    pub filters: Arc<Filters>,
+    pub filters: Filters,
     /// Subscribers.
     pub hub: Arc<Hub>,
     /// For health and metrics.

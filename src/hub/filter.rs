@@ -351,7 +351,7 @@ mod tests {
         check("c=eq", r#"error: ["eq"]"#);
         check("c=not.eq", r#"error: ["eq"]"#);
         check("c=", r#"error: [""]"#);
-        check("a\"\n#{x}", r##"error: ["a\"\n\#{x}"]"##);
+        check("a\"\n#{x}", r#"error: ["a\"\n\#{x}"]"#);
         let parentheses = "error: `in` filter value must be wrapped by parentheses";
         check("c=in.1,2", parentheses);
         check("c=in.(1", parentheses);

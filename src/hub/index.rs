@@ -156,7 +156,7 @@ impl<K: Copy + Eq + Hash> TableIndex<K> {
         image: Image,
         out: &mut Vec<(K, Match)>,
     ) {
-        let mut test = |bucket: &Bucket, known: bool| {
+        let mut visit = |bucket: &Bucket, known: bool| {
             for number in &bucket.entries {
                 let Some(entry) = &self.entries[*number] else { continue };
                 if !entry.events.contains(operation) {
@@ -169,20 +169,20 @@ impl<K: Copy + Eq + Hash> TableIndex<K> {
                 }
             }
         };
-        test(&self.unconditional, true);
-        test(&self.rest, false);
+        visit(&self.unconditional, true);
+        visit(&self.rest, false);
         for index in &self.columns {
             if image == Image::Key && !index.in_identity {
                 continue;
             }
             match tuple.get(index.column) {
                 Value::Unchanged => {}
-                Value::Null => test(&index.null, true),
+                Value::Null => visit(&index.null, true),
                 Value::Text(text) => match index.kind.map(|kind| kind.read(text)) {
                     None => {}
                     Some(Some(datum)) => {
                         if let Some(bucket) = index.values.get(&datum) {
-                            test(bucket, true);
+                            visit(bucket, true);
                         }
                     }
                     // Not as this type is ever written: each says for itself that it must ask.
@@ -190,7 +190,7 @@ impl<K: Copy + Eq + Hash> TableIndex<K> {
                         let mut all = Bucket::default();
                         let buckets = index.values.values();
                         buckets.flat_map(|b| &b.entries).for_each(|number| all.insert(*number));
-                        test(&all, false);
+                        visit(&all, false);
                     }
                 },
             }

@@ -219,7 +219,7 @@ impl Predicate {
     ) -> impl Iterator<Item = Question<'a>> {
         self.tests.iter().filter_map(move |test| {
             let Value::Text(value) = tuple.get(test.column) else { return None };
-            (test.matches(tuple, image) == Match::Ask).then(|| Question {
+            (test.matches(tuple, image) == Match::Ask).then_some(Question {
                 type_oid: test.bound.type_oid,
                 operator: test.bound.operator,
                 negated: test.bound.negated,

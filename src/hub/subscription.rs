@@ -246,7 +246,9 @@ impl Subscription {
             let mut columns: Vec<_> = select.iter().collect();
             columns.sort_unstable();
             columns.dedup();
-            columns.into_iter().for_each(|column| add(column));
+            for column in columns {
+                add(column);
+            }
         }
         let digest = hash.finalize();
         let head: [u8; 4] = digest[..4].try_into().expect("SHA-256 has 32 bytes");

@@ -133,17 +133,20 @@ impl Operators {
         Ok(found)
     }
 
-    /// Forgets everything, after DDL.
-    pub fn clear(&self) {
-        self.known.lock().expect("no code panics under this lock").clear();
+    /// Forgets these, since an error may come from a name that DDL has changed.
+    pub(super) fn forget(&self, keys: impl Iterator<Item = (u32, Operator)>) {
+        let mut known = self.known.lock().expect("no code panics under this lock");
+        for (type_oid, operator) in keys {
+            known.remove(&(type_oid, symbol(operator)));
+        }
     }
 }
 
 /// Answers every question, in order: one round trip for about 500 of them, one more when an
 /// operator was not met before, one more when any of them fails.
 ///
-/// The session must have its output settings pinned and a `statement_timeout`: a pattern can be
-/// written to run for hours.
+/// The session must have its output settings pinned, a `statement_timeout` (a pattern can be
+/// written to run for hours), USAGE on the schemas of the types in question, and no transaction.
 ///
 /// # Errors
 /// [`Error::Postgres`] when nothing is known: the connection is lost, the server is stopping or
@@ -187,8 +190,9 @@ async fn ask_batch(
     }
     // One of them failed, or an operator's name changed: each for itself, without waiting for
     // one another's answers.
-    operators.clear();
-    operators.resolve(client, questions.iter().map(|q| (q.type_oid, q.operator))).await?;
+    let keys = || questions.iter().map(|question| (question.type_oid, question.operator));
+    operators.forget(keys());
+    operators.resolve(client, keys()).await?;
     let each = questions.iter().map(|question| async {
         match ask_once(client, operators, std::slice::from_ref(question)).await {
             Ok(answers) => Ok(answers.first().copied().unwrap_or(Answer::Failed)),
@@ -235,7 +239,7 @@ async fn ask_once(
 
 /// Whether the error says something about a value, an operator or the time one took, rather than
 /// about the connection or the server.
-fn is_about_the_question(error: &tokio_postgres::Error) -> bool {
+pub(super) fn is_about_the_question(error: &tokio_postgres::Error) -> bool {
     let Some(code) = error.code().map(tokio_postgres::error::SqlState::code) else { return false };
     let about_the_server = ["08", "25", "40", "53", "57", "58", "XX"];
     code == "57014" || !about_the_server.iter().any(|class| code.starts_with(class))

@@ -13,7 +13,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 pub use ask::{Answer, Operators, ask};
 
-use self::ask::{Resolved, Statement, symbol};
+use self::ask::{Resolved, Statement, is_about_the_question, symbol};
 use crate::hub::{Bound, Condition, Is, Operand, Operator, canonical};
 
 const COLLATION_OF: &str = include_str!("../../sql/collation_of.sql");
@@ -23,6 +23,7 @@ const LIST_MAX: usize = 100;
 
 /// OIDs that every server shares.
 const BOOL: u32 = 16;
+const BYTEA: u32 = 17;
 const TEXT: u32 = 25;
 
 /// Why a check has no good result.
@@ -143,13 +144,23 @@ fn settle(condition: &Condition, column: &Column<'_>) -> Result<Option<Bound>, R
         | Operator::Gt
         | Operator::Gte
         | Operator::IsDistinct => read(&condition.value).map(Operand::Value),
+        Operator::Like | Operator::ILike
+            if column.type_oid != BYTEA && ends_in_escape(&condition.value) =>
+        {
+            // Postgres says so only when a match gets that far.
+            return Err(Refused {
+                code: "22025".into(),
+                name: "invalid_escape_sequence",
+                message: "LIKE pattern must not end with escape character".into(),
+            });
+        }
         Operator::Like | Operator::ILike if bytewise => read(&condition.value).map(Operand::Value),
         Operator::Like | Operator::ILike | Operator::Match | Operator::IMatch => None,
         Operator::In => match plain_list(&condition.value) {
             Some(list) if list.len() > LIST_MAX => return Err(too_many_values()),
             Some(list) => {
-                let read: Option<_> = list.into_iter().map(|text| Some(read(text))).collect();
-                read.filter(|list: &Box<[_]>| !list.contains(&None)).map(Operand::List)
+                let read = |text| read(text).map(Some);
+                list.into_iter().map(read).collect::<Option<_>>().map(Operand::List)
             }
             None => None,
         },
@@ -162,8 +173,13 @@ fn settle(condition: &Condition, column: &Column<'_>) -> Result<Option<Bound>, R
         negated: condition.negated,
         operand,
         bytewise,
-        collation: None,
+        collation: system_collation(column.collation_oid).map(Into::into),
     }))
+}
+
+/// Whether an odd number of backslashes is at the end of a pattern.
+fn ends_in_escape(pattern: &str) -> bool {
+    pattern.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1
 }
 
 fn too_many_values() -> Refused {
@@ -178,6 +194,15 @@ const fn is_text(type_oid: u32) -> bool {
 /// The database's collation, `C` and `POSIX`: always deterministic.
 const fn is_plain_collation(collation_oid: u32) -> bool {
     matches!(collation_oid, 100 | 950 | 951)
+}
+
+/// The collations with fixed OIDs that are not the database's.
+const fn system_collation(collation_oid: u32) -> Option<&'static str> {
+    match collation_oid {
+        950 => Some("pg_catalog.\"C\""),
+        951 => Some("pg_catalog.\"POSIX\""),
+        _ => None,
+    }
 }
 
 /// The elements of an array literal without quotes, escapes, nesting or nulls, for types whose
@@ -201,8 +226,7 @@ impl Unsettled {
     /// Lets Postgres look at the rest: up to three round trips the first time a type is met, one
     /// afterwards, one more to find the culprit when it refuses.
     ///
-    /// The session must have its output settings pinned and a `statement_timeout`, and must not be
-    /// in a transaction.
+    /// The session must be as for [`ask`].
     ///
     /// # Errors
     /// [`Error::Refused`] is final, [`Error::Postgres`] is not.
@@ -211,53 +235,60 @@ impl Unsettled {
         client: &Client,
         operators: &Operators,
     ) -> Result<Box<[Bound]>, Error> {
-        let open = || self.items.iter().filter(|item| item.settled.is_none());
-        let wanted = open().map(|item| (item.type_oid, item.condition.operator));
-        let resolved = operators.resolve(client, wanted).await?;
+        let operands = match self.attempt(client, operators, run_all).await {
+            Err(Error::Postgres(error)) if is_about_the_question(&error) => {
+                // A value or an operator was refused, or a name has changed since it was looked
+                // up: afresh, and each for itself.
+                operators.forget(self.open().map(Item::key));
+                self.attempt(client, operators, run_each).await?
+            }
+            done => done?,
+        };
+        let mut bound = operands.into_iter();
+        let all = self.items.iter().map(|item| item.settled.clone().or_else(|| bound.next()));
+        Ok(all.map(|bound| bound.expect("one for each open item")).collect())
+    }
+
+    fn open(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter().filter(|item| item.settled.is_none())
+    }
+
+    async fn attempt(
+        &self,
+        client: &Client,
+        operators: &Operators,
+        run: impl AsyncFnOnce(&Client, &[Probe<'_>]) -> Result<Vec<Vec<Option<String>>>, Error>,
+    ) -> Result<Vec<Bound>, Error> {
+        let resolved = operators.resolve(client, self.open().map(Item::key)).await?;
         let mut probes = Vec::new();
-        for item in open() {
-            let key = (item.type_oid, symbol(item.condition.operator));
-            let known = resolved.get(&key).ok_or_else(|| {
+        for item in self.open() {
+            let known = resolved.get(&(item.type_oid, symbol(item.condition.operator)));
+            let known = known.ok_or_else(|| {
                 let column = &item.condition.column;
                 Refused::raised(format!("failed to lookup type for column {column}"))
             })?;
             let collation = fetch_collation(client, item.collation_oid).await?;
             probes.push(Probe::new(&item.condition, known, collation)?);
         }
-        let operands = match run(client, &probes).await {
-            Ok(operands) => operands,
-            Err(Error::Postgres(error)) if refusal(&error).is_some() => {
-                operators.clear();
-                let each = probes.iter().map(|probe| run(client, std::slice::from_ref(probe)));
-                let mut operands = Vec::with_capacity(probes.len());
-                for (probe, result) in probes.iter().zip(join_all(each).await) {
-                    operands.extend(result.map_err(|error| probe.explain(error))?);
-                }
-                operands
-            }
-            Err(error) => return Err(error),
-        };
-        let mut bound = probes
-            .into_iter()
-            .zip(operands)
-            .zip(open())
-            .map(|((probe, operand), item)| probe.bind(operand, item.type_oid));
-        let all = self.items.iter().map(|item| {
-            item.settled
-                .clone()
-                .map_or_else(|| bound.next().expect("one result for each open item"), Ok)
-        });
-        Ok(all.collect::<Result<_, _>>()?)
+        let operands = run(client, &probes).await?;
+        let bound = probes.into_iter().zip(operands).map(|(probe, operand)| probe.bind(operand));
+        Ok(bound.collect::<Result<_, _>>()?)
     }
 }
 
-/// A collation's name as SQL and whether it is deterministic; `None` for the plain ones.
+impl Item {
+    fn key(&self) -> (u32, Operator) {
+        (self.type_oid, self.condition.operator)
+    }
+}
+
+/// A collation's name as SQL and whether it is deterministic; `None` for the database's.
 async fn fetch_collation(
     client: &Client,
     collation_oid: u32,
 ) -> Result<Option<(Box<str>, bool)>, Error> {
     if collation_oid == 0 || is_plain_collation(collation_oid) {
-        return Ok(None);
+        return Ok(system_collation(collation_oid).map(|collation| (collation.into(), true)));
     }
     let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&collation_oid, Type::OID)];
     let row = client.query_typed_opt(COLLATION_OF, &parameters).await?;
@@ -311,28 +342,24 @@ impl<'a> Probe<'a> {
         let declared = self.declared_oid();
         match self.condition.operator {
             Operator::In => {
-                // An element that is null itself, not a composite of nulls.
+                // `unnest` in `from` would make a composite of nulls out of a null composite.
                 statement.push(
-                    "array(select case when pg_catalog.num_nulls(x) = 0 then pg_catalog.format('%s', x) end from pg_catalog.unnest(",
+                    "array(select case when pg_catalog.num_nulls(x) = 0 then pg_catalog.format('%s', x) end from (select pg_catalog.unnest(",
                 );
                 statement.parameter(value, declared);
-                statement.push(") as x), (select pg_catalog.bool_or(");
+                statement.push(") as x) as e), (select pg_catalog.bool_or(");
                 compare(statement, &|statement| statement.push("x"));
-                statement.push("x) from pg_catalog.unnest(");
+                statement.push("x) from (select pg_catalog.unnest(");
                 statement.parameter(value, declared);
-                statement.push(") as x)");
+                statement.push(") as x) as e)");
             }
             Operator::Like | Operator::ILike | Operator::Match | Operator::IMatch => {
                 statement.push("array[pg_catalog.format('%s', ");
                 statement.parameter(value, self.known.right_oid);
                 statement.push(")], ");
-                compare(statement, &|statement| statement.parameter(None, self.known.base_oid));
+                // Every type with patterns takes any text, so the pattern serves as the value.
+                compare(statement, &|statement| statement.parameter(value, self.known.base_oid));
                 statement.parameter(value, self.known.right_oid);
-                if matches!(self.condition.operator, Operator::Match | Operator::IMatch) {
-                    // A null on the left stops the comparison above before it reads the pattern.
-                    statement.push(" or ''::pg_catalog.text operator(pg_catalog.~) ");
-                    statement.parameter(value, TEXT);
-                }
             }
             Operator::Eq
             | Operator::Neq
@@ -360,7 +387,7 @@ impl<'a> Probe<'a> {
         }
     }
 
-    fn bind(self, operand: Vec<Option<String>>, type_oid: u32) -> Result<Bound, Refused> {
+    fn bind(self, operand: Vec<Option<String>>) -> Result<Bound, Refused> {
         let condition = self.condition;
         let operand = if condition.operator == Operator::In {
             if operand.len() > LIST_MAX {
@@ -374,7 +401,7 @@ impl<'a> Probe<'a> {
         let known = self.known;
         Ok(Bound {
             column: condition.column.clone(),
-            type_oid,
+            type_oid: known.type_oid,
             base_oid: known.base_oid,
             operator: condition.operator,
             negated: condition.negated,
@@ -414,7 +441,7 @@ impl<'a> Probe<'a> {
 }
 
 /// Sends probes in one statement; the operands come back in their order.
-async fn run(client: &Client, probes: &[Probe<'_>]) -> Result<Vec<Vec<Option<String>>>, Error> {
+async fn run_all(client: &Client, probes: &[Probe<'_>]) -> Result<Vec<Vec<Option<String>>>, Error> {
     let mut statement = Statement::new("select ");
     for (index, probe) in probes.iter().enumerate() {
         statement.push(if index == 0 { "" } else { ",\n" });
@@ -424,13 +451,35 @@ async fn run(client: &Client, probes: &[Probe<'_>]) -> Result<Vec<Vec<Option<Str
     (0..probes.len()).map(|index| Ok(row.try_get(index * 2)?)).collect()
 }
 
+/// Sends each probe for itself, without waiting for one another; the first refused one counts.
+async fn run_each(
+    client: &Client,
+    probes: &[Probe<'_>],
+) -> Result<Vec<Vec<Option<String>>>, Error> {
+    let each = probes.iter().map(|probe| run_all(client, std::slice::from_ref(probe)));
+    let results = join_all(each).await.into_iter().zip(probes).map(|(result, probe)| {
+        let operand = result.map_err(|error| probe.explain(error))?.pop();
+        Ok(operand.expect("one for the one probe"))
+    });
+    results.collect()
+}
+
 /// The error as clients know it, when it is about what the client sent. Nothing else of the
 /// database's texts is shown.
 fn refusal(error: &tokio_postgres::Error) -> Option<Refused> {
+    if !is_about_the_question(error) {
+        return None;
+    }
     let error = error.as_db_error()?;
     let code = error.code().code();
-    let name = match code {
-        "0A000" => "feature_not_supported",
+    let name = condition_name(code);
+    Some(Refused { code: code.into(), name, message: error.message().into() })
+}
+
+/// The manual's name of an error code that a value, an operator or a pattern can cause; for the
+/// rest the name of its class.
+fn condition_name(code: &str) -> &'static str {
+    match code {
         "2201B" => "invalid_regular_expression",
         "22001" => "string_data_right_truncation",
         "22003" => "numeric_value_out_of_range",
@@ -444,7 +493,6 @@ fn refusal(error: &tokio_postgres::Error) -> Option<Refused> {
         "22026" => "string_data_length_mismatch",
         "22030" => "duplicate_json_object_key_value",
         "22032" => "invalid_json_text",
-        "2200D" => "invalid_escape_octet",
         "2200M" => "invalid_xml_document",
         "2200N" => "invalid_xml_content",
         "2202E" => "array_subscript_error",
@@ -452,16 +500,26 @@ fn refusal(error: &tokio_postgres::Error) -> Option<Refused> {
         "22P05" => "untranslatable_character",
         "23502" => "not_null_violation",
         "23514" => "check_violation",
+        "3F000" => "invalid_schema_name",
+        "42501" => "insufficient_privilege",
+        "42601" => "syntax_error",
+        "42602" => "invalid_name",
         "42704" => "undefined_object",
         "42725" => "ambiguous_function",
         "42846" => "cannot_coerce",
         "42883" => "undefined_function",
-        "54000" => "program_limit_exceeded",
+        "42P01" => "undefined_table",
         "54001" => "statement_too_complex",
         // A pattern or value that alone takes longer than any check may.
         "57014" => "query_canceled",
-        _ if code.starts_with("22") => "data_exception",
-        _ => return None,
-    };
-    Some(Refused { code: code.into(), name, message: error.message().into() })
+        "P0001" => "raise_exception",
+        _ => match code.get(..2) {
+            Some("0A") => "feature_not_supported",
+            Some("22") => "data_exception",
+            Some("23") => "integrity_constraint_violation",
+            Some("42") => "syntax_error_or_access_rule_violation",
+            Some("54") => "program_limit_exceeded",
+            Some(_) | None => "error",
+        },
+    }
 }

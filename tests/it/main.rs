@@ -12,6 +12,8 @@ mod rls_world;
 mod sockets;
 mod values;
 mod wal;
+mod filter;
+mod subscribe;
 
 #[tokio::test]
 async fn a_database_of_its_own_for_each_test() {
