@@ -1,7 +1,9 @@
 //! Every setting: its type, unit, default, bounds and effect.
 //!
 //! In:     built-in defaults, then a TOML file, then the environment, then flags; later ones win.
-//! Out:    [`Config`], validated.
+//! Out:    [`Config`], validated. Environment names are `WALCAST_<SECTION>_<FIELD>`, with the
+//!         shorter and the official container's names besides (`config/load.rs`); a secret may
+//!         also stand in a file named by `<NAME>_FILE`.
 //! Never:  secrets from the command line; a setting that is accepted and then ignored.
 
 mod load;

@@ -320,6 +320,34 @@ async fn doctor_refuses_given_logins_that_can_do_too_much_or_too_little() {
 }
 
 #[tokio::test]
+async fn doctor_drops_logins_of_instances_that_are_gone_and_no_others() {
+    let database = Database::create().await;
+    let environment = [("DATABASE_URL", database.url.as_str()), ("WALCAST_JWT_SECRET", SECRET)];
+    assert_eq!(walcast(&["migrate"], &environment).await.code, 0);
+    let client = database.client().await;
+    let number: u32 = database.name.rsplit('_').next().unwrap().parse().unwrap();
+    let dead = format!("walcast_check_dead{number:08x}");
+    let human = format!("walcast_check_by_hand_{}", database.name);
+    client
+        .batch_execute(&format!(
+            "create role {dead} login; create role {human} login;
+             comment on role {dead} is 'walcast login for {name}, made 1000';
+             comment on role {human} is 'walcast login for {name}, made 1000'",
+            name = database.name
+        ))
+        .await
+        .unwrap();
+    let run = walcast(&["doctor"], &environment).await;
+    has(&run.out, &format!("warn  logins of instances that are gone: {dead}\n"));
+    let run = walcast(&["doctor", "--fix"], &environment).await;
+    has(&run.out, &format!("fixed dropped {dead}\n"));
+    assert!(!run.out.contains("warn  logins of instances"), "{}", run.out);
+    let left = "select count(*) from pg_roles where rolname = any($1)";
+    let left = client.query_one(left, &[&vec![&dead, &human]]).await.unwrap();
+    assert_eq!(left.get::<_, i64>(0), 1);
+}
+
+#[tokio::test]
 async fn doctor_without_a_database_says_so() {
     let run = walcast(&["doctor"], &[]).await;
     assert_eq!(run.code, 1);

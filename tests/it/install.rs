@@ -832,6 +832,39 @@ async fn where_logins_may_not_be_made_the_error_says_how_to_make_them() {
 }
 
 #[tokio::test]
+async fn an_ordinary_administrator_makes_logins_where_the_server_lets_it() {
+    let database = Database::create().await;
+    let client = database.client().await;
+    let user = format!("admin_of_{}", database.name);
+    let role = format!("web_of_{}", database.name);
+    client
+        .batch_execute(&format!("create role {user} login createrole replication"))
+        .await
+        .unwrap();
+    let mut config = config(&database);
+    config.database.url = Secret::new(url_as(&database, &user, "x"));
+    config.database.roles = vec![role.clone()];
+    let administrator = crate::cluster::connect(config.database.url.expose()).await;
+    administrator.batch_execute(&format!("create role {role} nologin")).await.unwrap();
+    let version: i32 = one(&client, "select current_setting('server_version_num')::int").await;
+    match Logins::open(&config).await {
+        // Before 16 only a superuser gives REPLICATION.
+        Err(error) => {
+            assert!(version < 160_000, "{error}");
+            assert!(matches!(error, logins::Error::MayNotMake { .. }), "{error}");
+        }
+        Ok(logins) => {
+            assert!(version >= 160_000);
+            logins::verify_check(&logins.check, &config).await.unwrap();
+            let check = logins.check.connect("test").await.unwrap();
+            check.batch_execute(&format!("set role {role}")).await.unwrap();
+            drop(check);
+            logins.close().await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_role_above_policies_is_never_given_to_the_check_login() {
     let database = Database::create().await;
     install(&database).await;
