@@ -4,6 +4,7 @@
 
 mod cluster;
 mod rls;
+mod rls_differential;
 mod rls_world;
 
 #[tokio::test]
