@@ -46,6 +46,7 @@ select
                     'quoted', pg_catalog.quote_ident(a.attname),
                     'type_oid', a.atttypid::bigint,
                     'type_name', pg_catalog.format_type(a.atttypid, null),
+                    'domain', t.typtype = 'd',
                     'generated', a.attgenerated <> '',
                     'selectable', pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT'),
                     'in_key', coalesce(a.attnum = any (i.indkey), false)
@@ -53,6 +54,7 @@ select
                 order by a.attnum
             ), '[]')
             from pg_catalog.pg_attribute as a
+            join pg_catalog.pg_type as t on t.oid = a.atttypid
             left join pg_catalog.pg_index as i on i.indrelid = c.oid and i.indisprimary
             where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
         ),

@@ -8,6 +8,7 @@ mod cluster;
 mod dev;
 mod install;
 mod rls;
+mod rls_differential;
 mod rls_world;
 mod sockets;
 mod values;

@@ -8,7 +8,7 @@ use walcast::auth::rls::{Error, ProbeError, Question, Shown};
 use walcast::change::{Change, OldImage, Operation, Tuple, Value};
 use walcast::config::DeleteMode;
 
-use crate::rls_world::{A, B, C, Failed, No, Unknown, World, Yes, claims, shown};
+use crate::rls_world::{A, B, C, Failed, No, Unknown, World, Yes, claims, question, shown};
 
 const NOTHING: Shown = Shown::Nothing;
 
@@ -355,6 +355,20 @@ async fn case_32_a_policy_that_raises_for_one_user_fails_for_that_user_alone() {
     assert_eq!(shown(&changes, &answers[0], DeleteMode::PkCompat)[0].1, NOTHING);
 }
 
+#[tokio::test]
+async fn a_row_on_which_a_policy_raises_withholds_no_other_row() {
+    let world = World::notes().await;
+    world.policy("body::int > 1 and auth.uid() is not null").await;
+    let changes = world
+        .insert("notes", "values (1, 1, null, 'x'), (2, 1, null, '0'), (3, 1, null, '5')")
+        .await;
+    for answer in world.ask(&changes, &[A, B]).await {
+        let new: Vec<_> = answer.verdicts.iter().map(|verdict| verdict.new).collect();
+        assert_eq!(new, [Failed, No, Yes]);
+        assert_eq!(answer.error.as_deref(), Some("invalid input syntax for type integer: \"x\""));
+    }
+}
+
 fn refusal(result: Result<(), ProbeError>) -> String {
     match result {
         Err(ProbeError::Refused { message, .. }) => message,
@@ -595,7 +609,7 @@ async fn a_lock_that_is_not_granted_is_no_answer_rather_than_a_no() {
     world.create_notes().await;
     let changes = world.insert("notes", "values (1, 1, null, 'x')").await;
     world.run("begin; lock table map_members in access exclusive mode").await;
-    let questions = [world.question(&world.user, A, &changes)];
+    let questions = [question(&world.user, A, &changes)];
     let held = world.authorizer.visible_to(&changes, &questions).await;
     assert!(matches!(held, Err(Error::Unanswered(_))), "{held:?}");
     world.run("rollback").await;
@@ -934,6 +948,18 @@ async fn a_name_that_comes_to_shadow_a_builtin_changes_no_policy() {
     assert_eq!(world.new_of(&changes, [A]).await, [No]);
 }
 
+/// Returns once such a connection has taken a snapshot while the transaction was still open.
+async fn has_looked(world: &World, application: &str, open: &[Change]) {
+    let looked = "select from pg_stat_activity as looking, pg_stat_activity as writing
+        where looking.application_name = $1 and looking.datname = current_database()
+            and looking.query like '%pg_current_snapshot%'
+            and looking.query_start > writing.xact_start
+            and writing.backend_xid = $2::text::xid
+        limit 1";
+    let xid = open[0].commit.xid.to_string();
+    while world.admin.query_opt(looked, &[&application, &xid]).await.unwrap().is_none() {}
+}
+
 #[tokio::test]
 async fn nothing_is_answered_before_the_transaction_is_visible() {
     let world = World::notes().await;
@@ -946,7 +972,12 @@ async fn nothing_is_answered_before_the_transaction_is_visible() {
     tokio::select! {
         done = &mut waiting => panic!("not committed yet: {done:?}"),
         seen = &mut asking => panic!("not committed yet: {seen:?}"),
-        () = tokio::time::sleep(Duration::from_millis(200)) => {}
+        () = has_looked(&world, "walcast guard", &changes) => {}
+    }
+    tokio::select! {
+        done = &mut waiting => panic!("not committed yet: {done:?}"),
+        seen = &mut asking => panic!("not committed yet: {seen:?}"),
+        () = has_looked(&world, "walcast check", &changes) => {}
     }
     client.batch_execute("commit").await.unwrap();
     waiting.await.unwrap();
@@ -977,7 +1008,7 @@ async fn an_unrelated_decoded_transaction_is_waited_for_as_well() {
     let mut asking = Box::pin(world.new_of(&changes, [A]));
     tokio::select! {
         seen = &mut asking => panic!("the revoke is not visible yet: {seen:?}"),
-        () = tokio::time::sleep(Duration::from_millis(200)) => {}
+        () = has_looked(&world, "walcast check", &revoked) => {}
     }
     client.batch_execute("commit").await.unwrap();
     assert_eq!(asking.await, [No]);

@@ -42,6 +42,13 @@ pub(crate) fn claims(role: &str, subject: &str) -> Arc<str> {
     json!({ "sub": subject, "role": role, "aud": "authenticated" }).to_string().into()
 }
 
+/// About every change.
+pub(crate) fn question(role: &Arc<str>, subject: &str, changes: &[Change]) -> Question {
+    let claims = claims(role, subject);
+    let changes = (0..changes.len()).map(|place| place.try_into().unwrap()).collect();
+    Question { role: Arc::clone(role), claims, changes }
+}
+
 /// `select`-list items that give each column's text as the log has it.
 fn texts(columns: &[Column]) -> String {
     let text = |column: &Column| {
@@ -238,19 +245,13 @@ impl World {
 
     /// Asks as users of the ordinary role about every change.
     pub(crate) async fn ask(&self, changes: &[Change], subjects: &[&str]) -> Vec<Answer> {
-        let question = |subject: &&str| self.question(&self.user, subject, changes);
+        let question = |subject: &&str| question(&self.user, subject, changes);
         let questions: Vec<_> = subjects.iter().map(question).collect();
         self.authorizer.visible_to(changes, &questions).await.unwrap()
     }
 
-    pub(crate) fn question(&self, role: &Arc<str>, subject: &str, changes: &[Change]) -> Question {
-        let claims = claims(role, subject);
-        let changes = (0..changes.len()).map(|place| place.try_into().unwrap()).collect();
-        Question { role: Arc::clone(role), claims, changes }
-    }
-
     pub(crate) async fn ask_as(&self, role: &Arc<str>, changes: &[Change]) -> Answer {
-        let questions = [self.question(role, A, changes)];
+        let questions = [question(role, A, changes)];
         self.authorizer.visible_to(changes, &questions).await.unwrap().remove(0)
     }
 

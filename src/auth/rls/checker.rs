@@ -6,7 +6,7 @@
 //!         from a snapshot that lacks a decoded transaction, or from policies that have changed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::error::SqlState;
@@ -17,7 +17,7 @@ use super::history::{Held, History};
 use super::snapshot::Snapshot;
 use super::statement::{Facts, Image, Open, Source, literal};
 use super::touched::Touched;
-use super::{Answer, Error, Question, Verdict, Visibility};
+use super::{Answer, Error, Question, Verdict, Visibility, lock};
 use crate::change::{Change, OldImage, Operation};
 use crate::db::Login;
 
@@ -184,10 +184,31 @@ enum Input<'a> {
 }
 
 /// What one user's call gave.
-enum Seen {
-    /// For each image.
-    Some(Vec<Option<bool>>),
-    Failed(String),
+struct Seen {
+    /// For each image; a null is an image that could not be used. None when all have failed.
+    images: Option<Vec<Option<bool>>>,
+    /// Images on which the policies raised an error, counted from 1.
+    failed: Vec<i32>,
+    /// The first error.
+    message: Option<String>,
+}
+
+impl Seen {
+    fn failed(message: &str) -> Self {
+        Self { images: None, failed: Vec::new(), message: Some(message.to_owned()) }
+    }
+
+    fn at(&self, place: usize) -> Visibility {
+        let Some(images) = &self.images else { return Visibility::Failed };
+        if self.failed.iter().any(|failed| usize::try_from(*failed) == Ok(place + 1)) {
+            return Visibility::Failed;
+        }
+        match images.get(place) {
+            Some(Some(true)) => Visibility::Yes,
+            Some(Some(false)) => Visibility::No,
+            Some(None) | None => Visibility::Unknown,
+        }
+    }
 }
 
 /// What happens once a statement has failed.
@@ -306,13 +327,15 @@ impl Checker {
             }
             for (table, items, users) in &rounds {
                 let asked = async {
-                    self.ask_images(&mut sheet, lessons, *table, items, users).await?;
+                    let all: Vec<&Item> = items.iter().collect();
+                    self.ask_images(&mut sheet, lessons, *table, &all, users).await?;
                     self.find_undecided(&mut sheet, lessons, *table, items, users).await
                 };
                 asked.await.map_err(|error| lessons.learn(*table, error))?;
             }
             for (table, items, users) in &rounds {
-                self.ask_the_past(&mut sheet, lessons, *table, items, users).await?;
+                let asked = self.ask_the_past(&mut sheet, lessons, *table, items, users).await;
+                asked.map_err(|error| lessons.learn(*table, error))?;
             }
         }
         match self.verify(&tables, job.xids).await? {
@@ -352,9 +375,9 @@ impl Checker {
                 return Ok(Err(Outcome::Refused(message)));
             }
         };
-        let last = messages.iter().rev().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some((row.get(0)?, row.get(1)?)),
-            _ => None,
+        let last = messages.iter().rev().find_map(|message| {
+            let SimpleQueryMessage::Row(row) = message else { return None };
+            Some((row.get(0)?, row.get(1)?))
         });
         let (role, snapshot) = last.unwrap_or_default();
         if role != &*self.role {
@@ -435,9 +458,14 @@ impl Checker {
             self.end().await?;
             return Ok(Some(Outcome::NotVisible(snapshot)));
         }
+        // Sent together, answered in order.
+        let read = tables.iter().map(|table| self.read_facts(*table));
+        let read = futures_util::future::try_join_all(read);
+        let (read, ended) = futures_util::future::join(read, self.end()).await;
+        ended?;
         let mut changed = None;
-        for table in tables {
-            let now = self.read_facts(*table).await?.unwrap_or_default();
+        for (table, now) in tables.iter().zip(read?) {
+            let now = now.unwrap_or_default();
             let Some(known) = self.tables.get_mut(table) else { continue };
             if now != known.text {
                 // Read anew at the next attempt.
@@ -451,7 +479,6 @@ impl Checker {
                 };
             }
         }
-        self.end().await?;
         Ok(changed)
     }
 
@@ -473,7 +500,9 @@ impl Checker {
             for side in [Side::New, Side::Old] {
                 let Some((tuple, source)) = image_of(change, side) else {
                     // There is no such row: nobody sees it.
-                    users.iter().for_each(|user| sheet.set(*user, number, side, Visibility::No));
+                    for &user in users {
+                        sheet.set(user, number, side, Visibility::No);
+                    }
                     continue;
                 };
                 match &table.rule {
@@ -522,7 +551,7 @@ impl Checker {
             self.client.batch_execute(&text).await.map_err(unanswered)?;
             known.names.push(name.clone());
             let call = format!(
-                "select walcast_user, walcast_seen, walcast_code, walcast_message
+                "select walcast_seen, walcast_failed, walcast_code, walcast_message
                 from pg_temp.{name}($1::text, $2::text[], $3::text[], {parameters})"
             );
             let statement = self.client.prepare(&call).await.map_err(unanswered)?;
@@ -540,12 +569,12 @@ impl Checker {
         sheet: &mut Sheet<'_>,
         lessons: &mut Lessons,
         table: u32,
-        items: &[Item],
+        items: &[&Item],
         users: &[usize],
     ) -> Result<(), Error> {
         let Some(table) = self.tables.get(&table) else { return Ok(()) };
         let mut kinds: BTreeMap<&Open, Vec<&Item>> = BTreeMap::new();
-        for item in items {
+        for &item in items {
             kinds.entry(&item.image.open).or_default().push(item);
         }
         for (open, items) in kinds {
@@ -566,18 +595,10 @@ impl Checker {
                 let input = Input::Images(&literals);
                 for (user, seen) in self.call(sheet, lessons, statement, &input, users).await? {
                     for (place, item) in chunk.iter().enumerate() {
-                        let visibility = match &seen {
-                            Seen::Some(seen) => match seen.get(place) {
-                                Some(Some(true)) => Visibility::Yes,
-                                Some(Some(false)) => Visibility::No,
-                                Some(None) | None => Visibility::Unknown,
-                            },
-                            Seen::Failed(message) => {
-                                sheet.fail(user, message);
-                                Visibility::Failed
-                            }
-                        };
-                        sheet.set(user, item.change, item.side, visibility);
+                        sheet.set(user, item.change, item.side, seen.at(place));
+                    }
+                    if let Some(message) = &seen.message {
+                        sheet.fail(user, message);
                     }
                 }
             }
@@ -614,15 +635,10 @@ impl Checker {
             let values = table.facts.texts(&change.relation, &tuple);
             let input = Input::Row { known: &item.image.known, values: &values };
             for (user, seen) in self.call(sheet, lessons, statement, &input, &undecided).await? {
-                let visibility = match seen {
-                    Seen::Some(seen) if seen.first() == Some(&Some(true)) => Visibility::Yes,
-                    Seen::Some(_) => Visibility::No,
-                    Seen::Failed(message) => {
-                        sheet.fail(user, &message);
-                        Visibility::Failed
-                    }
-                };
-                sheet.set(user, item.change, Side::New, visibility);
+                sheet.set(user, item.change, Side::New, seen.at(0));
+                if let Some(message) = &seen.message {
+                    sheet.fail(user, message);
+                }
             }
         }
         Ok(())
@@ -637,58 +653,80 @@ impl Checker {
         &self,
         sheet: &mut Sheet<'_>,
         lessons: &mut Lessons,
-        table_oid: u32,
+        table: u32,
         items: &[Item],
         users: &[usize],
     ) -> Result<(), Error> {
-        let Some(table) = self.tables.get(&table_oid) else { return Ok(()) };
-        let job = sheet.job;
+        let mut snapshots: BTreeMap<u32, Option<Held>> = BTreeMap::new();
+        // Items of the same transaction that the same users ask about go together.
+        let mut groups: BTreeMap<(u32, Vec<usize>), Vec<&Item>> = BTreeMap::new();
         for item in items.iter().filter(|item| item.side == Side::Old) {
-            let Some(change) = at(job.batch, item.change) else { continue };
-            let xid = change.commit.xid;
-            let touched = || job.touched.lock().unwrap_or_else(PoisonError::into_inner);
-            let company = touched().company(xid, table_oid);
-            let (doubted, otherwise) = match change.operation {
-                Operation::Delete if company.rows || table.facts.is_opaque() => {
-                    (Visibility::No, Visibility::No)
-                }
-                Operation::Update if table.facts.reads_any(company.others.iter().copied()) => {
-                    (Visibility::Yes, Visibility::Unknown)
-                }
-                Operation::Insert | Operation::Update | Operation::Delete => continue,
+            let Some(change) = at(sheet.job.batch, item.change) else { continue };
+            let Some((doubted, otherwise)) = self.doubt(sheet.job, table, change) else { continue };
+            let doubts = |user: &usize| {
+                sheet.get(*user, item.change).is_some_and(|verdict| verdict.old == doubted)
             };
-            let asked: Vec<usize> = users
-                .iter()
-                .copied()
-                .filter(|user| {
-                    sheet.get(*user, item.change).is_some_and(|verdict| verdict.old == doubted)
-                })
-                .collect();
-            if asked.is_empty() || !table.functions.contains_key(&item.image.open) {
-                continue;
+            let asked: Vec<usize> = users.iter().copied().filter(doubts).collect();
+            for &user in &asked {
+                sheet.set(user, item.change, Side::Old, otherwise);
             }
-            asked.iter().for_each(|user| sheet.set(*user, item.change, Side::Old, otherwise));
-            let Some(held) = job.history.before(xid) else { continue };
-            // An earlier transaction that it does not see either could have taken the row away.
-            let relevant = |other: u32| {
-                other != table_oid && (company.others.contains(&other) || table.facts.reads(other))
-            };
-            let exact = touched()
-                .earlier(change.commit.lsn, xid, relevant)
-                .all(|xid| held.snapshot.sees(xid));
-            if !exact {
-                continue;
+            if !asked.is_empty() {
+                snapshots
+                    .entry(change.commit.xid)
+                    .or_insert_with(|| self.snapshot_before(sheet.job, table, change));
+                groups.entry((change.commit.xid, asked)).or_default().push(item);
             }
-            match self.begin(Some(&held)).await {
-                Ok(Ok(snapshot)) if !snapshot.sees(xid) => {}
-                Ok(Ok(_) | Err(_)) => continue,
-                // Its holder has moved on; a lost connection shows at the next statement.
-                Err(_) => continue,
+        }
+        let mut begun: Option<(&str, Snapshot)> = None;
+        for ((xid, asked), items) in groups {
+            let Some(held) = snapshots.get(&xid).and_then(Option::as_ref) else { continue };
+            if begun.as_ref().is_none_or(|(id, _)| *id != held.id) {
+                // An error means that its holder has moved on; a lost connection shows next.
+                let Ok(Ok(snapshot)) = self.begin(Some(held)).await else {
+                    begun = None;
+                    continue;
+                };
+                begun = Some((&held.id, snapshot));
             }
-            let only = Item { change: item.change, side: item.side, image: item.image.clone() };
-            self.ask_images(sheet, lessons, table_oid, &[only], &asked).await?;
+            if begun.as_ref().is_some_and(|(_, snapshot)| !snapshot.sees(xid)) {
+                self.ask_images(sheet, lessons, table, &items, &asked).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Which answer about a change's old row its own transaction may have caused, and what holds
+    /// when the past cannot be asked.
+    fn doubt(
+        &self,
+        job: &Job<'_>,
+        table: u32,
+        change: &Change,
+    ) -> Option<(Visibility, Visibility)> {
+        let facts = &self.tables.get(&table)?.facts;
+        let company = lock(job.touched).company(change.commit.xid, table);
+        match change.operation {
+            Operation::Delete if company.rows || facts.is_opaque() => {
+                Some((Visibility::No, Visibility::No))
+            }
+            Operation::Update if facts.reads_any(company.others.iter().copied()) => {
+                Some((Visibility::Yes, Visibility::Unknown))
+            }
+            Operation::Insert | Operation::Update | Operation::Delete => None,
+        }
+    }
+
+    /// The newest held snapshot from before a change's transaction, if it is exact: an earlier
+    /// transaction that it does not see either could have taken the row away.
+    fn snapshot_before(&self, job: &Job<'_>, table: u32, change: &Change) -> Option<Held> {
+        let (xid, lsn) = (change.commit.xid, change.commit.lsn);
+        let held = job.history.before(xid)?;
+        let facts = &self.tables.get(&table)?.facts;
+        let touched = lock(job.touched);
+        let others = touched.company(xid, table).others;
+        let relevant = |other| other != table && (others.contains(&other) || facts.reads(other));
+        let exact = touched.earlier(lsn, xid, relevant).all(|xid| held.snapshot.sees(xid));
+        exact.then_some(held)
     }
 
     /// Calls a function for users in turn; a user whose policies take longer than the timeout has
@@ -707,7 +745,7 @@ impl Checker {
         let mut rest = users;
         while let Some(&first) = rest.first() {
             if lessons.hung.contains(&first) || Instant::now() >= job.deadline {
-                seen.push((first, Seen::Failed(SLOW.into())));
+                seen.push((first, Seen::failed(SLOW)));
                 rest = rest.get(1..).unwrap_or_default();
                 continue;
             }
@@ -745,8 +783,12 @@ impl Checker {
                 }
             };
             let mut answered = 0;
+            let images = match input {
+                Input::Images(images) => images.len(),
+                Input::Row { .. } => 1,
+            };
             for (user, row) in asked.iter().zip(&rows) {
-                let Some(one) = read(row)? else {
+                let Some(one) = read(row, images)? else {
                     // The timeout struck here. Only whoever had all of it to itself has failed.
                     break;
                 };
@@ -754,7 +796,7 @@ impl Checker {
                 answered += 1;
             }
             if answered == 0 {
-                seen.push((first, Seen::Failed(SLOW.into())));
+                seen.push((first, Seen::failed(SLOW)));
                 answered = 1;
             }
             rest = rest.get(answered..).unwrap_or_default();
@@ -776,18 +818,17 @@ impl Table {
 }
 
 /// One user's row; `None` when the statement's timeout struck.
-fn read(row: &Row) -> Result<Option<Seen>, Error> {
+fn read(row: &Row, images: usize) -> Result<Option<Seen>, Error> {
     let code: Option<&str> = row.try_get(2).map_err(unanswered)?;
-    let seen: Option<Vec<Option<bool>>> = row.try_get(1).map_err(unanswered)?;
-    let message: Option<&str> = row.try_get(3).map_err(unanswered)?;
     if code == Some(SqlState::QUERY_CANCELED.code()) {
         return Ok(None);
     }
-    Ok(Some(match (code, seen) {
-        (None, Some(seen)) => Seen::Some(seen),
-        (Some(_), _) | (None, None) => {
-            Seen::Failed(message.unwrap_or("the policies gave no answer").to_owned())
-        }
+    let seen: Option<Vec<Option<bool>>> = row.try_get(0).map_err(unanswered)?;
+    Ok(Some(Seen {
+        // Any other number of answers would belong to other images.
+        images: seen.filter(|seen| seen.len() == images),
+        failed: row.try_get(1).map_err(unanswered)?,
+        message: row.try_get(3).map_err(unanswered)?,
     }))
 }
 

@@ -94,14 +94,14 @@ impl History {
             }
             self.put(place, None);
             let client = clients.get_mut(place).and_then(Option::take);
-            match tokio::time::timeout(interval * 4, take(&login, client)).await {
-                Ok(Some((client, held))) => {
-                    self.put(place, Some(held));
-                    if let Some(slot) = clients.get_mut(place) {
-                        *slot = Some(client);
-                    }
+            let taken = tokio::time::timeout(interval * 4, take(&login, client)).await;
+            if let Ok(Some((client, held))) = taken {
+                self.put(place, Some(held));
+                if let Some(slot) = clients.get_mut(place) {
+                    *slot = Some(client);
                 }
-                Ok(None) | Err(_) => debug!("no snapshot of the past could be taken"),
+            } else {
+                debug!("no snapshot of the past could be taken");
             }
             tokio::select! {
                 () = tokio::time::sleep(interval) => {}
@@ -124,9 +124,8 @@ async fn take(login: &Login, client: Option<Client>) -> Option<(Client, Held)> {
         )
         .await
         .ok()?;
-    let row = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
+    let row = messages.iter().find_map(|message| {
+        if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None }
     })?;
     let held = Held { id: row.get(0)?.to_owned(), snapshot: row.get(1)?.parse().ok()? };
     Some((client, held))

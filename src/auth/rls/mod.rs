@@ -138,11 +138,14 @@ pub enum ProbeError {
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// One role's connection, when there is one.
+type Slot = Arc<tokio::sync::Mutex<Option<Checker>>>;
+
 /// Answers who may see which row, on the powerless check login.
 pub struct Authorizer {
     login: Login,
     settings: config::Database,
-    checkers: Mutex<HashMap<Arc<str>, Arc<tokio::sync::Mutex<Option<Checker>>>>>,
+    checkers: Mutex<HashMap<Arc<str>, Slot>>,
     guard: tokio::sync::Mutex<Option<Client>>,
     probes: Mutex<HashMap<Arc<str>, Vec<Client>>>,
     probe_permits: Semaphore,
@@ -242,12 +245,11 @@ impl Authorizer {
         let mut forgotten = lock(&self.forgotten);
         forgotten.count += 1;
         let count = forgotten.count;
-        match table {
-            Some(table) => drop(forgotten.tables.insert(table, count)),
-            None => {
-                forgotten.all = count;
-                forgotten.tables.clear();
-            }
+        if let Some(table) = table {
+            forgotten.tables.insert(table, count);
+        } else {
+            forgotten.all = count;
+            forgotten.tables.clear();
         }
     }
 
@@ -374,16 +376,15 @@ impl Authorizer {
         let mut lessons = Lessons::default();
         let mut attempt = 0;
         loop {
-            let checker = match slot.take().filter(|checker| !checker.is_closed()) {
-                Some(checker) => checker,
-                None => {
-                    let path = &self.settings.search_path;
-                    let timeout = self.check_timeout();
-                    Checker::connect(&self.login, Arc::clone(role), path, timeout).await?
-                }
-            };
             // Out of the slot while it works: a call that is dropped midway ends the connection.
-            let mut checker = checker;
+            let idle = slot.take().filter(|checker| !checker.is_closed());
+            let mut checker = if let Some(checker) = idle {
+                checker
+            } else {
+                let path = &self.settings.search_path;
+                let timeout = self.check_timeout();
+                Checker::connect(&self.login, Arc::clone(role), path, timeout).await?
+            };
             let xids: Vec<u32> = lock(&self.pending).xids.iter().copied().collect();
             let job = Job {
                 batch,
@@ -452,14 +453,13 @@ impl Authorizer {
             .await
             .map_err(|error| ProbeError::Unavailable(error.into()))?;
         let idle = lock(&self.probes).get_mut(role).and_then(Vec::pop);
-        let client = match idle.filter(|client| !client.is_closed()) {
-            Some(client) => client,
-            None => {
-                let path = &self.settings.search_path;
-                checker::connect(&self.login, "walcast probe", path, self.check_timeout())
-                    .await
-                    .map_err(|error| ProbeError::Unavailable(error.into()))?
-            }
+        let client = if let Some(client) = idle.filter(|client| !client.is_closed()) {
+            client
+        } else {
+            let path = &self.settings.search_path;
+            let connecting =
+                checker::connect(&self.login, "walcast probe", path, self.check_timeout());
+            connecting.await.map_err(|error| ProbeError::Unavailable(error.into()))?
         };
         let row = client
             .query_opt(

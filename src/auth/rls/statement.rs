@@ -13,6 +13,10 @@ use serde::Deserialize;
 
 use crate::change::{OldImage, Relation, Tuple, Value};
 
+/// Bytes of one value beyond which an image counts as not having it: the server takes parameters
+/// of less than 1 GiB, and the whole of a row in one.
+const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// What decides who may see a table's rows, for one role.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct Facts {
@@ -36,12 +40,17 @@ pub(super) struct Facts {
 
 /// One column of the table as it is now.
 #[derive(Debug, Clone, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts of the catalog, independent of each other"
+)]
 pub(super) struct Column {
     number: i32,
     name: String,
     quoted: String,
     type_oid: u32,
     type_name: String,
+    domain: bool,
     generated: bool,
     selectable: bool,
     in_key: bool,
@@ -49,6 +58,10 @@ pub(super) struct Column {
 
 /// One policy.
 #[derive(Debug, Clone, Deserialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts of the catalog, independent of each other"
+)]
 pub(super) struct Policy {
     permissive: bool,
     condition: String,
@@ -122,28 +135,37 @@ impl Facts {
                 return None;
             }
             match (tuple?.get(place), source) {
-                (Value::Unchanged, _) => None,
                 // A generated column is computed, not stored in the log, by servers before 18.
                 (Value::Null, Source::New | Source::Old(OldImage::Full)) => {
                     (!column.generated).then_some(None)
                 }
-                (Value::Null, Source::Old(OldImage::Key)) => None,
+                (Value::Unchanged, _) | (Value::Null, Source::Old(OldImage::Key)) => None,
                 (Value::Text(_), Source::Old(OldImage::Key)) if !logged.in_identity => None,
+                (Value::Text(text), _) if text.len() > VALUE_BYTES_MAX => None,
                 (Value::Text(text), _) => std::str::from_utf8(text).ok().map(Some),
             }
         });
         let values: Vec<Option<Option<&str>>> = values.collect();
         let known: Vec<bool> = values.iter().map(Option::is_some).collect();
         let open = self.policies.iter().map(|policy| self.leaves_open(policy, &known)).collect();
-        Image { literal: composite(values.into_iter().map(Option::flatten)), known, open }
+        // Values that no policy looks at stay here, unless their type refuses a null.
+        let sent = values.into_iter().zip(&self.columns).map(|(value, column)| {
+            value.flatten().filter(|_| column.domain || self.looks_at(column))
+        });
+        Image { literal: composite(sent), known, open }
+    }
+
+    fn looks_at(&self, column: &Column) -> bool {
+        let by = |policy: &Policy| policy.whole_row || policy.needs.contains(&column.number);
+        self.policies.iter().any(by)
     }
 
     fn leaves_open(&self, policy: &Policy, known: &[bool]) -> bool {
-        let knows = |number: &i32| {
+        let has = |number: &i32| {
             let place = self.columns.iter().position(|column| column.number == *number);
             place.and_then(|place| known.get(place)).is_some_and(|known| *known)
         };
-        !policy.needs.iter().all(knows) || (policy.whole_row && !known.iter().all(|known| *known))
+        !policy.needs.iter().all(has) || (policy.whole_row && !known.iter().all(|known| *known))
     }
 
     /// The values of an image as text, column by column, for [`Facts::row_function`].
@@ -169,18 +191,57 @@ impl Facts {
         let alias = &self.alias;
         let condition = self.condition(open);
         let plan_each_time = self.policies.iter().any(|policy| policy.plan_each_time);
-        let evaluate = if plan_each_time {
-            let statement =
-                format!("select array(select {condition} from pg_catalog.unnest($1) as {alias})");
-            format!("execute {} into walcast_seen using walcast_rows;", literal(&statement))
-        } else {
-            format!(
-                "walcast_seen := array(
-                    select {condition}
-                    from pg_catalog.unnest(walcast_rows) as {alias}
-                );"
-            )
+        let evaluate = |rows: &str, seen: &str| {
+            if plan_each_time {
+                let statement = format!(
+                    "select array(select {condition} from pg_catalog.unnest($1) as {alias})"
+                );
+                format!("execute {} into {seen} using {rows};", literal(&statement))
+            } else {
+                format!(
+                    "{seen} := array(
+                        select {condition} from pg_catalog.unnest({rows}) as {alias}
+                    );"
+                )
+            }
         };
+        // One row on which a policy raises an error is not a reason to withhold the others.
+        let recover = format!(
+            "if pg_catalog.cardinality(walcast_rows) > 1 then
+                -- Full length from the start: an array that begins at its second element is read
+                -- as one that begins at its first.
+                walcast_seen := pg_catalog.array_fill(
+                    null::boolean, array[pg_catalog.cardinality(walcast_rows)]
+                );
+                for walcast_place in 1 .. pg_catalog.cardinality(walcast_rows) loop
+                    walcast_done := false;
+                    begin
+                        {become_user}
+                        walcast_one := walcast_rows[walcast_place:walcast_place];
+                        {one}
+                        {check_role}
+                        walcast_done := true;
+                        raise exception using errcode = 'WC001';
+                    exception
+                        when query_canceled then
+                            {canceled}
+                        when {FAILURES_OF_POSTGRES} then
+                            raise;
+                        when others then
+                            if walcast_done then
+                                walcast_seen[walcast_place] := walcast_seen_one[1];
+                            else
+                                walcast_failed := walcast_failed || walcast_place;
+                            end if;
+                    end;
+                end loop;
+                walcast_done := true;
+            end if;",
+            become_user = BECOME_USER,
+            check_role = CHECK_ROLE,
+            canceled = CANCELED,
+            one = evaluate("walcast_one", "walcast_seen_one"),
+        );
         // Images the table's types refuse (a domain was tightened since) are left undecided.
         let prepare = format!(
             "begin
@@ -205,19 +266,23 @@ impl Facts {
                 end loop;
             end;"
         );
-        let finish = "foreach walcast_place in array walcast_refused loop
-                    walcast_seen[walcast_place] := null;
+        let finish = "foreach walcast_undecided in array walcast_refused loop
+                    walcast_seen[walcast_undecided] := null;
                 end loop;";
         Parts {
             function,
             parameters: "walcast_images text[]",
             declare: &format!(
                 "walcast_row {name};
-                walcast_refused int[] := '{{}}';"
+                walcast_one {name}[];
+                walcast_seen_one boolean[];
+                walcast_refused int[] := '{{}}';
+                walcast_undecided int;"
             ),
             rows: &format!("{name}[]"),
             prepare: &prepare,
-            evaluate: &evaluate,
+            evaluate: &evaluate("walcast_rows", "walcast_seen"),
+            recover: &recover,
             finish,
         }
         .text()
@@ -260,6 +325,7 @@ impl Facts {
             evaluate: &format!(
                 "walcast_seen := array[exists(select from {name} as walcast_t where {same})];"
             ),
+            recover: "",
             finish: "",
         }
         .text()
@@ -277,12 +343,36 @@ impl Facts {
         };
         let all = || self.policies.iter().zip(open);
         let restrictive = all().filter(|(policy, _)| !policy.permissive).map(part);
-        let permissive: Vec<String> =
-            all().filter(|(policy, _)| policy.permissive).map(part).collect();
+        // Last name first, as Postgres does: it shows where one of them raises an error.
+        let permissive = all().rev().filter(|(policy, _)| policy.permissive);
+        let permissive: Vec<String> = permissive.map(part).collect();
         let any = format!("({})", permissive.join(" or "));
         restrictive.chain([any]).collect::<Vec<_>>().join(" and ")
     }
 }
+
+/// Sets role and claims for the user at hand, for the subtransaction it runs in.
+const BECOME_USER: &str = "perform
+    pg_catalog.set_config('role', walcast_role, true),
+    pg_catalog.set_config('request.jwt.claims', walcast_claims[walcast_user], true),
+    pg_catalog.set_config('request.jwt.claim.sub', walcast_subjects[walcast_user], true),
+    pg_catalog.set_config('request.jwt.claim.role', walcast_role, true);";
+
+/// An answer given under another role is no answer.
+const CHECK_ROLE: &str = "if current_user <> walcast_role then
+    raise exception 'a policy of this table changed the role';
+end if;";
+
+/// The statement's timeout struck, or somebody canceled it: the rest is asked in another call.
+const CANCELED: &str = "walcast_seen := null;
+walcast_code := sqlstate;
+walcast_message := sqlerrm;
+return next;
+return;";
+
+/// Locks, memory, disk: these end the whole call; they are nobody's no.
+const FAILURES_OF_POSTGRES: &str =
+    "insufficient_resources or system_error or transaction_rollback or lock_not_available";
 
 /// What differs between the functions.
 struct Parts<'a> {
@@ -295,6 +385,8 @@ struct Parts<'a> {
     prepare: &'a str,
     /// Runs as each user; sets `walcast_seen`.
     evaluate: &'a str,
+    /// Runs after it raised an error.
+    recover: &'a str,
     /// Runs after each user.
     finish: &'a str,
 }
@@ -305,10 +397,8 @@ impl Parts<'_> {
     /// Each user is asked in a subtransaction that is always rolled back, so nothing a policy's
     /// function sets (role, claims, any parameter) reaches the next user. The body is a string:
     /// it records no dependency that could stand in the way of the application's DDL.
-    ///
-    /// A failure of Postgres itself (locks, memory, disk) ends the whole call; it is nobody's no.
     fn text(&self) -> String {
-        let Self { function, parameters, declare, rows, prepare, evaluate, finish } = self;
+        let Self { function, parameters, declare, rows, prepare, evaluate, recover, finish } = self;
         let body = format!(
             "
             #variable_conflict use_column
@@ -318,33 +408,23 @@ impl Parts<'_> {
                 {declare}
             begin
                 {prepare}
-                for walcast_place in 1 .. pg_catalog.cardinality(walcast_claims) loop
-                    walcast_user := walcast_place;
+                for walcast_user_place in 1 .. pg_catalog.cardinality(walcast_claims) loop
+                    walcast_user := walcast_user_place;
                     walcast_seen := null;
+                    walcast_failed := '{{}}';
                     walcast_code := null;
                     walcast_message := null;
                     walcast_done := false;
                     begin
-                        perform
-                            pg_catalog.set_config('role', walcast_role, true),
-                            pg_catalog.set_config('request.jwt.claims', walcast_claims[walcast_place], true),
-                            pg_catalog.set_config('request.jwt.claim.sub', walcast_subjects[walcast_place], true),
-                            pg_catalog.set_config('request.jwt.claim.role', walcast_role, true);
+                        {BECOME_USER}
                         {evaluate}
-                        if current_user <> walcast_role then
-                            raise exception 'a policy of this table changed the role';
-                        end if;
+                        {CHECK_ROLE}
                         walcast_done := true;
                         raise exception using errcode = 'WC001';
                     exception
                         when query_canceled then
-                            walcast_seen := null;
-                            walcast_code := sqlstate;
-                            walcast_message := sqlerrm;
-                            return next;
-                            return;
-                        when insufficient_resources or system_error or transaction_rollback
-                            or lock_not_available then
+                            {CANCELED}
+                        when {FAILURES_OF_POSTGRES} then
                             raise;
                         when others then
                             if not walcast_done then
@@ -353,6 +433,9 @@ impl Parts<'_> {
                                 walcast_message := sqlerrm;
                             end if;
                     end;
+                    if not walcast_done then
+                        {recover}
+                    end if;
                     if current_user <> walcast_role then
                         raise exception 'the role did not come back';
                     end if;
@@ -371,6 +454,7 @@ impl Parts<'_> {
                 {parameters},
                 out walcast_user int,
                 out walcast_seen boolean[],
+                out walcast_failed int[],
                 out walcast_code text,
                 out walcast_message text
             ) returns setof record language plpgsql as {};
@@ -420,6 +504,7 @@ mod tests {
             quoted: name.into(),
             type_oid,
             type_name: "text".into(),
+            domain: name == "word",
             generated: name == "computed",
             selectable: true,
             in_key: number == 1,
@@ -492,6 +577,18 @@ mod tests {
     }
 
     #[test]
+    fn only_values_that_a_policy_looks_at_are_sent() {
+        let mut facts = facts(vec![policy(true, &[1])]);
+        facts.columns.push(column(5, "word", 25));
+        let columns = [("id", 25, true), ("body", 25, false), ("word", 25, false)];
+        let tuple = Tuple::copied(["1", "large", "w"].map(|text| Value::Text(text.as_bytes())));
+        let image = facts.image(&relation(&columns), Some(&tuple), Source::New);
+        assert_eq!(image.literal, r#"("1",,,"w")"#);
+        assert_eq!(image.known, [true, true, false, true]);
+        assert_eq!(*image.open, [false]);
+    }
+
+    #[test]
     fn a_missing_value_is_never_a_null() {
         let facts = facts(vec![policy(true, &[2]), policy(true, &[4]), policy(true, &[-6])]);
         let relation = relation(&[("id", 25, true), ("body", 25, false)]);
@@ -522,11 +619,11 @@ mod tests {
         let facts = facts(vec![policy(false, &[1]), policy(true, &[2]), policy(true, &[])]);
         assert_eq!(
             facts.condition(&[false, false, false]),
-            "coalesce((p[1]), false) and (coalesce((p[2]), false) or coalesce((p[]), false))"
+            "coalesce((p[1]), false) and (coalesce((p[]), false) or coalesce((p[2]), false))"
         );
         assert_eq!(
             facts.condition(&[false, true, false]),
-            "coalesce((p[1]), false) and (null::pg_catalog.bool or coalesce((p[]), false))"
+            "coalesce((p[1]), false) and (coalesce((p[]), false) or null::pg_catalog.bool)"
         );
     }
 
