@@ -278,7 +278,9 @@ impl WalStream {
             Instant::now(),
         );
         let positions = Arc::new(Positions::default());
+        positions.received.store(identity.start.get(), Ordering::Relaxed);
         positions.head.store(identity.head.get(), Ordering::Relaxed);
+        positions.flushed.store(confirmed.get(), Ordering::Relaxed);
         let (sender, batches) = mpsc::channel(settings.batches_ahead.max(1));
         let closing = CancellationToken::new();
         let reader = Reader::new(connection, settings, standby, Arc::clone(&positions));

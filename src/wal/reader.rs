@@ -53,6 +53,11 @@ const FRAME_BYTES_MAX: usize = (1 << 30) + 64;
 /// Between looks at what the caller has published.
 const TICK: Duration = Duration::from_millis(500);
 
+/// Silence, in sender timeouts, after which the server is taken for dead. Not one: while it builds
+/// a row of a gigabyte it answers nothing for ten seconds, and would never get past it. A link
+/// that is cut is noticed sooner, by the kernel (`TCP_USER_TIMEOUT`).
+const SILENT_TIMEOUTS_MAX: u32 = 3;
+
 /// How long the server may take to say why it broke the stream off.
 const POST_MORTEM_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -341,7 +346,7 @@ impl Reader {
     /// Moves the slot, keeps the server assured that we live, and checks that it does; or, while
     /// the caller takes nothing and so nothing is read, that this does not last.
     async fn tick(&mut self, stalled_since: Option<Instant>) -> Result<(), Error> {
-        let timeout = self.settings.sender_timeout();
+        let timeout = self.settings.sender_timeout() * SILENT_TIMEOUTS_MAX;
         if let Some(since) = stalled_since {
             // The server may be shutting down, which we cannot see behind the data, and it waits
             // for us as long as we answer. What was not published is sent again.
