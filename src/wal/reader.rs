@@ -27,7 +27,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::connection::{Connection, ServerError, frame_header, lost, unexpected};
+use super::connection::{Connection, ServerError, Socket, frame_header, lost, unexpected};
 use super::pgoutput::{DecodeError, Input};
 use super::slot::stream_error;
 use super::standby::{Answer, Standby};
@@ -35,9 +35,13 @@ use super::{Batch, Error, Positions};
 use crate::config::Replication;
 use crate::lsn::Lsn;
 
-/// How long the socket is left to fill. Longer adds to the latency of busy moments and lets the
-/// buffer of a Unix socket run full (some 280 small messages); shorter wakes too often.
-const LINGER: Duration = Duration::from_micros(500);
+/// How long a TCP socket is left to fill. Measured on single-row transactions: 0.3 ms costs a
+/// tenth, 0.1 ms a third; 2 ms gains nothing and adds to the latency of busy moments.
+const LINGER_TCP: Duration = Duration::from_millis(1);
+
+/// The same for a Unix socket, whose buffer is full after some 210 small messages: after that the
+/// server waits for us.
+const LINGER_UNIX: Duration = Duration::from_micros(250);
 
 /// Batches that follow each other this closely mean traffic.
 const BUSY: Duration = Duration::from_millis(2);
@@ -212,15 +216,22 @@ impl Reader {
             || !self.standby.in_transaction()
             || self.next != Next::Stream
             || self.scanned >= self.settings.batch_bytes;
-        match since + LINGER {
+        match since + self.pause() {
             deadline if !complete && now < deadline => Due::ReadUntil(deadline),
             _ => Due::Batch,
         }
     }
 
+    fn pause(&self) -> Duration {
+        match self.connection.socket {
+            Socket::Tcp(_) | Socket::Tls(_) => LINGER_TCP,
+            Socket::Unix(_) => LINGER_UNIX,
+        }
+    }
+
     /// Sleeps while bytes gather, and takes them. No traffic when there are none.
     async fn linger(&mut self) -> Result<(), Error> {
-        std::thread::sleep(LINGER);
+        std::thread::sleep(self.pause());
         // Lets the event loop see what happened to the socket.
         tokio::task::yield_now().await;
         let before = self.heard;
