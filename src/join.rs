@@ -112,7 +112,7 @@ impl Joiner {
         }
     }
 
-    /// Registers a channel. Takes at most [`WAIT_MAX`].
+    /// Registers a channel. Takes seconds at most.
     pub async fn join(&self, request: Request) -> Joined {
         let parsed = parse(&request);
         let mut joined = Joined::default();
