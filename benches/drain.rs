@@ -101,9 +101,9 @@ async fn make_backlog(client: &Client, load: &Load, changes: u32) -> Lsn {
     client
         .batch_execute(&format!(
             "do $$ begin
-                for first in 1..{changes} by {rows} loop
+                for low in 1..{changes} by {rows} loop
                     insert into t select id, repeat('x', 192)
-                    from generate_series(first, least(first + {rows} - 1, {changes})) as id;
+                    from generate_series(low, least(low + {rows} - 1, {changes})) as id;
                     commit;
                 end loop;
             end $$"

@@ -102,6 +102,24 @@ select
                                 and d.objid = p.oid
                                 and (f.oid is not null or v.oid is not null)
                         ),
+                    -- Calls, as the condition prints them, that give the same all through a statement.
+                    'stable_calls', (
+                        select coalesce(pg_catalog.jsonb_agg(distinct
+                            case when pg_catalog.pg_function_is_visible(f.oid) then '' else
+                                pg_catalog.quote_ident(s.nspname) || '.'
+                            end || pg_catalog.quote_ident(f.proname) || '()'
+                        ), '[]')
+                        from pg_catalog.pg_depend as d
+                        join pg_catalog.pg_proc as f on f.oid = d.refobjid
+                        join pg_catalog.pg_namespace as s on s.oid = f.pronamespace
+                        where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
+                            and d.objid = p.oid
+                            and d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+                            and f.provolatile = 's'
+                            and f.pronargs = 0
+                            and f.prokind = 'f'
+                            and not f.proretset
+                    ),
                     -- A function that calls itself immutable is computed when a plan is made. If it
                     -- reads the claims all the same, a plan must not outlive one user.
                     'plan_each_time', exists (

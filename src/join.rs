@@ -112,7 +112,7 @@ impl Joiner {
         }
     }
 
-    /// Registers a channel. Takes at most [`WAIT_MAX`].
+    /// Registers a channel. Takes seconds at most.
     pub async fn join(&self, request: Request) -> Joined {
         let parsed = parse(&request);
         let mut joined = Joined::default();
@@ -205,9 +205,9 @@ impl Joiner {
             let covered = published.iter().filter(|p| subscription.covers(&p.schema, &p.name));
             covered.cloned().collect()
         };
-        let mut tables = of(&*self.catalog.published().await.map_err(unavailable)?);
+        let mut tables = of(&self.catalog.published().await.map_err(unavailable)?);
         if tables.is_empty() {
-            tables = of(&*self.catalog.published_now().await.map_err(unavailable)?);
+            tables = of(&self.catalog.published_now().await.map_err(unavailable)?);
         }
         if tables.is_empty() && !subscription.is_of_many() {
             return Err(Problem::Refused(subscription.no_such_table()));

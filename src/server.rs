@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -142,7 +143,9 @@ async fn serve(
         admit: Endpoint(Arc::new(realtime)),
         connections: Arc::clone(&connections),
         ready: Box::new(move || readiness(&attached)),
-        metrics: Box::new(move || metrics.as_ref().map_or_else(String::new, |m| m.render())),
+        metrics: Box::new(move || {
+            metrics.as_ref().map(PrometheusHandle::render).unwrap_or_default()
+        }),
     };
     let address = listener.local_addr().context("the listening socket has no address")?;
     let router = router(Arc::new(service));
@@ -154,11 +157,20 @@ async fn serve(
     running.spawn(async move { ("feed", feed.run(token).await.map_err(Into::into)) });
     let token = stop_feed.clone();
     let watcher = watch_catalog(catalog, authorizer, Arc::clone(&hub), token);
-    running.spawn(async move { ("catalog watch", Ok(watcher.await)) });
+    running.spawn(async move {
+        watcher.await;
+        ("catalog watch", Ok(()))
+    });
     let token = stop_feed.clone();
-    running.spawn(async move { ("deadlines", Ok(deadlines.run(token).await)) });
+    running.spawn(async move {
+        deadlines.run(token).await;
+        ("deadlines", Ok(()))
+    });
     let token = stop_feed.clone();
-    running.spawn(async move { ("metrics", Ok(update_metrics(hub, status, token).await)) });
+    running.spawn(async move {
+        update_metrics(hub, status, token).await;
+        ("metrics", Ok(()))
+    });
     let token = stop_serving.clone();
     let serving = listener::serve(listener, router, connections, token);
     running.spawn(async move { ("sockets", serving.await.map_err(Into::into)) });

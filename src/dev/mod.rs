@@ -36,7 +36,7 @@ const DATABASE: &str = "postgres";
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Port on 127.0.0.1 to serve at.
-    #[arg(long, env = "PORT", default_value_t = 4000,
+    #[arg(long, env = "WALCAST_DEV_PORT", default_value_t = 4000,
           value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
     /// Directory that keeps the private Postgres, its log and the secrets.
@@ -256,7 +256,7 @@ Watch as alice, with supabase-js (npm install @supabase/supabase-js ws):
 
   node -e 'const {{ createClient }} = require(\"@supabase/supabase-js\");
   createClient(\"http://{bind}\", \"{alice}\", {{ realtime: {{ transport: require(\"ws\") }} }})
-    .channel(\"try\").on(\"postgres_changes\", {{ event: \"*\", schema: \"public\", table: \"todos\" }}, console.log)
+    .channel(\"try\").on(\"postgres_changes\", {{ event: \"*\", schema: \"public\", table: \"todos\" }}, (change) => console.log(change))
     .subscribe((status) => console.log(status))'
 
 then change a row of hers (bob, watching, sees nothing):

@@ -27,6 +27,9 @@ pub(super) enum Error {
     Prepare(#[from] tokio_postgres::Error),
 }
 
+/// A predicate, if it is still there, and the row image it looked at.
+pub(super) type Asked<'a> = (Option<Predicate>, Option<(&'a Tuple, Image)>);
+
 /// Asks Postgres about filters.
 #[derive(Debug)]
 pub struct Filters {
@@ -56,10 +59,7 @@ impl Filters {
     }
 
     /// One answer for each predicate. A predicate that is gone accepts nothing.
-    pub(super) async fn ask(
-        &self,
-        asked: &[(Option<Predicate>, Option<(&Tuple, Image)>)],
-    ) -> Result<Vec<bool>, Error> {
+    pub(super) async fn ask(&self, asked: &[Asked<'_>]) -> Result<Vec<bool>, Error> {
         let mut questions = Vec::new();
         let mut counts = Vec::with_capacity(asked.len());
         for (predicate, image) in asked {
@@ -72,14 +72,14 @@ impl Filters {
             counts.push(Some(questions.len() - before));
         }
         let mut slot = self.client.lock().await;
-        let client = match slot.take().filter(|client| !client.is_closed()) {
-            Some(client) => client,
-            None => {
-                let client = self.login.connect("walcast filters").await?;
-                let timeout = self.timeout.as_millis();
-                client.batch_execute(&format!("set statement_timeout = {timeout}")).await?;
-                client
-            }
+        let idle = slot.take().filter(|client| !client.is_closed());
+        let client = if let Some(client) = idle {
+            client
+        } else {
+            let client = self.login.connect("walcast filters").await?;
+            let timeout = self.timeout.as_millis();
+            client.batch_execute(&format!("set statement_timeout = {timeout}")).await?;
+            client
         };
         let answers = subscribe::ask(&client, &self.operators, &questions).await?;
         *slot = Some(client);

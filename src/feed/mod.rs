@@ -123,8 +123,16 @@ struct Place {
 #[derive(Default)]
 struct Memory {
     relations: HashMap<u32, Completed>,
-    columns: HashMap<(u32, Arc<str>), (Arc<Relation>, Arc<Table>, Arc<ColumnSet>)>,
+    /// By table and role.
+    columns: HashMap<(u32, Arc<str>), Readable>,
     notices: HashMap<(ClaimsId, u32), Instant>,
+}
+
+/// What a role may read of a relation, as long as both definitions stay.
+struct Readable {
+    relation: Arc<Relation>,
+    table: Arc<Table>,
+    columns: Arc<ColumnSet>,
 }
 
 struct Completed {
@@ -336,7 +344,8 @@ impl Feed {
             }
             let table = self.catalog.table(oid).await?;
             let known = memory.relations.get(&oid).filter(|known| {
-                Arc::ptr_eq(&known.definition, &change.definition) && same(&known.table, &table)
+                Arc::ptr_eq(&known.definition, &change.definition)
+                    && same(known.table.as_ref(), table.as_ref())
             });
             let relation = if let Some(known) = known {
                 Arc::clone(&known.relation)
@@ -620,15 +629,15 @@ impl Memory {
         subscription: &Subscription,
     ) -> Arc<ColumnSet> {
         let key = (relation.oid, Arc::clone(role));
-        let known = self.columns.get(&key).filter(|(known_relation, known_table, _)| {
-            Arc::ptr_eq(known_relation, relation) && Arc::ptr_eq(known_table, table)
+        let known = self.columns.get(&key).filter(|known| {
+            Arc::ptr_eq(&known.relation, relation) && Arc::ptr_eq(&known.table, table)
         });
-        let readable = if let Some((_, _, columns)) = known {
-            Arc::clone(columns)
+        let readable = if let Some(known) = known {
+            Arc::clone(&known.columns)
         } else {
             let columns = Arc::new(table.readable_in(role, relation));
-            let entry = (Arc::clone(relation), Arc::clone(table), Arc::clone(&columns));
-            self.columns.insert(key, entry);
+            let (relation, table) = (Arc::clone(relation), Arc::clone(table));
+            self.columns.insert(key, Readable { relation, table, columns: Arc::clone(&columns) });
             columns
         };
         let Some(select) = &subscription.select else { return readable };
@@ -640,7 +649,7 @@ impl Memory {
     }
 }
 
-fn same(one: &Option<Arc<Table>>, other: &Option<Arc<Table>>) -> bool {
+fn same(one: Option<&Arc<Table>>, other: Option<&Arc<Table>>) -> bool {
     match (one, other) {
         (Some(one), Some(other)) => Arc::ptr_eq(one, other),
         (None, None) => true,

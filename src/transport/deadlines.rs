@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn what_is_due_is_called_in_order_and_the_rest_waits() {
         let (deadlines, called) = (Deadlines::default(), Arc::new(Called::default()));
-        let weak = || Arc::downgrade(&called) as Weak<dyn Expires>;
+        let weak = || -> Weak<dyn Expires> { Arc::<Called>::downgrade(&called) };
         deadlines.add(at(20), weak(), 2);
         deadlines.add(at(10), weak(), 1);
         let taken_back = deadlines.add(at(15), weak(), 9);

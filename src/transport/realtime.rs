@@ -285,9 +285,9 @@ impl Socket {
         let ask = self.request(&kept, request.claims);
         self.joining.insert(channel, kept);
         self.realtime.tasks.spawn(async move {
-            let joined = joiner.join(ask).await;
+            let outcome = joiner.join(ask).await;
             if let Some(mailbox) = mailbox.upgrade() {
-                mailbox.post(Mail::Joined(channel, joined));
+                mailbox.post(Mail::Joined(channel, outcome));
             }
         });
     }
@@ -329,19 +329,18 @@ impl Socket {
             return ControlFlow::Continue(());
         };
         let Joined { subscriptions, membership, asked, problem, unavailable } = joined;
-        let outcome = match unavailable {
-            Some(reason) => JoinOutcome::Error { reason },
-            None => {
-                let system = match problem {
-                    Some(problem) => vec![SystemMessage::not_subscribed(problem)],
-                    None if !asked => Vec::new(),
-                    None => vec![SystemMessage::subscribed()],
-                };
-                metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
-                let subscribed = |(id, extra)| Subscribed { id, extra };
-                let subscriptions = subscriptions.into_iter().map(subscribed).collect();
-                JoinOutcome::Ok { subscriptions, system }
-            }
+        let outcome = if let Some(reason) = unavailable {
+            JoinOutcome::Error { reason }
+        } else {
+            let system = match problem {
+                Some(problem) => vec![SystemMessage::not_subscribed(problem)],
+                None if !asked => Vec::new(),
+                None => vec![SystemMessage::subscribed()],
+            };
+            metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
+            let subscribed = |(id, extra)| Subscribed { id, extra };
+            let subscriptions = subscriptions.into_iter().map(subscribed).collect();
+            JoinOutcome::Ok { subscriptions, system }
         };
         let membership = membership.map(Arc::new);
         self.joined.insert(channel, Place { membership: membership.clone(), request });
@@ -363,8 +362,8 @@ impl Socket {
                 self.realtime.deadlines.remove(id);
             }
             if let Some(at) = due {
-                let receiver: Arc<dyn Expires> = Arc::clone(&self.mailbox) as _;
-                let id = self.realtime.deadlines.add(at, Arc::downgrade(&receiver), 0);
+                let mailbox: Weak<Mailbox> = Arc::downgrade(&self.mailbox);
+                let id = self.realtime.deadlines.add(at, mailbox, 0);
                 self.deadline = Some((at, id));
             }
         }

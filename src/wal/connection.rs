@@ -139,8 +139,9 @@ impl Socket {
             TcpKeepalive::new().with_time(quarter).with_interval(quarter).with_retries(3);
         let options = SockRef::from(&socket);
         options.set_tcp_keepalive(&keepalive).map_err(lost)?;
+        // Something is sent every third of the time, so that a cut link shows within it.
         #[cfg(target_os = "linux")]
-        options.set_tcp_user_timeout(Some(dead_after)).map_err(lost)?;
+        options.set_tcp_user_timeout(Some(dead_after * 2 / 3)).map_err(lost)?;
 
         let tls = login.tls();
         if tls.demand() == Demand::Never {

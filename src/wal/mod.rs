@@ -16,12 +16,12 @@ mod standby;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use self::connection::{Connection, QueryError};
@@ -35,8 +35,8 @@ use crate::lsn::Lsn;
 pub use self::connection::ServerError;
 pub use self::slot::{Identity, Slot, drop_slot, inspect};
 
-/// How long [`WalStream::close`] may take: a status update and a goodbye, one round trip.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the end of a stream may take: a status update and a goodbye, one round trip.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why there is no stream, or no more of it. Each variant is one thing the caller does next.
 #[derive(Debug, thiserror::Error)]
@@ -208,14 +208,16 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// The slot's changes, read ahead by a task of its own. Dropping it ends the task.
+/// The slot's changes, read ahead by a thread of its own. Dropping it ends the thread, which then
+/// says goodbye to the server.
 #[derive(Debug)]
 pub struct WalStream {
     identity: Identity,
     batches: mpsc::Receiver<Result<Batch, Error>>,
     positions: Arc<Positions>,
-    closing: CancellationToken,
-    reader: AbortOnDropHandle<()>,
+    closing: DropGuard,
+    /// Resolves when the thread is done.
+    ended: oneshot::Receiver<()>,
 }
 
 impl WalStream {
@@ -239,52 +241,47 @@ impl WalStream {
         resume: Lsn,
         format: Format,
     ) -> Result<Self, Error> {
-        let mut connection = Connection::open(login, settings.sender_timeout()).await?;
-        let mut identity = slot::identify(&mut connection).await?;
-        // Publication first, slot second: see `slot::check_publications`.
-        slot::check_publications(&mut connection, &settings.publications).await?;
-        let mut found = slot::find(&mut connection, &settings.slot).await?;
-        if found.is_none() {
-            slot::create(&mut connection, login, settings, identity.server_version).await?;
-            identity.created_slot = true;
-            found = slot::find(&mut connection, &settings.slot).await?;
-        }
-        let found = found.ok_or_else(|| Error::SlotLost {
-            slot: settings.slot.clone(),
-            reason: "it was dropped as soon as it was created".into(),
-        })?;
-        slot::check(&found, login.dbname())?;
-        let confirmed = found.confirmed_flush_lsn.unwrap_or(Lsn::ZERO);
-        identity.start = start_position(resume, confirmed, identity.head);
-
-        let command =
-            slot::start_command(settings, identity.start, matches!(format, Format::Binary));
-        match connection.start(&command).await {
-            Ok(()) => {}
-            Err(QueryError::Server(error)) => {
-                return Err(slot::stream_error(&mut connection, settings, error).await);
-            }
-            Err(QueryError::Connection(error)) => return Err(error),
-        }
-        info!(
-            slot = %settings.slot, start = %identity.start, head = %identity.head,
-            retained_bytes = found.retained_bytes, "slot attached"
-        );
-        let standby = Standby::new(
-            confirmed,
-            identity.start,
-            Duration::from_millis(settings.replay_window_ms),
-            settings.replay_window_bytes,
-            Instant::now(),
-        );
-        let positions = Arc::new(Positions::default());
-        positions.head.store(identity.head.get(), Ordering::Relaxed);
         let (sender, batches) = mpsc::channel(settings.batches_ahead.max(1));
-        let closing = CancellationToken::new();
-        let reader = Reader::new(connection, settings, standby, Arc::clone(&positions));
-        let reader = tokio::spawn(reader.run(sender, closing.clone()));
-        let reader = AbortOnDropHandle::new(reader);
-        Ok(Self { identity, batches, positions, closing, reader })
+        let (opened, opening) = oneshot::channel();
+        let (ending, ended) = oneshot::channel();
+        let positions = Arc::new(Positions::default());
+        let token = CancellationToken::new();
+        let closing = token.clone().drop_guard();
+        let (login, settings) = (login.clone(), settings.clone());
+        let reader_positions = Arc::clone(&positions);
+        let reading = async move {
+            let attaching = attach(&login, &settings, resume, format, reader_positions);
+            let attached = token.run_until_cancelled(attaching).await;
+            let (identity, reader) = match attached {
+                None => return, // The caller gave up.
+                Some(Ok(attached)) => attached,
+                Some(Err(error)) => {
+                    opened.send(Err(error)).ok();
+                    return;
+                }
+            };
+            if opened.send(Ok(identity)).is_ok() {
+                reader.run(sender, token).await;
+            }
+        };
+        // Its own thread and event loop, because it sleeps in the middle (see `reader`), and so
+        // that the server hears of us on time whatever the rest of the process does.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::Disconnected)?;
+        thread::Builder::new()
+            .name("walcast-wal".into())
+            .spawn(move || {
+                runtime.block_on(reading);
+                runtime.shutdown_background();
+                drop(ending);
+            })
+            .map_err(Error::Disconnected)?;
+        match opening.await {
+            Ok(opened) => Ok(Self { identity: opened?, batches, positions, closing, ended }),
+            Err(_ended) => Err(Error::Disconnected(io::ErrorKind::Interrupted.into())),
+        }
     }
 
     /// Which server and history this is, and where the stream started.
@@ -321,12 +318,63 @@ impl WalStream {
 
     /// Tells the server what was acknowledged and frees the slot, in bounded time.
     pub async fn close(self) {
-        self.closing.cancel();
-        drop(self.batches);
-        if tokio::time::timeout(CLOSE_TIMEOUT, self.reader).await.is_err() {
+        drop((self.closing, self.batches));
+        if tokio::time::timeout(2 * GOODBYE_TIMEOUT, self.ended).await.is_err() {
             warn!("the server did not take our goodbye in time");
         }
     }
+}
+
+/// Connects, checks, makes the slot where it is missing, and starts the stream.
+async fn attach(
+    login: &Login,
+    settings: &Replication,
+    resume: Lsn,
+    format: Format,
+    positions: Arc<Positions>,
+) -> Result<(Identity, Reader), Error> {
+    let mut connection = Connection::open(login, settings.sender_timeout()).await?;
+    let mut identity = slot::identify(&mut connection).await?;
+    // Publication first, slot second: see `slot::check_publications`.
+    slot::check_publications(&mut connection, &settings.publications).await?;
+    let mut found = slot::find(&mut connection, &settings.slot).await?;
+    if found.is_none() {
+        slot::create(&mut connection, login, settings, identity.server_version).await?;
+        identity.created_slot = true;
+        found = slot::find(&mut connection, &settings.slot).await?;
+    }
+    let found = found.ok_or_else(|| Error::SlotLost {
+        slot: settings.slot.clone(),
+        reason: "it was dropped as soon as it was created".into(),
+    })?;
+    slot::check(&found, login.dbname())?;
+    let confirmed = found.confirmed_flush_lsn.unwrap_or(Lsn::ZERO);
+    identity.start = start_position(resume, confirmed, identity.head);
+
+    let binary = matches!(format, Format::Binary);
+    let command = slot::start_command(settings, identity.start, binary);
+    match connection.start(&command).await {
+        Ok(()) => {}
+        Err(QueryError::Server(error)) => {
+            return Err(slot::stream_error(&mut connection, settings, error).await);
+        }
+        Err(QueryError::Connection(error)) => return Err(error),
+    }
+    info!(
+        slot = %settings.slot, start = %identity.start, head = %identity.head,
+        retained_bytes = found.retained_bytes, "slot attached"
+    );
+    let standby = Standby::new(
+        confirmed,
+        identity.start,
+        Duration::from_millis(settings.replay_window_ms),
+        settings.replay_window_bytes,
+        Instant::now(),
+    );
+    positions.received.store(identity.start.get(), Ordering::Relaxed);
+    positions.head.store(identity.head.get(), Ordering::Relaxed);
+    positions.flushed.store(confirmed.get(), Ordering::Relaxed);
+    Ok((identity, Reader::new(connection, settings, standby, positions)))
 }
 
 /// A position that the slot has passed cannot be had; one that the log has not reached is of

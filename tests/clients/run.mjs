@@ -18,23 +18,25 @@ if (files.length === 0) files.push(...readdirSync(here).filter((name) => name.en
 const env = { ...process.env };
 let postgres;
 let directory;
-if (!env.WALCAST_TEST_DATABASE_URL) {
-  directory = mkdtempSync(join(tmpdir(), "walcast-clients-"));
-  // Started by root, Postgres runs as another user, who must get in.
-  chmodSync(directory, 0o711);
-  const args = ["dev", "--only-postgres", "--data-dir", join(directory, "dev")];
-  // SIGINT, so that it takes its Postgres along.
-  postgres = start(BIN, args, env, "SIGINT");
-  const [, url] = await says(postgres, /^DATABASE_URL=(\S+)$/m, 120_000);
-  env.WALCAST_TEST_DATABASE_URL = url;
-}
-
-const tests = spawn(process.execPath, ["--test", ...files], { cwd: here, env, stdio: "inherit" });
-const code = await new Promise((resolve) => tests.once("exit", (code) => resolve(code ?? 1)));
-
-if (postgres) {
-  postgres.kill("SIGINT");
-  await postgres.ended;
-  rmSync(directory, { recursive: true, force: true });
+let code = 1;
+try {
+  if (!env.WALCAST_TEST_DATABASE_URL) {
+    directory = mkdtempSync(join(tmpdir(), "walcast-clients-"));
+    // Started by root, Postgres runs as another user, who must get in.
+    chmodSync(directory, 0o711);
+    const args = ["dev", "--only-postgres", "--data-dir", join(directory, "dev")];
+    // SIGINT, so that it takes its Postgres along.
+    postgres = start(BIN, args, env, "SIGINT");
+    const [, url] = await says(postgres, /^DATABASE_URL=(\S+)$/m, 120_000);
+    env.WALCAST_TEST_DATABASE_URL = url;
+  }
+  const tests = spawn(process.execPath, ["--test", ...files], { cwd: here, env, stdio: "inherit" });
+  code = await new Promise((resolve) => tests.once("exit", (code) => resolve(code ?? 1)));
+} finally {
+  if (postgres) {
+    postgres.kill("SIGINT");
+    await postgres.ended.catch(() => {});
+  }
+  if (directory) rmSync(directory, { recursive: true, force: true });
 }
 process.exit(code);

@@ -289,7 +289,7 @@ async fn dev_goes_from_an_empty_directory_to_a_first_change_and_back() {
     let home = Home::new("run");
     let options = home.command_line(free_port().await, false);
     let run = dev::run(&options, &mut said, CancellationToken::new(), install, serve_once);
-    tokio::time::timeout(DEADLINE, run).await.unwrap().unwrap();
+    tokio::time::timeout(DEADLINE, Box::pin(run)).await.unwrap().unwrap();
 
     let text = String::from_utf8(std::mem::take(&mut said)).unwrap();
     assert!(text.starts_with("first change, "), "{text}");
@@ -312,7 +312,7 @@ async fn dev_goes_from_an_empty_directory_to_a_first_change_and_back() {
             serve_once(config, shutdown).await
         },
     );
-    tokio::time::timeout(DEADLINE, run).await.unwrap().unwrap();
+    tokio::time::timeout(DEADLINE, Box::pin(run)).await.unwrap().unwrap();
     assert!(!home.path.join("postgres/postmaster.pid").exists(), "Postgres is stopped");
 }
 

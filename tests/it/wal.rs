@@ -901,7 +901,7 @@ async fn wire(database: &Database) -> (String, tokio::sync::watch::Sender<bool>)
                 let mut far = tokio::net::TcpStream::connect(server).await.unwrap();
                 tokio::select! {
                     _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                    () = async { is_cut.wait_for(|cut| *cut).await.map(drop).unwrap_or(()) } => {}
+                    () = async { is_cut.wait_for(|cut| *cut).await.map_or((), drop) } => {}
                 }
                 // Both stay open until the test ends.
                 std::future::pending::<()>().await;
@@ -948,9 +948,8 @@ async fn saying(bytes: &'static [u8]) -> Login {
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
             let mut request = [0; 1024];
-            socket.read(&mut request).await.ok();
             socket.write_all(bytes).await.ok();
-            // Until the client hangs up.
+            // Whatever the client says, until it hangs up.
             while socket.read(&mut request).await.is_ok_and(|read| read > 0) {}
         }
     });

@@ -70,6 +70,7 @@ pub(super) struct Policy {
     whole_row: bool,
     tables: Vec<u32>,
     opaque: bool,
+    stable_calls: Vec<String>,
     plan_each_time: bool,
 }
 
@@ -338,7 +339,8 @@ impl Facts {
             if *open {
                 String::from("null::pg_catalog.bool")
             } else {
-                format!("coalesce(({}), false)", policy.condition)
+                let condition = once_a_statement(&policy.condition, &policy.stable_calls);
+                format!("coalesce(({condition}), false)")
             }
         };
         let all = || self.policies.iter().zip(open);
@@ -464,6 +466,45 @@ impl Parts<'_> {
     }
 }
 
+/// Puts each of `calls` into a sub-select of its own, so that it is computed once a statement and
+/// not once a row; a stable function gives the same all through a statement. A call that stands
+/// where a table may stand, or cannot be told from one, stays as it is.
+fn once_a_statement(condition: &str, calls: &[String]) -> String {
+    let mut out = String::with_capacity(condition.len());
+    let mut rest = condition;
+    let mut quote: Option<char> = None;
+    while let Some(next) = rest.chars().next() {
+        let call = calls.iter().find(|call| quote.is_none() && rest.starts_with(call.as_str()));
+        if let Some(call) = call.filter(|_| may_wrap(&out)) {
+            out.push_str("(select ");
+            out.push_str(call);
+            out.push(')');
+            rest = rest.get(call.len()..).unwrap_or_default();
+            continue;
+        }
+        match quote {
+            // A doubled quote closes and opens again.
+            Some(open) if open == next => quote = None,
+            None if matches!(next, '\'' | '"') => quote = Some(next),
+            Some(_) | None => {}
+        }
+        out.push(next);
+        rest = rest.get(next.len_utf8()..).unwrap_or_default();
+    }
+    out
+}
+
+/// Whether a call that follows this text is an expression of its own: not the tail of a longer
+/// name, and not an item of a FROM list.
+fn may_wrap(before: &str) -> bool {
+    let word = before.trim_end();
+    let glued = word.len() == before.len()
+        && before.ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '$' | '.' | '"'));
+    let upper = word.to_ascii_uppercase();
+    let table = [",", "FROM", "JOIN", "LATERAL", "FROM(", "ONLY"];
+    !glued && !table.iter().any(|token| upper.ends_with(token))
+}
+
 /// A string literal, for `standard_conforming_strings = on`.
 pub(super) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
@@ -519,6 +560,7 @@ mod tests {
             whole_row: false,
             tables: vec![],
             opaque: false,
+            stable_calls: vec!["auth.uid()".into()],
             plan_each_time: false,
         }
     }
@@ -625,6 +667,23 @@ mod tests {
             facts.condition(&[false, true, false]),
             "coalesce((p[1]), false) and (coalesce((p[]), false) or null::pg_catalog.bool)"
         );
+    }
+
+    #[test]
+    fn the_claims_are_computed_once_a_statement() {
+        let check = |condition: &str, expected: &str| {
+            assert_eq!(once_a_statement(condition, &["auth.uid()".into()]), expected);
+        };
+        check("(auth.uid() = owner)", "((select auth.uid()) = owner)");
+        check("(NOT auth.uid() IS NULL)", "(NOT (select auth.uid()) IS NULL)");
+        check("(note = 'it''s auth.uid()'::text)", "(note = 'it''s auth.uid()'::text)");
+        check(r#"("odd auth.uid()" = 1)"#, r#"("odd auth.uid()" = 1)"#);
+        check("(xauth.uid() = owner)", "(xauth.uid() = owner)");
+        check("(x.auth.uid() = owner)", "(x.auth.uid() = owner)");
+        check("(SELECT u.u FROM auth.uid() u(u))", "(SELECT u.u FROM auth.uid() u(u))");
+        check("(SELECT 1 FROM t, auth.uid() u(u))", "(SELECT 1 FROM t, auth.uid() u(u))");
+        check("(SELECT 1 FROM ROWS FROM(auth.uid()) u)", "(SELECT 1 FROM ROWS FROM(auth.uid()) u)");
+        check("f(owner, auth.uid())", "f(owner, auth.uid())");
     }
 
     #[test]
