@@ -89,9 +89,7 @@ impl Service {
         let wait = async {
             while !self.request("/readyz").await.starts_with("HTTP/1.1 200 ") {
                 let task = self.task.as_mut().unwrap();
-                if task.is_finished() {
-                    panic!("the service ended: {:?}", task.await);
-                }
+                assert!(!task.is_finished(), "the service ended: {:?}", task.await);
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
