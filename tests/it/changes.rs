@@ -232,8 +232,8 @@ async fn c61_each_binding_gets_its_events() {
             let mut names = Vec::new();
             for id in payload["ids"].as_array().unwrap() {
                 let id = id.as_u64().unwrap();
-                let named = ids.iter().zip(events).filter(|(known, _)| **known == id);
-                names.extend(named.map(|(_, event)| event));
+                let matched = ids.iter().zip(events).filter(|(known, _)| **known == id);
+                names.extend(matched.map(|(_, event)| event));
             }
             names.sort_unstable();
             names.dedup();
@@ -1005,12 +1005,12 @@ async fn c78_a_large_transaction_arrives_whole_in_order_and_at_once() {
         let mut other = service.subscribe(version, &anon(), all_of(&open)).await;
         let first = round * ROWS + 1;
         let last = first + ROWS - 1;
-        let owner = format!("case when g % 2 = 0 then '{ALICE}'::uuid else '{BOB}' end");
+        let whose = format!("case when g % 2 = 0 then '{ALICE}'::uuid else '{BOB}' end");
         let insert = format!(
             "begin;
             update {open} set value = 'before {round}' where id = 0;
             insert into {open} select g, 'v' from generate_series({first}, {last}) as g;
-            insert into {owned} select g, {owner}, 'v' from generate_series({first}, {last}) as g;
+            insert into {owned} select g, {whose}, 'v' from generate_series({first}, {last}) as g;
             update {open} set value = 'after {round}' where id = 0;
             commit;"
         );

@@ -4,8 +4,6 @@
 //! that make their own tables and change no setting. A [`Socket`] speaks one version of the
 //! protocol and waits for nothing longer than [`DEADLINE`].
 
-#![allow(dead_code, reason = "each test takes what it needs")]
-
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
