@@ -20,15 +20,23 @@ use super::{
 };
 use crate::change::{Change, OldImage, Operation, Relation};
 
-/// An audience's place in the registry.
+/// A place in the registry and when it was taken. Places are taken again, ids never come back: what
+/// was decided for somebody who left must not reach whoever came into the place meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AudienceId(usize);
+struct Id {
+    place: usize,
+    serial: u64,
+}
 
-/// Stands for one (role, claims) among current subscribers.
+/// An audience, from its first subscriber to its last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ClaimsId(usize);
+pub struct AudienceId(Id);
 
-/// One subscription of one audience.
+/// Stands for one (role, claims) while there are subscribers with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClaimsId(Id);
+
+/// One subscription of one audience, good as long as that is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BindingId(usize);
 
@@ -42,6 +50,7 @@ struct AudienceKey {
 
 #[derive(Debug)]
 struct Audience {
+    serial: u64,
     key: AudienceKey,
     format: Format,
     bindings: Box<[BindingId]>,
@@ -89,6 +98,8 @@ pub(super) struct Registry {
     bindings: Slab<Binding>,
     claims: Slab<Interned>,
     claims_ids: HashMap<ClaimsKey, ClaimsId>,
+    /// Ids that ever were.
+    serial: u64,
     tables: HashMap<u32, Table>,
     /// Tables asked for, by schema and table (none: any), with the number of bindings.
     asked: HashMap<TableName, usize>,
@@ -99,6 +110,17 @@ pub(super) struct Registry {
 }
 
 impl Registry {
+    /// An id for a place that is being taken.
+    fn id(&mut self, place: usize) -> Id {
+        self.serial += 1;
+        Id { place, serial: self.serial }
+    }
+
+    /// None when its last subscriber left.
+    fn audience(&self, AudienceId(id): AudienceId) -> Option<&Audience> {
+        self.audiences.get(id.place).filter(|audience| audience.serial == id.serial)
+    }
+
     pub(super) fn join(&mut self, registration: Registration) -> (AudienceId, ClaimsId) {
         let Registration { subscriber, format, topic, claims, interests } = registration;
         let claims_id = self.intern(&claims.role, &claims.json);
@@ -108,7 +130,7 @@ impl Registry {
             Some(&id) => id,
             None => self.open_audience(key, format),
         };
-        self.audiences[id.0].parties.entry(claims_id).or_default().push(subscriber);
+        self.audiences[id.0.place].parties.entry(claims_id).or_default().push(subscriber);
         self.subscribers += 1;
         (id, claims_id)
     }
@@ -119,7 +141,7 @@ impl Registry {
         audience: AudienceId,
         claims: ClaimsId,
     ) {
-        let parties = &mut self.audiences[audience.0].parties;
+        let parties = &mut self.audiences[audience.0.place].parties;
         let party = parties.get_mut(&claims).expect("a member's party exists");
         let place = party.iter().position(|member| Arc::ptr_eq(member, subscriber));
         party.swap_remove(place.expect("a member is in its party"));
@@ -136,28 +158,30 @@ impl Registry {
 
     fn intern(&mut self, role: &Arc<str>, json: &Arc<str>) -> ClaimsId {
         if let Some(&id) = self.claims_ids.get(&ClaimsKeyRef(role, json)) {
-            self.claims[id.0].uses += 1;
+            self.claims[id.0.place].uses += 1;
             return id;
         }
         let (role, json) = (Arc::clone(role), Arc::clone(json));
         let key = ClaimsKey(Arc::clone(&role), Arc::clone(&json));
-        let id = ClaimsId(self.claims.insert(Interned { role, json, uses: 1 }));
+        let place = self.claims.insert(Interned { role, json, uses: 1 });
+        let id = ClaimsId(self.id(place));
         self.claims_ids.insert(key, id);
         id
     }
 
     fn release(&mut self, id: ClaimsId) {
-        self.claims[id.0].uses -= 1;
-        if self.claims[id.0].uses == 0 {
-            let Interned { role, json, .. } = self.claims.remove(id.0);
+        let place = id.0.place;
+        self.claims[place].uses -= 1;
+        if self.claims[place].uses == 0 {
+            let Interned { role, json, .. } = self.claims.remove(place);
             self.claims_ids.remove(&ClaimsKeyRef(&role, &json));
         }
     }
 
     fn open_audience(&mut self, key: AudienceKey, format: Format) -> AudienceId {
         self.generation += 1;
-        let entry = self.audiences.vacant_entry();
-        let id = AudienceId(entry.key());
+        let id = self.id(self.audiences.vacant_key());
+        let (serial, id) = (id.serial, AudienceId(id));
         let mut bindings = Vec::with_capacity(key.interests.len());
         for interest in &*key.interests {
             let interest = Arc::new(interest.clone());
@@ -173,14 +197,14 @@ impl Registry {
             bindings.push(binding);
         }
         let (bindings, parties) = (bindings.into(), HashMap::new());
-        entry.insert(Audience { key: key.clone(), format, bindings, parties });
+        self.audiences.insert(Audience { serial, key: key.clone(), format, bindings, parties });
         self.audience_ids.insert(key, id);
         id
     }
 
     fn close_audience(&mut self, id: AudienceId) {
         self.generation += 1;
-        let audience = self.audiences.remove(id.0);
+        let audience = self.audiences.remove(id.0.place);
         self.audience_ids.remove(&audience.key);
         for binding in audience.bindings {
             let Binding { interest, .. } = self.bindings.remove(binding.0);
@@ -301,18 +325,19 @@ impl Registry {
     }
 
     pub(super) fn view(&self, id: AudienceId) -> Option<AudienceView> {
-        let audience = self.audiences.get(id.0)?;
+        let audience = self.audience(id)?;
         let parties = audience.parties.keys();
         Some(AudienceView {
             format: audience.format,
             topic: Arc::clone(&audience.key.topic),
             role: Arc::clone(&audience.key.role),
-            parties: parties.map(|&id| (id, Arc::clone(&self.claims[id.0].json))).collect(),
+            parties: parties.map(|&id| (id, Arc::clone(&self.claims[id.0.place].json))).collect(),
         })
     }
 
     pub(super) fn audiences(&self) -> Vec<AudienceId> {
-        self.audiences.iter().map(|(id, _)| AudienceId(id)).collect()
+        let id = |(place, audience): (usize, &Audience)| Id { place, serial: audience.serial };
+        self.audiences.iter().map(|audience| AudienceId(id(audience))).collect()
     }
 
     pub(super) fn interest(&self, id: BindingId) -> Option<Arc<Interest>> {
@@ -324,12 +349,12 @@ impl Registry {
     }
 
     pub(super) fn everybody(&self, audience: AudienceId) -> Vec<Arc<Subscriber>> {
-        let audience = self.audiences.get(audience.0).into_iter();
+        let audience = self.audience(audience).into_iter();
         audience.flat_map(|audience| audience.parties.values().flatten()).cloned().collect()
     }
 
     pub(super) fn party(&self, audience: AudienceId, claims: ClaimsId) -> Vec<Arc<Subscriber>> {
-        let audience = self.audiences.get(audience.0);
+        let audience = self.audience(audience);
         audience.and_then(|a| a.parties.get(&claims)).cloned().unwrap_or_default()
     }
 
@@ -338,7 +363,7 @@ impl Registry {
         let mut dirty = Vec::new();
         let mut delivered = 0;
         for Delivery { audience, to, frames } in deliveries {
-            let Some(audience) = self.audiences.get(audience.0) else { continue };
+            let Some(audience) = self.audience(*audience) else { continue };
             match to {
                 Recipients::All => {
                     for party in audience.parties.values() {

@@ -948,11 +948,15 @@ async fn c77_one_bad_subscription_or_policy_costs_nobody_else_anything() {
     let mut id = 0_i64;
     for version in VERSIONS {
         let mut alice = service.subscribe(version, &user(ALICE), all_of(&t)).await;
-        // Her policy divides by zero on rows of level 3.
-        let poisoned = token(&json!({ "role": "authenticated", "sub": ALICE, "level": 3 }));
+        // Her policy divides by zero on rows of level 3. A notice is not repeated for a while to the
+        // same claims, so each round has its own.
+        let round = version.vsn();
+        let poisoned = json!({ "role": "authenticated", "sub": ALICE, "level": 3, "round": round });
+        let poisoned = token(&poisoned);
         let mut poisoned = service.subscribe(version, &poisoned, all_of(&t)).await;
         // A subject that is no uuid, and a filter on a type without an equality.
-        let nameless = token(&json!({ "role": "authenticated", "sub": "not a uuid" }));
+        let nameless =
+            token(&json!({ "role": "authenticated", "sub": format!("no uuid {round}") }));
         let mut nameless = service.connect(version, &nameless).await;
         let (_, told) = nameless.try_subscribe(TOPIC, all_of(&t)).await;
         let mut odd = service.connect(version, &user(ALICE)).await;
@@ -1095,5 +1099,54 @@ async fn c79_nothing_is_lost_while_the_database_cannot_be_reached() {
             assert_eq!(socket.change().await["record"]["id"], id, "of {last}");
         }
         socket.nothing_came().await;
+    }
+}
+
+/// Ends when the check of a row waits in `pg_sleep`.
+async fn a_check_sleeps(admin: &Client) {
+    let sql = "select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event = 'PgSleep'";
+    let until = Instant::now() + DEADLINE;
+    while admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        assert!(Instant::now() < until, "no check sleeps");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Whoever comes into the place of somebody who left while a row was being decided must not get
+/// what was decided for the other.
+#[tokio::test]
+async fn a_decision_for_somebody_who_left_reaches_nobody_else() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    let t = service.owned_table("value text").await;
+    // The answer about alice takes a second.
+    run(
+        &admin,
+        &format!(
+            "create function slow(value text) returns bool language plpgsql as $$ begin
+                if value = 'slow' and auth.uid() = '{ALICE}' then perform pg_sleep(1); end if;
+                return true;
+            end $$;
+            alter policy own on {t} using (owner = auth.uid() and slow(value))"
+        ),
+    )
+    .await;
+    for version in VERSIONS {
+        for others_stay in [true, false] {
+            let bystander = token(&json!({ "role": "authenticated" }));
+            let bystander = service.subscribe(version, &bystander, all_of(&t)).await;
+            if !others_stay {
+                drop(bystander);
+            }
+            let mut alice = service.subscribe(version, &user(ALICE), all_of(&t)).await;
+            run(&admin, &format!("insert into {t} values (1, '{ALICE}', 'slow')")).await;
+            a_check_sleeps(&admin).await;
+            leave(&mut alice).await;
+            let mut bob = service.subscribe(version, &user(BOB), all_of(&t)).await;
+            run(&admin, &format!("insert into {t} values (2, '{BOB}', 'his')")).await;
+            assert_eq!(bob.change().await["record"]["value"], "his");
+            run(&admin, &format!("truncate {t}")).await;
+        }
     }
 }

@@ -717,3 +717,35 @@ async fn an_expired_connection_token_ends_channels_and_not_the_socket() {
     let with = json!({ "config": {}, "access_token": anon() });
     assert_eq!(socket.join("realtime:test", &with).await["status"], "ok");
 }
+
+#[tokio::test]
+async fn a_stop_says_goodbye_and_a_restart_goes_on() {
+    let mut service = Service::start().await;
+    let admin = service.admin().await;
+    let t = service.table("value text").await;
+    for (version, id) in VERSIONS.into_iter().zip(1_i64..) {
+        let mut socket = service.subscribe(version, &anon(), all_of(&t)).await;
+        let mut idle = service.connect(version, &anon()).await;
+        service.stop().await.unwrap();
+        assert_eq!(idle.closed().await, Some(1012));
+        let code = loop {
+            match socket.try_next().await {
+                Ok(message) => {
+                    assert_eq!(message.event, "system", "{message:?}");
+                    assert_eq!(message.payload["message"], "Server requested disconnect");
+                }
+                Err(code) => break code,
+            }
+        };
+        assert_eq!(code, Some(1012), "clients come back after it");
+        // What is written while nobody listens is history for those who join afterwards.
+        let insert = format!("insert into {t} values ($1, 'missed')");
+        admin.execute(&insert, &[&(id + 10)]).await.unwrap();
+        service.start_again().await;
+        let mut socket = service.subscribe(version, &anon(), all_of(&t)).await;
+        let insert = format!("insert into {t} values ($1, 'new')");
+        admin.execute(&insert, &[&id]).await.unwrap();
+        let message = socket.expect("postgres_changes").await;
+        assert_eq!(message.payload["data"]["record"]["value"], "new");
+    }
+}
