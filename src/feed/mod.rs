@@ -585,14 +585,27 @@ impl Feed {
                     continue;
                 }
                 let id = (audience, view);
+                let mut interests = Vec::with_capacity(group.len());
+                for candidate in group {
+                    let Some(interest) = self.hub.interest(candidate.binding) else { continue };
+                    // A filter tells about its column: a right revoked since ends that too.
+                    if interest.conditions.iter().all(|c| table.may_read(role, &c.column)) {
+                        interests.push((candidate, interest));
+                    } else {
+                        withheld("filter_column");
+                    }
+                }
+                if interests.is_empty() {
+                    continue;
+                }
                 if let Some(error) = refusal(change, &table, role) {
-                    let ids = self.ids(group);
+                    let ids = interests.iter().map(|(_, interest)| interest.subscription.id);
+                    let ids: Vec<u32> = ids.collect();
                     frames.add_error(change, id, &ids, Recipients::All, error);
                     continue;
                 }
                 wanted.clear();
-                for candidate in group {
-                    let Some(interest) = self.hub.interest(candidate.binding) else { continue };
+                for (candidate, interest) in interests {
                     let asked = &interest.subscription;
                     let columns = memory.columns(&change.relation, &table, role, asked);
                     let (side, old_matches) = (candidate.side, candidate.old_matches);
@@ -616,11 +629,6 @@ impl Feed {
             }
         }
         frames.finish()
-    }
-
-    fn ids(&self, group: &[Candidate]) -> Vec<u32> {
-        let interest = |candidate: &Candidate| self.hub.interest(candidate.binding);
-        group.iter().filter_map(interest).map(|interest| interest.subscription.id).collect()
     }
 }
 

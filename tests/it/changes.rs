@@ -1150,3 +1150,165 @@ async fn a_decision_for_somebody_who_left_reaches_nobody_else() {
         }
     }
 }
+
+/// A filter is a question about the row: whoever may no longer read its column gets no answers.
+#[tokio::test]
+async fn c71_a_filter_on_a_column_that_was_revoked_answers_nothing() {
+    let service = shared().await;
+    let admin = service.admin().await;
+    let t = service.table("value text, secret text").await;
+    for version in VERSIONS {
+        run(&admin, &format!("truncate {t}; grant select on {t} to anon")).await;
+        let parameters = json!([
+            { "schema": "public", "table": t, "filter": "secret=eq.s" },
+            { "schema": "public", "table": t, "filter": "value=eq.v" },
+        ]);
+        let mut socket = service.connect(version, &anon()).await;
+        let ids = socket.subscribe(TOPIC, parameters).await;
+        run(&admin, &format!("insert into {t} values (1, 'v', 's')")).await;
+        let payload = socket.expect("postgres_changes").await.payload;
+        assert_eq!(payload["ids"].as_array().unwrap().len(), 2, "{payload}");
+        run(
+            &admin,
+            &format!("revoke select on {t} from anon; grant select (id, value) on {t} to anon"),
+        )
+        .await;
+        run(&admin, &format!("insert into {t} values (2, 'v', 's'), (3, 'w', 's')")).await;
+        run(&admin, &format!("insert into {t} values (4, 'v', 't')")).await;
+        for id in [2, 4] {
+            let payload = socket.expect("postgres_changes").await.payload;
+            assert_eq!(payload["data"]["record"], json!({ "id": id, "value": "v" }));
+            assert_eq!(payload["ids"], json!([ids[1]]), "{payload}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn c71_without_any_privilege_only_that_something_happened_is_told() {
+    let service = shared().await;
+    let admin = service.admin().await;
+    let t = service.table("value text").await;
+    run(&admin, &format!("alter table {t} replica identity full; revoke all on {t} from anon"))
+        .await;
+    for version in VERSIONS {
+        let mut socket = service.subscribe(version, &anon(), all_of(&t)).await;
+        run(&admin, &format!("insert into {t} values (1, 'v')")).await;
+        run(&admin, &format!("update {t} set value = 'w'")).await;
+        run(&admin, &format!("delete from {t}")).await;
+        for operation in ["INSERT", "UPDATE"] {
+            let change = socket.change().await;
+            assert_eq!(change["type"], operation);
+            assert_eq!(change["errors"], json!(["Error 401: Unauthorized"]));
+            assert_eq!(change["record"], json!({}));
+        }
+        let delete = socket.change().await;
+        assert_eq!((&delete["columns"], &delete["old_record"]), (&json!([]), &json!({})));
+    }
+}
+
+/// Tables change while they are listened to.
+#[tokio::test]
+async fn tables_may_change_shape_in_mid_stream() {
+    let service = shared().await;
+    let admin = service.admin().await;
+    for version in VERSIONS {
+        let t = service.table("value text, gone text").await;
+        let mut socket = service.subscribe(version, &anon(), all_of(&t)).await;
+        let on_value = json!([{ "schema": "public", "table": t, "filter": "value=eq.v" }]);
+        let mut filtered = service.subscribe(version, &anon(), on_value).await;
+        // Old and new shapes in one transaction, rows of each as they were written.
+        run(
+            &admin,
+            &format!(
+                "begin;
+                insert into {t} values (1, 'v', 'g');
+                alter table {t} add more int default 7;
+                insert into {t} values (2, 'v', 'g');
+                alter table {t} drop gone;
+                insert into {t} values (3, 'v', 8);
+                alter table {t} alter more type text;
+                insert into {t} values (4, 'v', 'nine');
+                commit"
+            ),
+        )
+        .await;
+        for socket in [&mut socket, &mut filtered] {
+            let rows = [
+                json!({ "id": 1, "value": "v" }),
+                json!({ "id": 2, "value": "v", "more": 7 }),
+                json!({ "id": 3, "value": "v", "more": 8 }),
+                json!({ "id": 4, "value": "v", "more": "nine" }),
+            ];
+            for row in rows {
+                let change = socket.change().await;
+                assert_eq!(change["record"]["id"], row["id"]);
+                for (name, value) in row.as_object().unwrap() {
+                    assert_eq!(change["record"][name], *value, "{name} of {change}");
+                }
+            }
+        }
+        // A filter whose column is gone cannot be decided: its subscriber is told, the others go on.
+        run(&admin, &format!("alter table {t} rename value to other")).await;
+        run(&admin, &format!("insert into {t} values (5, 'v', 'x')")).await;
+        assert_eq!(socket.change().await["record"]["other"], "v");
+        let system = filtered.expect("system").await.payload;
+        assert_eq!(system["status"], "error", "{system}");
+        // Another table by that name is the same subscription's again.
+        run(
+            &admin,
+            &format!(
+                "drop table {t};
+                create table {t} (id int primary key, value text);
+                grant all on {t} to anon;
+                alter publication supabase_realtime add table {t};
+                insert into {t} values (6, 'v')"
+            ),
+        )
+        .await;
+        for socket in [&mut socket, &mut filtered] {
+            assert_eq!(socket.change().await["record"], json!({ "id": 6, "value": "v" }));
+        }
+    }
+}
+
+#[tokio::test]
+async fn partitions_are_published_as_the_publication_says() {
+    for (via_root, expected) in [(true, "parted"), (false, "parted_one")] {
+        let service = Service::start().await;
+        let admin = service.admin().await;
+        run(
+            &admin,
+            &format!(
+                "create table parted (id int, owner uuid, primary key (id)) partition by range (id);
+                create table parted_one partition of parted for values from (0) to (10);
+                create table parted_two partition of parted for values from (10) to (20);
+                grant all on parted, parted_one, parted_two to authenticated;
+                alter table parted enable row level security;
+                alter table parted_one enable row level security;
+                alter table parted_two enable row level security;
+                create policy own on parted to authenticated using (owner = auth.uid());
+                create policy own on parted_one to authenticated using (owner = auth.uid());
+                create policy own on parted_two to authenticated using (owner = auth.uid());
+                alter publication supabase_realtime set (publish_via_partition_root = {via_root});
+                alter publication supabase_realtime add table parted"
+            ),
+        )
+        .await;
+        for version in VERSIONS {
+            let parameters = json!([{ "event": "*", "schema": "public", "table": expected }]);
+            let mut socket = service.subscribe(version, &user(ALICE), parameters).await;
+            run(
+                &admin,
+                &format!("insert into parted values (1, '{BOB}'), (2, '{ALICE}'), (12, '{BOB}')"),
+            )
+            .await;
+            let change = socket.change().await;
+            assert_eq!((&change["table"], &change["record"]["id"]), (&json!(expected), &json!(2)));
+            run(&admin, &format!("update parted set owner = '{BOB}'; truncate parted")).await;
+            run(&admin, &format!("insert into parted values (3, '{ALICE}')")).await;
+            let change = socket.change().await;
+            assert_eq!((&change["type"], &change["record"]["id"]), (&json!("INSERT"), &json!(3)));
+            run(&admin, "truncate parted").await;
+        }
+    }
+}
