@@ -24,6 +24,7 @@ use crate::config;
 use crate::db::Login;
 use crate::hub::{
     Format, Hub, Interest, Membership, Registration, Subscriber, Subscription, SubscriptionError,
+    Turn,
 };
 use crate::subscribe::{self, Check, Column, Operators, Refused};
 use crate::telemetry;
@@ -54,7 +55,7 @@ pub struct Joined {
     /// For each element that was asked, in order: the id its events carry, and members to add to
     /// its echo.
     pub subscriptions: Vec<(u32, Option<Cow<'static, str>>)>,
-    /// The place in the hub, when something is subscribed.
+    /// The place in the hub, when row changes were asked for; outside when they were refused.
     pub membership: Option<Membership>,
     /// Whether row changes were asked for, so that the client is told what became of that.
     pub asked: bool,
@@ -132,32 +133,42 @@ impl Joiner {
                 }
                 joined.membership = Some(self.hub.join(registration(request, interests)));
             }
-            Err(Problem::Refused(text)) => joined.problem = Some(text),
+            Err(Problem::Refused(text)) => {
+                joined.membership = Some(self.hub.outside(request.subscriber));
+                joined.problem = Some(text);
+            }
             Err(Problem::Unavailable) => joined.unavailable = Some(self.unavailable()),
         }
         joined
     }
 
-    /// Puts a channel under new claims, its subscriptions checked again.
+    /// Puts a channel under new claims, its subscriptions checked again. None: a later refresh
+    /// has begun, or the channel is gone, and there is nothing to say.
     ///
     /// # Errors
-    /// What the client is told; the channel then gets no more row changes.
+    /// What the client is told; the channel gets no more row changes until the next refresh.
     pub async fn refresh(
         &self,
         membership: &Arc<Membership>,
+        turn: Turn,
         request: Request,
-    ) -> Result<(), String> {
+    ) -> Option<Result<(), String>> {
         let parsed = parse(&request);
         let mut wait = Duration::from_millis(100);
         loop {
-            match self.interests(&request.claims, parsed.clone()).await {
+            let checked = self.interests(&request.claims, parsed.clone());
+            let checked = tokio::time::timeout(WAIT_MAX, checked).await;
+            if !membership.is_awaiting(turn) {
+                return None;
+            }
+            match checked.unwrap_or(Err(Problem::Unavailable)) {
                 Ok((interests, _)) => {
-                    self.hub.refresh(membership, registration(request, interests));
-                    return Ok(());
+                    self.hub.refresh(membership, turn, registration(request, interests));
+                    return Some(Ok(()));
                 }
                 Err(Problem::Refused(text)) => {
-                    self.hub.leave(membership);
-                    return Err(text);
+                    self.hub.suspend(membership, turn);
+                    return Some(Err(text));
                 }
                 // Until the answer is known the old claims hold, at most to their own expiry.
                 Err(Problem::Unavailable) => tokio::time::sleep(wait).await,
