@@ -352,6 +352,10 @@ impl Registry {
         })
     }
 
+    pub(super) fn audiences(&self) -> Vec<AudienceId> {
+        self.audiences.iter().map(|(id, _)| AudienceId(id)).collect()
+    }
+
     pub(super) fn interest(&self, id: BindingId) -> Option<Arc<Interest>> {
         self.bindings.get(&id).map(|binding| Arc::clone(&binding.interest))
     }
