@@ -14,6 +14,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Client;
 use tracing::warn;
 
@@ -125,13 +126,20 @@ impl Joiner {
             joined.subscriptions = parsed.iter().map(|(id, _)| (*id, None)).collect();
         }
         joined.asked = true;
-        let interests = tokio::time::timeout(WAIT_MAX, self.interests(&request.claims, parsed));
+        let deadline = Instant::now() + WAIT_MAX;
+        let interests = timeout_at(deadline, self.interests(&request.claims, parsed));
         match interests.await.unwrap_or(Err(Problem::Unavailable)) {
             Ok((interests, modes)) => {
                 for ((_, extra), mode) in joined.subscriptions.iter_mut().zip(modes) {
                     *extra = mode;
                 }
-                joined.membership = Some(self.hub.join(registration(request, interests)));
+                let membership = self.hub.join(registration(request, interests));
+                // What was decoded before this channel was there, but cannot be read yet, would be
+                // missing both in what the client fetches after the answer and in what it is sent.
+                match timeout_at(deadline, self.authorizer.wait_decoded_visible()).await {
+                    Ok(Ok(())) => joined.membership = Some(membership),
+                    Ok(Err(_)) | Err(_) => joined.unavailable = Some(self.unavailable()),
+                }
             }
             Err(Problem::Refused(text)) => {
                 joined.membership = Some(self.hub.outside(request.subscriber));

@@ -124,18 +124,31 @@ impl Frames {
         }
     }
 
-    /// Tells an audience that the change cannot be shown, and why.
+    /// Tells whoever of an audience sees the new row that it cannot be shown, and why. To others
+    /// even that would tell that there is one.
     pub(super) fn add_error(
         &mut self,
         change: &Change,
         audience: (AudienceId, &AudienceView),
         ids: &[u32],
-        to: Recipients,
+        unrestricted: bool,
+        verdicts: impl Fn(ClaimsId) -> Verdict,
         text: &str,
     ) {
+        let (id, view) = audience;
+        let to = if unrestricted {
+            Recipients::All
+        } else {
+            let parties = view.parties.iter().map(|(claims, _)| *claims);
+            Recipients::Parties(
+                parties.filter(|claims| verdicts(*claims).new == Visibility::Yes).collect(),
+            )
+        };
+        if ids.is_empty() || matches!(&to, Recipients::Parties(parties) if parties.is_empty()) {
+            return;
+        }
         self.scratch.clear();
         row::render_error(change, text, &mut self.scratch);
-        let (id, view) = audience;
         let frame = (view.format.encode)(&view.topic, ids, change.operation, &self.scratch);
         self.push(id, to, frame);
     }

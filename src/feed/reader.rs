@@ -102,8 +102,10 @@ pub(super) struct Touched {
     pub commit: Commit,
     /// Tables it wrote to.
     pub tables: Box<[u32]>,
-    /// Its row changes so far.
+    /// Its changes so far.
     pub changes: u32,
+    /// Whether that is all it did.
+    pub whole: bool,
 }
 
 /// A run of changes in which each table has one definition.
@@ -119,13 +121,18 @@ pub(super) struct Segment {
     pub catalog_changed: bool,
     /// What transactions did, wanted or not, when somebody listens to anything.
     pub transactions: Vec<Touched>,
-    /// Tables with a row that the server could not print; nobody gets that row.
-    pub unreadable: Vec<u32>,
+    /// Tables with a row that the server could not print; nobody gets that row. Each once.
+    pub unreadable: Vec<Arc<Definition>>,
     /// End of the last transaction that is complete with this segment.
     pub committed: Option<Lsn>,
 }
 
 impl Segment {
+    /// Whether what is known of tables may be out of date.
+    pub(super) fn changes_catalog(&self) -> bool {
+        self.catalog_changed || !self.redefined.is_empty()
+    }
+
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
@@ -146,8 +153,30 @@ struct Known {
 struct Transaction {
     commit: Commit,
     ordinal: u32,
+    /// Tables that were emptied: changes that are no rows.
+    truncated: u32,
     history: bool,
     touched: Vec<u32>,
+    /// It touched more tables than are remembered.
+    overflowed: bool,
+}
+
+impl Transaction {
+    fn new(commit: Commit, history: bool) -> Self {
+        let touched = Vec::new();
+        Self { commit, ordinal: 0, truncated: 0, history, touched, overflowed: false }
+    }
+
+    fn touch(&mut self, oid: u32) {
+        if self.touched.last() == Some(&oid) || self.touched.contains(&oid) {
+            return;
+        }
+        if self.touched.len() < TOUCHED_MAX {
+            self.touched.push(oid);
+        } else {
+            self.overflowed = true;
+        }
+    }
 }
 
 /// What is kept between batches of one connection.
@@ -160,6 +189,8 @@ pub(super) struct Reader {
     /// Last change that was published, when its transaction was not complete.
     published: Option<(Lsn, u32)>,
     generation: Option<u64>,
+    /// Whether somebody asked for a table that is known.
+    wanting: bool,
     /// Row changes seen so far, wanted or not.
     pub changes_decoded: u64,
 }
@@ -174,13 +205,15 @@ impl Reader {
             live_from,
             published,
             generation: None,
+            wanting: false,
             changes_decoded: 0,
         }
     }
 
     /// Reads one batch. `wants` tells which tables somebody asked for; its answers hold as long as
-    /// `generation` stays the same. `one_transaction`: what follows the first commit is left, to be
-    /// read again over another connection.
+    /// `generation` stays the same. `listening`: what transactions did is to be told, whether or not
+    /// their rows are wanted. `one_transaction`: what follows the first commit is left, to be read
+    /// again over another connection.
     ///
     /// # Errors
     /// A message that is not valid, or out of order: the caller must not go on with this stream.
@@ -188,6 +221,7 @@ impl Reader {
         &mut self,
         batch: &Batch,
         generation: u64,
+        listening: bool,
         one_transaction: bool,
         wants: impl Fn(&str, &str) -> bool,
     ) -> Result<Vec<Segment>, Error> {
@@ -195,8 +229,8 @@ impl Reader {
             for known in self.known.values_mut() {
                 known.wanted = wants(&known.definition.schema, &known.definition.table);
             }
+            self.wanting = self.known.values().any(|known| known.wanted);
         }
-        let listening = self.known.values().any(|known| known.wanted);
         let mut segments = Vec::new();
         let mut segment = Segment::default();
         segment.xids.extend(self.transaction.as_ref().map(|t| t.commit.xid));
@@ -206,12 +240,11 @@ impl Reader {
                     let (lsn, time) = (begin.commit_lsn, begin.time);
                     let commit = Commit { xid: begin.xid, lsn, time };
                     let history = commit.lsn < self.live_from;
-                    let touched = Vec::new();
-                    self.transaction = Some(Transaction { commit, ordinal: 0, history, touched });
+                    self.transaction = Some(Transaction::new(commit, history));
                     segment.xids.push(begin.xid);
                 }
                 Message::Commit(commit) => {
-                    self.leave_transaction(&mut segment, listening);
+                    self.leave_transaction(&mut segment, listening, true);
                     self.transaction = None;
                     segment.committed = Some(commit.end_lsn);
                     if one_transaction {
@@ -224,14 +257,17 @@ impl Reader {
                     let oid = definition.oid;
                     let same = |pending: &Pending| pending.definition.oid == oid;
                     if segment.changes.iter().any(same) {
+                        self.leave_transaction(&mut segment, listening, false);
                         segments.push(close(&mut segment));
                     }
                     segment.redefined.push(oid);
+                    self.wanting |= wanted;
                     let known = Known { definition: Arc::new(definition), wanted };
                     self.known.insert(oid, known);
                 }
                 Message::Logical(message) if message.prefix == DDL_PREFIX => {
                     if !segment.changes.is_empty() {
+                        self.leave_transaction(&mut segment, listening, false);
                         segments.push(close(&mut segment));
                     }
                     segment.catalog_changed = true;
@@ -252,23 +288,34 @@ impl Reader {
                         Ok((Some((delete.kind, delete.old)), None))
                     })?;
                 }
-                Message::Truncate(_)
-                | Message::Logical(_)
-                | Message::Origin(_)
-                | Message::Type(_) => {}
+                Message::Truncate(truncate) => {
+                    if let Some(transaction) = &mut self.transaction {
+                        for oid in truncate.relations() {
+                            transaction.truncated = transaction.truncated.saturating_add(1);
+                            transaction.touch(oid);
+                        }
+                    }
+                }
+                Message::Logical(_) | Message::Origin(_) | Message::Type(_) => {}
             }
         }
-        self.leave_transaction(&mut segment, listening);
+        self.leave_transaction(&mut segment, listening, false);
         segments.push(close(&mut segment));
         Ok(segments)
     }
 
-    fn leave_transaction(&self, segment: &mut Segment, listening: bool) {
-        if let (true, Some(transaction)) = (listening, &self.transaction) {
+    /// Tables described over this connection.
+    pub(super) fn relations(&self) -> usize {
+        self.known.len()
+    }
+
+    fn leave_transaction(&self, segment: &mut Segment, listening: bool, complete: bool) {
+        if let (true, Some(transaction)) = (listening || self.wanting, &self.transaction) {
             segment.transactions.push(Touched {
                 commit: transaction.commit,
                 tables: transaction.touched.as_slice().into(),
-                changes: transaction.ordinal,
+                changes: transaction.ordinal.saturating_add(transaction.truncated),
+                whole: complete && !transaction.overflowed,
             });
         }
     }
@@ -285,12 +332,7 @@ impl Reader {
         let transaction = self.transaction.as_mut().ok_or(Error::OutOfOrder(oid))?;
         let ordinal = transaction.ordinal;
         transaction.ordinal += 1;
-        if transaction.touched.last() != Some(&oid)
-            && transaction.touched.len() < TOUCHED_MAX
-            && !transaction.touched.contains(&oid)
-        {
-            transaction.touched.push(oid);
-        }
+        transaction.touch(oid);
         let known = self.known.get(&oid).ok_or(Error::OutOfOrder(oid))?;
         if !known.wanted || transaction.history {
             return Ok(());
@@ -305,7 +347,9 @@ impl Reader {
         };
         let new = new.map(|data| tuple(batch, &data)).transpose()?;
         if matches!(old, Some((_, None))) || matches!(new, Some(None)) {
-            segment.unreadable.push(oid);
+            if !segment.unreadable.iter().any(|known| known.oid == oid) {
+                segment.unreadable.push(Arc::clone(&known.definition));
+            }
             return Ok(());
         }
         let old_record = old.and_then(|(kind, tuple)| {

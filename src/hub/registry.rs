@@ -353,7 +353,7 @@ impl Registry {
     }
 
     pub(super) fn audiences(&self) -> Vec<AudienceId> {
-        self.audiences.iter().map(|(id, _)| AudienceId(id)).collect()
+        self.audiences.keys().copied().collect()
     }
 
     pub(super) fn interest(&self, id: BindingId) -> Option<Arc<Interest>> {

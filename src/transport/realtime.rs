@@ -19,13 +19,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::admit::{Admit, Refusal};
 use super::deadlines::{DeadlineId, Deadlines, Expires};
 use super::phoenix::{self, Version};
 use super::websocket::{Peer, text_frame};
 use crate::auth::Claims;
 use crate::auth::jwt::Verifier;
 use crate::change::Operation;
-use crate::http::{Admit, Refusal};
 use crate::hub::outbox::{CloseReason, Outbox};
 use crate::hub::{Format, Hub, Inbox, Membership, Subscriber};
 use crate::join::{Joined, Joiner, Request};
@@ -344,9 +344,11 @@ impl Socket {
             return ControlFlow::Continue(());
         };
         let Joined { subscriptions, membership, asked, problem, unavailable } = joined;
+        let membership = membership.map(Arc::new);
         let outcome = if let Some(reason) = unavailable {
             JoinOutcome::Error { reason }
         } else {
+            self.joined.insert(channel, Place { membership: membership.clone(), request });
             let system = match problem {
                 Some(problem) => vec![SystemMessage::not_subscribed(problem)],
                 None if !asked => Vec::new(),
