@@ -16,6 +16,8 @@ mod predicate;
 mod registry;
 mod subscriber;
 mod subscription;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -377,6 +379,11 @@ impl Hub {
         for audience in audiences {
             self.notice_all(audience, message);
         }
+    }
+
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.lock().is_empty()
     }
 
     /// Subscribers now.

@@ -374,6 +374,19 @@ impl Registry {
         audience.and_then(|a| a.parties.get(&claims)).cloned().unwrap_or_default()
     }
 
+    /// Whether nothing is kept of anybody.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.audiences.is_empty()
+            && self.audience_ids.is_empty()
+            && self.bindings.is_empty()
+            && self.claims.is_empty()
+            && self.claims_ids.is_empty()
+            && self.asked.is_empty()
+            && self.deferred.is_empty()
+            && self.tables.values().all(|t| t.bindings.is_empty() && t.index.is_empty())
+    }
+
     /// Queues frames; returns how many, and the outboxes that want a flush.
     pub(super) fn offer(&self, deliveries: &[Delivery], now: u64) -> (u64, Vec<Arc<Outbox>>) {
         let mut dirty = Vec::new();
@@ -409,6 +422,21 @@ fn offer_all(
         }
     }
     u64::try_from(party.len() * frames.len()).unwrap_or(u64::MAX)
+}
+
+/// For tests of what is done with ids that a registry gives out.
+#[cfg(test)]
+impl AudienceId {
+    pub(crate) const fn of(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+#[cfg(test)]
+impl ClaimsId {
+    pub(crate) const fn of(number: u64) -> Self {
+        Self(number)
+    }
 }
 
 impl Table {
