@@ -133,6 +133,8 @@ impl Joiner {
                 for ((_, extra), mode) in joined.subscriptions.iter_mut().zip(modes) {
                     *extra = mode;
                 }
+                // From now on somebody may be owed the deletion of a row that he could see before.
+                self.authorizer.keep_history(true);
                 let membership = self.hub.join(registration(request, interests));
                 // What was decoded before this channel was there, but cannot be read yet, would be
                 // missing both in what the client fetches after the answer and in what it is sent.
