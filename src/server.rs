@@ -127,7 +127,7 @@ async fn serve(
         ready,
     };
     let deadlines = Arc::new(Deadlines::default());
-    let tasks = TaskTracker::new();
+    let (tasks, stop_joins) = (TaskTracker::new(), CancellationToken::new());
     let connections = Connections::new(&config.server);
     let realtime = Realtime {
         verifier,
@@ -136,6 +136,7 @@ async fn serve(
         joiner,
         deadlines: Arc::clone(&deadlines),
         tasks: tasks.clone(),
+        stop: stop_joins.clone(),
         error_backoff: Duration::from_millis(config.server.join_error_backoff_ms),
     };
     let attached = Arc::clone(&status);
@@ -198,7 +199,9 @@ async fn serve(
         warn!("some tasks did not stop in time and are aborted");
         running.shutdown().await;
     }
+    stop_joins.cancel();
     tasks.close();
+    tasks.wait().await;
     debug!("stopped");
     if result.is_ok() {
         info!("stopped");
