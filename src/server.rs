@@ -44,10 +44,22 @@ const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// What failed, with the sentence that says what to do.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let verifier = Arc::new(Verifier::new(&config.jwt, &config.database.roles)?);
     let listener = TcpListener::bind(config.server.bind)
         .await
         .with_context(|| format!("cannot listen on {}", config.server.bind))?;
+    run_on(listener, config, shutdown).await
+}
+
+/// As [`run`], on a socket that is bound already; `server.bind` is not looked at.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(
+    listener: TcpListener,
+    config: Config,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let verifier = Arc::new(Verifier::new(&config.jwt, &config.database.roles)?);
     install_objects(&config).await?;
     let logins = Logins::open(&config).await.context("cannot get the logins of this service")?;
     for warning in &logins.warnings {

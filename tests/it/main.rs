@@ -10,6 +10,7 @@ mod install;
 mod rls;
 mod rls_differential;
 mod rls_world;
+mod service;
 mod sockets;
 mod values;
 mod wal;
