@@ -10,9 +10,9 @@ mod filters;
 mod frames;
 mod reader;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::HashMap;
 use tokio::sync::watch;
@@ -78,9 +78,32 @@ pub struct Status {
     /// A batch is held because Postgres did not answer.
     pub held: AtomicBool,
     /// End of the last published commit.
-    pub published: AtomicU64,
-    /// Last position the server told of.
-    pub head: AtomicU64,
+    published: AtomicU64,
+    /// End of the server's log, when it was last asked.
+    current: AtomicU64,
+    /// The positions of the stream of now.
+    progress: Mutex<Option<wal::Progress>>,
+}
+
+impl Status {
+    fn follow(&self, progress: &wal::Progress) {
+        let mut current = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = Some(progress.clone());
+    }
+
+    /// Takes note of where the server's log ends.
+    pub fn seen(&self, current_lsn: u64) {
+        self.current.store(current_lsn, Ordering::Relaxed);
+    }
+
+    /// Log that may hold changes still to be published, in bytes.
+    pub fn lag_bytes(&self) -> u64 {
+        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where there is nothing to publish, the slot follows the log by itself.
+        let flushed = progress.as_ref().map_or(0, |progress| progress.position().flushed.get());
+        let published = self.published.load(Ordering::Relaxed).max(flushed);
+        self.current.load(Ordering::Relaxed).saturating_sub(published)
+    }
 }
 
 /// Everything the feed stands on.
@@ -104,6 +127,17 @@ pub struct Feed {
     pub status: Arc<Status>,
     /// Becomes true once changes committed from now on are certain to be delivered.
     pub ready: watch::Sender<bool>,
+    /// Called when changes are lost for good: every subscriber has to read its rows again.
+    pub gap: Gap,
+}
+
+/// See [`Feed::gap`].
+pub struct Gap(pub Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gap")
+    }
 }
 
 /// How far this process has come, across connections.
@@ -113,6 +147,8 @@ struct Place {
     live_from: Option<Lsn>,
     /// End of the last transaction that is completely published.
     committed: Lsn,
+    /// How far we moved the slot: beyond `committed` where there was nothing to publish.
+    flushed: Lsn,
     /// Last published change of an incomplete one.
     within: Option<(Lsn, u32)>,
     /// Text, but for a stretch that the server cannot print.
@@ -161,10 +197,12 @@ impl Feed {
             };
             let error = match opened {
                 Ok(mut wal) => {
-                    let attached = Instant::now();
+                    let (attached, progress) = (Instant::now(), wal.progress());
+                    self.status.follow(&progress);
                     let ended = self.attached(&mut wal, &mut place, &shutdown).await;
                     self.status.attached.store(false, Ordering::Relaxed);
                     wal.close().await;
+                    place.flushed = progress.position().flushed;
                     if attached.elapsed() > RECONNECT.1 {
                         wait = RECONNECT.0;
                     }
@@ -181,15 +219,20 @@ impl Feed {
                 wal::Error::Disconnected(_)
                 | wal::Error::SlotBusy { .. }
                 | wal::Error::PublicationMissing { .. } => {}
+                // It was let in before: the login is made again, or its password put right.
+                wal::Error::LoginRefused(_) if place.live_from.is_some() => {}
                 wal::Error::RowTooLarge(_) if place.format == Format::Text => {
                     place.format = Format::Binary;
                 }
+                wal::Error::SlotLost { .. } if self.replace_slot().await => {
+                    self.declare_gap("slot_lost", &mut place);
+                }
                 wal::Error::RowTooLarge(_)
                 | wal::Error::SlotLost { .. }
+                | wal::Error::LoginRefused(_)
                 | wal::Error::Refused { .. }
                 | wal::Error::Malformed(_) => return Err(error.into()),
             }
-            metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
             let error = telemetry::chain(&error);
             warn!(error, retry_in_ms = wait.as_millis(), "no write-ahead log for now");
             tokio::select! {
@@ -200,15 +243,50 @@ impl Feed {
         }
     }
 
+    /// Clears the way for a new slot, where the old one certainly holds nothing any more.
+    async fn replace_slot(&self) -> bool {
+        let name = &self.replication.slot;
+        match wal::inspect(&self.login, name).await {
+            Ok(None) => true,
+            Ok(Some(slot)) if slot.wal_status.as_deref() == Some("lost") => {
+                match wal::drop_slot(&self.login, name).await {
+                    Ok(_) => {
+                        warn!(slot = name, "the lost slot was dropped; a new one follows");
+                        true
+                    }
+                    Err(error) => {
+                        warn!(error = telemetry::chain(&error), "the lost slot was not dropped");
+                        false
+                    }
+                }
+            }
+            Ok(Some(_)) | Err(_) => false,
+        }
+    }
+
+    /// Changes between what was published and where the next stream starts are gone.
+    fn declare_gap(&self, reason: &'static str, place: &mut Place) {
+        metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
+        error!(reason, "changes are lost: every client is told to read its rows again");
+        *place = Place { format: place.format, ..Place::default() };
+        (self.gap.0)();
+    }
+
     async fn attached(
         &self,
         wal: &mut WalStream,
         place: &mut Place,
         shutdown: &CancellationToken,
     ) -> Result<Ended, Error> {
-        let live_from = *place.live_from.get_or_insert(wal.identity().head);
+        let identity = wal.identity();
+        // Somebody else read it meanwhile, or moved it.
+        if place.live_from.is_some() && identity.start > place.committed.max(place.flushed) {
+            self.declare_gap("slot_moved", place);
+        }
+        let live_from = *place.live_from.get_or_insert(identity.head);
         self.status.attached.store(true, Ordering::Relaxed);
         self.ready.send_replace(true);
+        metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
         let mut reader = Reader::new(live_from, place.within);
         let mut memory = Memory::default();
         // Whatever was cached may have changed while nobody read the log.
@@ -245,8 +323,6 @@ impl Feed {
                     }
                 }
             }
-            let head = wal.position().head;
-            self.status.head.store(head.get(), Ordering::Relaxed);
         }
     }
 
@@ -293,10 +369,13 @@ impl Feed {
         let deliveries = self.frames(&changes, &candidates, &audiences, &answers, memory);
         let delivered = self.hub.publish(&deliveries);
         metrics::counter!(telemetry::DELIVERIES).increment(delivered);
-        if let Some(last) = changes.last()
-            && let Ok(latency) = last.commit.time.elapsed()
-        {
-            metrics::histogram!(telemetry::LATENCY_SECONDS).record(latency);
+        if delivered > 0 {
+            let now = SystemTime::now();
+            for of_commit in changes.chunk_by(|a, b| a.commit.lsn == b.commit.lsn) {
+                if let Ok(latency) = now.duration_since(of_commit[0].commit.time) {
+                    metrics::histogram!(telemetry::LATENCY_SECONDS).record(latency);
+                }
+            }
         }
         Ok(())
     }
@@ -551,6 +630,7 @@ impl Feed {
                 }
                 let id = (audience, view);
                 if let Some(error) = refusal(change, &table, role) {
+                    withheld("no_privilege");
                     let ids = self.ids(group);
                     frames.add_error(change, id, &ids, Recipients::All, error);
                     continue;
@@ -577,7 +657,11 @@ impl Feed {
                     verdict.copied().unwrap_or(UNDECIDED)
                 };
                 let unrestricted = access == RowAccess::All;
-                frames.add(number, change, id, &wanted, unrestricted, rights, rules);
+                let hidden = frames.add(number, change, id, &wanted, unrestricted, rights, rules);
+                if hidden > 0 {
+                    let policy = telemetry::WITHHELD;
+                    metrics::counter!(policy, telemetry::REASON => "policy").increment(hidden);
+                }
             }
         }
         frames.finish()

@@ -158,6 +158,24 @@ impl Inbox for Notices {
 struct Place {
     membership: Option<Arc<Membership>>,
     request: Arc<Kept>,
+    _counted: Counted,
+}
+
+/// One channel in the metrics, as long as it lives.
+#[derive(Debug)]
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        metrics::gauge!(telemetry::CHANNELS).increment(1);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::gauge!(telemetry::CHANNELS).decrement(1);
+    }
 }
 
 /// What a refresh needs of the join.
@@ -343,7 +361,10 @@ impl Socket {
             JoinOutcome::Ok { subscriptions, system }
         };
         let membership = membership.map(Arc::new);
-        self.joined.insert(channel, Place { membership: membership.clone(), request });
+        if matches!(outcome, JoinOutcome::Ok { .. }) {
+            let place = Place { membership: membership.clone(), request, _counted: Counted::new() };
+            self.joined.insert(channel, place);
+        }
         let flow = self.input(Input::Joined { channel, outcome });
         // The reply is in the outbox: what was held may follow it.
         if let Some(membership) = membership

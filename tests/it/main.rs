@@ -7,6 +7,7 @@ mod cli;
 mod cluster;
 mod dev;
 mod install;
+mod operations;
 mod rls;
 mod rls_differential;
 mod rls_world;
