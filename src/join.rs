@@ -112,7 +112,7 @@ impl Joiner {
         }
     }
 
-    /// Registers a channel. Takes at most [`WAIT_MAX`].
+    /// Registers a channel. Takes seconds at most.
     pub async fn join(&self, request: Request) -> Joined {
         let parsed = parse(&request);
         let mut joined = Joined::default();
@@ -130,6 +130,8 @@ impl Joiner {
                 for ((_, extra), mode) in joined.subscriptions.iter_mut().zip(modes) {
                     *extra = mode;
                 }
+                // From now on somebody may be owed the deletion of a row that he could see before.
+                self.authorizer.keep_history(true);
                 joined.membership = Some(self.hub.join(registration(request, interests)));
             }
             Err(Problem::Refused(text)) => joined.problem = Some(text),

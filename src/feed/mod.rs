@@ -29,7 +29,7 @@ use crate::hub::{
 };
 use crate::lsn::Lsn;
 use crate::telemetry;
-use crate::wal::{self, Format, WalStream};
+use crate::wal::{self, Format, Identity, WalStream};
 
 pub use filters::Filters;
 
@@ -41,6 +41,9 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 
 /// Waits between attempts to get an answer about a held batch.
 const HELD: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
+
+/// What clients are told when the log does not continue where it ended.
+const GAP: &str = "Some changes were lost: the replication slot does not continue where it ended. Fetch the data again.";
 
 /// A party is told at most this often that its policies failed for a table.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
@@ -153,6 +156,35 @@ struct Place {
     within: Option<(Lsn, u32)>,
     /// Text, but for a stretch that the server cannot print.
     format: Format,
+    /// System identifier and timeline of the log that these positions are of.
+    history: Option<(String, u32)>,
+}
+
+impl Place {
+    /// Takes note of what a new connection found. Some: why changes are missing between what was
+    /// published and what comes now.
+    fn attach(&mut self, identity: &Identity) -> Option<&'static str> {
+        let history = (identity.system_id.clone(), identity.timeline);
+        let before = self.history.replace(history.clone());
+        let Some(before) = before else {
+            self.live_from = Some(identity.head);
+            return None;
+        };
+        let reason = if before != history {
+            "another_history"
+        } else if identity.created_slot {
+            "slot_recreated"
+        } else if identity.start > self.committed.max(self.flushed) {
+            // Somebody else read on meanwhile, or moved it.
+            "slot_moved"
+        } else {
+            return None;
+        };
+        // Positions of before say nothing about this log.
+        self.live_from = Some(identity.start);
+        (self.committed, self.flushed, self.within) = (identity.start, identity.start, None);
+        Some(reason)
+    }
 }
 
 /// What is kept between batches.
@@ -224,9 +256,8 @@ impl Feed {
                 wal::Error::RowTooLarge(_) if place.format == Format::Text => {
                     place.format = Format::Binary;
                 }
-                wal::Error::SlotLost { .. } if self.replace_slot().await => {
-                    self.declare_gap("slot_lost", &mut place);
-                }
+                // The new slot is a gap, told when it is attached.
+                wal::Error::SlotLost { .. } if self.replace_slot().await => {}
                 wal::Error::RowTooLarge(_)
                 | wal::Error::SlotLost { .. }
                 | wal::Error::LoginRefused(_)
@@ -264,26 +295,19 @@ impl Feed {
         }
     }
 
-    /// Changes between what was published and where the next stream starts are gone.
-    fn declare_gap(&self, reason: &'static str, place: &mut Place) {
-        metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
-        error!(reason, "changes are lost: every client is told to read its rows again");
-        *place = Place { format: place.format, ..Place::default() };
-        (self.gap.0)();
-    }
-
     async fn attached(
         &self,
         wal: &mut WalStream,
         place: &mut Place,
         shutdown: &CancellationToken,
     ) -> Result<Ended, Error> {
-        let identity = wal.identity();
-        // Somebody else read it meanwhile, or moved it.
-        if place.live_from.is_some() && identity.start > place.committed.max(place.flushed) {
-            self.declare_gap("slot_moved", place);
+        if let Some(reason) = place.attach(wal.identity()) {
+            error!(reason, "changes are missing: the slot does not continue what was published");
+            metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
+            self.hub.notice_everybody(GAP);
+            (self.gap.0)();
         }
-        let live_from = *place.live_from.get_or_insert(identity.head);
+        let live_from = place.live_from.unwrap_or_default();
         self.status.attached.store(true, Ordering::Relaxed);
         self.ready.send_replace(true);
         metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
@@ -299,7 +323,8 @@ impl Feed {
             };
             let decoded = reader.changes_decoded;
             let wants = |schema: &str, table: &str| self.hub.wants(schema, table);
-            let segments = reader.read(&batch, self.hub.generation(), wants)?;
+            let one = place.format == Format::Binary;
+            let segments = reader.read(&batch, self.hub.generation(), one, wants)?;
             let decoded = reader.changes_decoded - decoded;
             metrics::counter!(telemetry::CHANGES).increment(decoded);
             for segment in segments {
@@ -743,4 +768,61 @@ fn same(one: Option<&Arc<Table>>, other: Option<&Arc<Table>>) -> bool {
 
 fn place(number: u32) -> usize {
     usize::try_from(number).expect("an index into a slice in memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(timeline: u32, start: u64, created_slot: bool) -> Identity {
+        Identity {
+            system_id: "7".into(),
+            timeline,
+            server_version: 150_018,
+            head: Lsn::new(100),
+            start: Lsn::new(start),
+            created_slot,
+        }
+    }
+
+    #[test]
+    fn the_first_attachment_owes_nobody_the_past() {
+        let mut place = Place::default();
+        assert_eq!(place.attach(&identity(1, 10, true)), None);
+        assert_eq!((place.live_from, place.committed), (Some(Lsn::new(100)), Lsn::ZERO));
+    }
+
+    #[test]
+    fn a_reconnect_goes_on_where_it_was() {
+        let mut place = Place::default();
+        place.attach(&identity(1, 10, false));
+        (place.committed, place.within) = (Lsn::new(150), Some((Lsn::new(160), 3)));
+        assert_eq!(place.attach(&identity(1, 150, false)), None);
+        assert_eq!(place.live_from, Some(Lsn::new(100)));
+        assert_eq!((place.committed, place.within), (Lsn::new(150), Some((Lsn::new(160), 3))));
+    }
+
+    #[test]
+    fn a_slot_that_followed_an_idle_log_is_no_gap() {
+        let mut place = Place::default();
+        place.attach(&identity(1, 10, false));
+        (place.committed, place.flushed) = (Lsn::new(150), Lsn::new(165));
+        assert_eq!(place.attach(&identity(1, 165, false)), None);
+    }
+
+    #[test]
+    fn a_new_slot_or_another_history_is_a_gap_and_starts_afresh() {
+        for (found, reason) in [
+            (identity(1, 170, false), "slot_moved"),
+            (identity(1, 170, true), "slot_recreated"),
+            (identity(2, 170, false), "another_history"),
+        ] {
+            let mut place = Place::default();
+            place.attach(&identity(1, 10, false));
+            (place.committed, place.within) = (Lsn::new(150), Some((Lsn::new(160), 3)));
+            assert_eq!(place.attach(&found), Some(reason));
+            assert_eq!(place.live_from, Some(Lsn::new(170)));
+            assert_eq!((place.committed, place.within), (Lsn::new(170), None));
+        }
+    }
 }

@@ -179,7 +179,8 @@ impl Reader {
     }
 
     /// Reads one batch. `wants` tells which tables somebody asked for; its answers hold as long as
-    /// `generation` stays the same.
+    /// `generation` stays the same. `one_transaction`: what follows the first commit is left, to be
+    /// read again over another connection.
     ///
     /// # Errors
     /// A message that is not valid, or out of order: the caller must not go on with this stream.
@@ -187,6 +188,7 @@ impl Reader {
         &mut self,
         batch: &Batch,
         generation: u64,
+        one_transaction: bool,
         wants: impl Fn(&str, &str) -> bool,
     ) -> Result<Vec<Segment>, Error> {
         if self.generation.replace(generation) != Some(generation) {
@@ -212,6 +214,9 @@ impl Reader {
                     self.leave_transaction(&mut segment, listening);
                     self.transaction = None;
                     segment.committed = Some(commit.end_lsn);
+                    if one_transaction {
+                        break;
+                    }
                 }
                 Message::Relation(relation) => {
                     let wanted = wants(&relation.schema, &relation.table);

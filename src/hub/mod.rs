@@ -298,6 +298,14 @@ impl Hub {
         }
     }
 
+    /// Tells every subscriber something in words.
+    pub fn notice_everybody(&self, message: &str) {
+        let audiences = self.lock().audiences();
+        for audience in audiences {
+            self.notice_all(audience, message);
+        }
+    }
+
     /// Subscribers now.
     pub fn subscribers(&self) -> usize {
         self.lock().subscribers

@@ -370,6 +370,8 @@ impl Test {
                     | Operator::IMatch => return Err(Undecided),
                 }))
             }
+            // Nothing is in an empty list, however the value is written.
+            How::Any(_, operands, false) if operands.is_empty() => Ok(Some(false)),
             How::Any(kind, operands, has_null) => {
                 let value = kind.read(text).ok_or(Undecided)?;
                 let found = operands.contains(&value);

@@ -311,6 +311,10 @@ impl Registry {
         })
     }
 
+    pub(super) fn audiences(&self) -> Vec<AudienceId> {
+        self.audiences.iter().map(|(id, _)| AudienceId(id)).collect()
+    }
+
     pub(super) fn interest(&self, id: BindingId) -> Option<Arc<Interest>> {
         self.bindings.get(id.0).map(|binding| Arc::clone(&binding.interest))
     }

@@ -48,7 +48,7 @@ fn unix_seconds(time: SystemTime) -> u64 {
 }
 
 impl Subscriber {
-    /// A channel whose join is not answered yet: frames are held until [`Self::go_live`].
+    /// A channel whose join is not answered yet: frames are held until it is.
     pub fn new(outbox: Arc<Outbox>, inbox: Box<dyn Inbox>, expires_at: SystemTime) -> Arc<Self> {
         Arc::new(Self {
             outbox,

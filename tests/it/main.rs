@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
 mod catalog;
+mod changes;
 mod cli;
 mod cluster;
 mod dev;
 mod install;
 mod operations;
+mod protocol;
 mod rls;
 mod rls_differential;
 mod rls_world;

@@ -13,7 +13,23 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use crate::cluster::{Cluster, Database, cluster, connect};
-use crate::service::{DEADLINE, SECRET, Socket, TABLE_RLS_T, TABLE_T, Version, anon, user};
+use crate::service::{ALICE, BOB, DEADLINE, SECRET, Socket, Version, anon, user};
+
+/// Everybody may see it.
+const TABLE_T: &str = "
+    create table t (id bigint primary key);
+    grant select on t to anon;
+    alter publication supabase_realtime add table t;
+";
+
+/// Rows of their owner only.
+const TABLE_RLS_T: &str = "
+    create table rls_t (id bigint primary key, owner uuid);
+    grant select on rls_t to authenticated;
+    alter table rls_t enable row level security;
+    create policy own on rls_t to authenticated using (owner = (select auth.uid()));
+    alter publication supabase_realtime add table rls_t;
+";
 
 /// A running `walcast serve`.
 struct Program {
@@ -395,8 +411,7 @@ async fn logins_that_somebody_drops_are_made_again() {
     let mut program = Program::serving(&database).await;
     let client = database.client().await;
     client.batch_execute(TABLE_RLS_T).await.unwrap();
-    let alice = crate::service::ALICE;
-    let mut socket = program.subscribe(&user(alice), "rls_t").await;
+    let mut socket = program.subscribe(&user(ALICE), "rls_t").await;
     let insert = "insert into rls_t values ($1, '00000000-0000-4000-8000-00000000000a')";
     client.execute(insert, &[&1_i64]).await.unwrap();
     assert_eq!(socket.change().await["record"]["id"], 1);
@@ -418,7 +433,7 @@ async fn logins_that_somebody_drops_are_made_again() {
     until(&client, &format!("select count(*) = 2 from ({ours}) as o")).await;
     program.ready().await;
     // A new subscriber is checked, and both are served, by connections of the new logins.
-    let mut late = program.subscribe(&user(alice), "rls_t").await;
+    let mut late = program.subscribe(&user(ALICE), "rls_t").await;
     client.execute(insert, &[&2_i64]).await.unwrap();
     assert_eq!(late.change().await["record"]["id"], 2);
     assert_eq!(socket.change().await["record"]["id"], 2);
@@ -460,6 +475,25 @@ async fn a_lost_slot_is_replaced_and_everybody_told_to_read_again() {
 }
 
 #[tokio::test]
+async fn a_slot_that_no_publication_can_get_on_ends_serve() {
+    let database = Database::create().await;
+    let program = Program::serving(&database).await;
+    let client = database.client().await;
+    client.batch_execute(TABLE_T).await.unwrap();
+    program.terminate();
+    assert_eq!(program.end().await.0, 0);
+    client.batch_execute("drop publication supabase_realtime").await.unwrap();
+    client.batch_execute("insert into t values (1)").await.unwrap();
+    client.batch_execute("create publication supabase_realtime for table t").await.unwrap();
+    let reason = "it has reached a place where a publication did not exist";
+    let advice = "drop it with `select pg_drop_replication_slot(…)`; a start makes a new one";
+    refuses(&environment(&database), &[reason, advice]).await;
+    let drop = "select pg_drop_replication_slot(current_database()::text)";
+    client.query(drop, &[]).await.unwrap();
+    Program::serving(&database).await;
+}
+
+#[tokio::test]
 async fn readiness_is_lost_with_the_stream_and_comes_back() {
     let database = Database::create().await;
     let mut program = Program::serving(&database).await;
@@ -481,8 +515,8 @@ async fn metrics_tell_what_was_read_delivered_and_withheld() {
     let mut program = Program::serving(&database).await;
     let client = database.client().await;
     client.batch_execute(TABLE_RLS_T).await.unwrap();
-    let mut alice = program.subscribe(&user(crate::service::ALICE), "rls_t").await;
-    let bob = program.subscribe(&user(crate::service::BOB), "rls_t").await;
+    let mut alice = program.subscribe(&user(ALICE), "rls_t").await;
+    let bob = program.subscribe(&user(BOB), "rls_t").await;
     assert!((program.metric("walcast_connections").await - 2.0).abs() < 0.1);
     assert!((program.metric("walcast_channels").await - 2.0).abs() < 0.1);
     assert!((program.metric("walcast_joins_total{result=\"ok\"}").await - 2.0).abs() < 0.1);

@@ -4,11 +4,10 @@
 //! that make their own tables and change no setting. A [`Socket`] speaks one version of the
 //! protocol and waits for nothing longer than [`DEADLINE`].
 
-#![allow(dead_code, reason = "each test takes what it needs")]
-
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -35,22 +34,6 @@ pub(crate) const SECRET: &str = "a-secret-of-thirty-two-bytes-or-more";
 /// Two users.
 pub(crate) const ALICE: &str = "00000000-0000-4000-8000-00000000000a";
 pub(crate) const BOB: &str = "00000000-0000-4000-8000-00000000000b";
-
-/// What a test's tables begin with: everybody may do everything, the publication has `t`.
-pub(crate) const TABLE_T: &str = "
-    create table t (id bigint primary key, value text, details text);
-    grant all on t to anon, authenticated, service_role;
-    alter publication supabase_realtime add table t;
-";
-
-/// Rows of their owner only, and the publication has the table.
-pub(crate) const TABLE_RLS_T: &str = "
-    create table rls_t (id bigint primary key, owner uuid, value text);
-    grant all on rls_t to anon, authenticated, service_role;
-    alter table rls_t enable row level security;
-    create policy own on rls_t to authenticated using (owner = (select auth.uid()));
-    alter publication supabase_realtime add table rls_t;
-";
 
 /// A running service and its database.
 pub(crate) struct Service {
@@ -104,9 +87,7 @@ impl Service {
         let wait = async {
             while !self.request("/readyz").await.starts_with("HTTP/1.1 200 ") {
                 let task = self.task.as_mut().unwrap();
-                if task.is_finished() {
-                    panic!("the service ended: {:?}", task.await);
-                }
+                assert!(!task.is_finished(), "the service ended: {:?}", task.await);
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -130,6 +111,31 @@ impl Service {
     /// A connection to its database as the superuser.
     pub(crate) async fn admin(&self) -> Client {
         self.database.client().await
+    }
+
+    /// A new table with a `bigint` key called `id` and these columns, that every role may use and
+    /// the publication has; its name.
+    pub(crate) async fn table(&self, columns: &str) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let create = format!(
+            "create table {name} (id bigint primary key, {columns});
+            grant all on {name} to anon, authenticated, service_role;
+            alter publication supabase_realtime add table {name};"
+        );
+        self.admin().await.batch_execute(&create).await.unwrap();
+        name
+    }
+
+    /// A new table as [`Self::table`] makes it, whose rows are seen by their `owner` alone.
+    pub(crate) async fn owned_table(&self, columns: &str) -> String {
+        let name = self.table(&format!("owner uuid, {columns}")).await;
+        let protect = format!(
+            "alter table {name} enable row level security;
+            create policy own on {name} to authenticated using (owner = (select auth.uid()));"
+        );
+        self.admin().await.batch_execute(&protect).await.unwrap();
+        name
     }
 
     /// The response to a GET: head and body.
@@ -449,10 +455,16 @@ impl Socket {
 
     /// Reads one message from the wire.
     async fn read(&mut self) -> Result<Received, Option<u16>> {
+        let text = self.read_text().await?;
+        Ok(self.decode(&text))
+    }
+
+    /// Reads the text of one message from the wire.
+    pub(crate) async fn read_text(&mut self) -> Result<String, Option<u16>> {
         loop {
             let message = timeout(DEADLINE, self.stream.next());
             match message.await.expect("something came in time") {
-                Some(Ok(Message::Text(text))) => return Ok(self.decode(&text)),
+                Some(Ok(Message::Text(text))) => return Ok(text.to_string()),
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Close(frame))) => {
                     return Err(frame.map(|frame| u16::from(frame.code)));
@@ -500,11 +512,11 @@ impl Socket {
 async fn a_committed_row_reaches_a_subscriber_of_either_version() {
     let mut service = Service::start().await;
     let admin = service.admin().await;
-    admin.batch_execute(TABLE_T).await.unwrap();
+    let t = service.table("value text, details text").await;
     for (version, id) in VERSIONS.into_iter().zip(1_i64..) {
-        let all = json!([{ "event": "*", "schema": "public", "table": "t" }]);
+        let all = json!([{ "event": "*", "schema": "public", "table": t }]);
         let mut socket = service.subscribe(version, &anon(), all).await;
-        admin.execute("insert into t values ($1, 'new')", &[&id]).await.unwrap();
+        admin.execute(&format!("insert into {t} values ($1, 'new')"), &[&id]).await.unwrap();
         let change = socket.change().await;
         assert_eq!(change["record"], json!({ "id": id, "value": "new", "details": null }));
         socket.nothing_came().await;
