@@ -147,7 +147,7 @@ async fn serve(
         gap: Gap(Box::new(move || everybody.close_all(CloseReason::Shutdown))),
     };
     let deadlines = Arc::new(Deadlines::default());
-    let tasks = TaskTracker::new();
+    let (tasks, stop_joins) = (TaskTracker::new(), CancellationToken::new());
     let realtime = Realtime {
         verifier,
         limits: (&config.server).into(),
@@ -155,6 +155,7 @@ async fn serve(
         joiner,
         deadlines: Arc::clone(&deadlines),
         tasks: tasks.clone(),
+        stop: stop_joins.clone(),
         error_backoff: Duration::from_millis(config.server.join_error_backoff_ms),
     };
     let (attached, rendering) = (Arc::clone(&status), metrics.clone());
@@ -231,7 +232,9 @@ async fn serve(
         warn!("some tasks did not stop in time and are aborted");
         running.shutdown().await;
     }
+    stop_joins.cancel();
     tasks.close();
+    tasks.wait().await;
     debug!("stopped");
     if result.is_ok() {
         info!("stopped");

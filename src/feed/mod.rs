@@ -25,7 +25,7 @@ use crate::change::{Change, ColumnSet, Operation, Relation};
 use crate::config;
 use crate::db::Login;
 use crate::hub::{
-    AudienceId, AudienceView, Candidate, ClaimsId, Delivery, Hub, Recipients, Subscription,
+    AudienceId, AudienceView, BindingId, Candidate, ClaimsId, Delivery, Hub, Interest, Subscription,
 };
 use crate::lsn::Lsn;
 use crate::telemetry;
@@ -44,6 +44,10 @@ const HELD: (Duration, Duration) = (Duration::from_millis(20), Duration::from_se
 
 /// What clients are told when the log does not continue where it ended.
 const GAP: &str = "Some changes were lost: the replication slot does not continue where it ended. Fetch the data again.";
+
+/// Tables that one connection may describe. It says a definition once, so none can be forgotten
+/// but all: beyond this a new connection is opened.
+const RELATIONS_MAX: usize = 100_000;
 
 /// A party is told at most this often that its policies failed for a table.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
@@ -240,7 +244,7 @@ impl Feed {
                     }
                     match ended {
                         Ok(Ended::Shutdown) => return Ok(()),
-                        Ok(Ended::Printable) => continue,
+                        Ok(Ended::Reopen) => continue,
                         Err(Error::Wal(error)) => error,
                         Err(error @ Error::Stream(_)) => return Err(error),
                     }
@@ -316,6 +320,7 @@ impl Feed {
         // Whatever was cached may have changed while nobody read the log.
         self.catalog.forget_all();
         self.authorizer.forget(None);
+        self.hub.forget_tables();
         loop {
             let batch = tokio::select! {
                 () = shutdown.cancelled() => return Ok(Ended::Shutdown),
@@ -324,10 +329,16 @@ impl Feed {
             let decoded = reader.changes_decoded;
             let wants = |schema: &str, table: &str| self.hub.wants(schema, table);
             let one = place.format == Format::Binary;
-            let segments = reader.read(&batch, self.hub.generation(), one, wants)?;
+            let (generation, listening) = (self.hub.generation(), self.hub.subscribers() > 0);
+            let segments = reader.read(&batch, generation, listening, one, wants)?;
             let decoded = reader.changes_decoded - decoded;
             metrics::counter!(telemetry::CHANGES).increment(decoded);
             for segment in segments {
+                if self.authorizer.observe_decoded(&segment.xids)
+                    && let Err(error) = self.authorizer.look().await
+                {
+                    debug!(error = telemetry::chain(&error), "no look at what is visible");
+                }
                 if !segment.is_empty() {
                     tokio::select! {
                         () = shutdown.cancelled() => return Ok(Ended::Shutdown),
@@ -344,15 +355,20 @@ impl Feed {
                     if place.format == Format::Binary {
                         // The row that could not be printed is behind us.
                         place.format = Format::Text;
-                        return Ok(Ended::Printable);
+                        return Ok(Ended::Reopen);
                     }
                 }
+            }
+            if reader.relations() > RELATIONS_MAX {
+                // The server describes again what is still used.
+                return Ok(Ended::Reopen);
             }
         }
     }
 
     /// Publishes one segment, asking again until Postgres answers.
     async fn publish(&self, segment: &Segment, memory: &mut Memory) {
+        self.report_unreadable(segment);
         let mut wait = HELD.0;
         loop {
             let _batch = EndBatch(&self.hub);
@@ -373,15 +389,18 @@ impl Feed {
     async fn attempt(&self, segment: &Segment, memory: &mut Memory) -> Result<(), Unanswered> {
         for touched in &segment.transactions {
             let (commit, tables) = (touched.commit, &touched.tables);
-            self.authorizer.observe_transaction(commit, tables, touched.changes);
+            let (changes, whole) = (touched.changes, touched.whole);
+            self.authorizer.observe_transaction(commit, tables, changes, whole);
         }
-        self.report_unreadable(segment);
-        if segment.changes.is_empty() {
-            self.forget(segment);
+        if segment.changes.is_empty() && !segment.changes_catalog() {
             return Ok(());
         }
+        // Before that, whoever asks for a forgotten table would be told what it was.
         self.authorizer.wait_visible(&segment.xids).await?;
         self.forget(segment);
+        if segment.changes.is_empty() {
+            return Ok(());
+        }
         let changes = self.complete(&segment.changes, memory).await?;
         let candidates = self.hub.candidates(&changes, self.changes.announce_move_out);
         let candidates = self.finish_filters(&changes, candidates).await?;
@@ -409,8 +428,9 @@ impl Feed {
 /// Why an attached stream was left without an error.
 enum Ended {
     Shutdown,
-    /// What the server could not print is behind: go on in text.
-    Printable,
+    /// Go on over a new connection: what the server could not print is behind, or it described
+    /// more tables than are kept.
+    Reopen,
 }
 
 /// Ends the hub's batch however the attempt ended, so that refreshed claims never wait for ever.
@@ -504,15 +524,12 @@ impl Feed {
 
     /// A row that the server cannot print reaches nobody; they are told that it exists.
     fn report_unreadable(&self, segment: &Segment) {
-        for &oid in &segment.unreadable {
-            error!(relation = oid, "a row is too large for the server to print; it reaches nobody");
-            let withheld = telemetry::WITHHELD;
-            metrics::counter!(withheld, telemetry::REASON => "unprintable").increment(1);
-            for (audience, _) in self.hub.listeners(oid) {
-                self.hub.notice_all(
-                    audience,
-                    "A change was too large to be read: fetch the table again.",
-                );
+        for Definition { schema, table, .. } in segment.unreadable.iter().map(AsRef::as_ref) {
+            error!(%schema, %table, "a row is too large for the server to print; it reaches nobody");
+            withheld("unprintable");
+            for audience in self.hub.listeners(schema, table) {
+                let text = "A change was too large to be read: fetch the table again.";
+                self.hub.notice_all(audience, text);
             }
         }
     }
@@ -521,11 +538,11 @@ impl Feed {
 /// Audiences of a batch, and the tables each is asking about.
 type Audiences = HashMap<AudienceId, (AudienceView, Vec<u32>)>;
 
-/// Per party: its verdicts by place of the change, and what its policies said when they failed.
+/// Per party: its verdicts by place of the change; whose policies failed, for which table.
 #[derive(Default)]
 struct Answers {
     verdicts: HashMap<ClaimsId, HashMap<u32, Verdict>>,
-    failed: Vec<(ClaimsId, u32, String)>,
+    failed: Vec<(ClaimsId, u32)>,
 }
 
 impl Feed {
@@ -584,19 +601,27 @@ impl Feed {
         let answered = self.authorizer.visible_to(changes, &questions).await?;
         metrics::histogram!(telemetry::CHECK_SECONDS).record(started.elapsed());
         for ((question, answer), claims) in questions.iter().zip(answered).zip(parties) {
-            let verdicts = question.changes.iter().copied().zip(answer.verdicts);
-            answers.verdicts.insert(claims, verdicts.collect());
-            if let (Some(error), Some(&first)) = (answer.error, question.changes.first()) {
-                let oid = changes[place(first)].relation.oid;
-                answers.failed.push((claims, oid, error));
-            }
+            let verdicts = || question.changes.iter().copied().zip(answer.verdicts.iter().copied());
+            let failed = verdicts().filter_map(|(number, verdict)| {
+                let change = &changes[place(number)];
+                let decisive = match change.operation {
+                    Operation::Insert | Operation::Update => verdict.new,
+                    Operation::Delete => verdict.old,
+                };
+                (decisive == Visibility::Failed).then_some(change.relation.oid)
+            });
+            let mut oids: Vec<u32> = failed.collect();
+            oids.sort_unstable();
+            oids.dedup();
+            answers.verdicts.insert(claims, verdicts().collect());
+            answers.failed.extend(oids.into_iter().map(|oid| (claims, oid)));
         }
         Ok(answers)
     }
 
     /// Tells parties whose own policies failed, so that they know what they miss.
     fn notify(&self, answers: &Answers, audiences: &Audiences, memory: &mut Memory) {
-        for (claims, oid, error) in &answers.failed {
+        for (claims, oid) in &answers.failed {
             let failed = telemetry::CHECKS_FAILED;
             metrics::counter!(failed, telemetry::REASON => "policy").increment(1);
             let now = Instant::now();
@@ -611,10 +636,9 @@ impl Feed {
             for (&audience, (view, tables)) in audiences {
                 if tables.contains(oid) && view.parties.iter().any(|(party, _)| party == claims) {
                     debug!(relation = oid, "a policy failed for a subscriber");
-                    let text = format!(
-                        "A change was withheld: its policies could not be evaluated. {error}"
-                    );
-                    self.hub.notice(audience, *claims, &text);
+                    // Postgres' own words may quote the very row that is withheld.
+                    let text = "A change was withheld: its policies could not be evaluated.";
+                    self.hub.notice(audience, *claims, text);
                 }
             }
         }
@@ -654,15 +678,26 @@ impl Feed {
                     continue;
                 }
                 let id = (audience, view);
+                let unrestricted = access == RowAccess::All;
+                let number = first.change;
+                let rights = |claims: ClaimsId| {
+                    let verdict = answers.verdicts.get(&claims).and_then(|v| v.get(&number));
+                    verdict.copied().unwrap_or(UNDECIDED)
+                };
+                let group = self.entitled(group, &table, role);
                 if let Some(error) = refusal(change, &table, role) {
                     withheld("no_privilege");
-                    let ids = self.ids(group);
-                    frames.add_error(change, id, &ids, Recipients::All, error);
+                    let ids: Vec<u32> = group.iter().map(|(_, i)| i.subscription.id).collect();
+                    frames.add_error(change, id, &ids, unrestricted, rights, error.text());
+                    if error == Refusal::Unauthorized {
+                        for (candidate, _) in &group {
+                            self.end(candidate.binding, &table, "the primary key");
+                        }
+                    }
                     continue;
                 }
                 wanted.clear();
-                for candidate in group {
-                    let Some(interest) = self.hub.interest(candidate.binding) else { continue };
+                for (candidate, interest) in group {
                     let asked = &interest.subscription;
                     let columns = memory.columns(&change.relation, &table, role, asked);
                     let (side, old_matches) = (candidate.side, candidate.old_matches);
@@ -676,12 +711,6 @@ impl Feed {
                     record_bytes_max: self.changes.record_bytes_max,
                     row_security: table.row_security,
                 };
-                let number = first.change;
-                let rights = |claims: ClaimsId| {
-                    let verdict = answers.verdicts.get(&claims).and_then(|v| v.get(&number));
-                    verdict.copied().unwrap_or(UNDECIDED)
-                };
-                let unrestricted = access == RowAccess::All;
                 let hidden = frames.add(number, change, id, &wanted, unrestricted, rights, rules);
                 if hidden > 0 {
                     let policy = telemetry::WITHHELD;
@@ -692,9 +721,36 @@ impl Feed {
         frames.finish()
     }
 
-    fn ids(&self, group: &[Candidate]) -> Vec<u32> {
-        let interest = |candidate: &Candidate| self.hub.interest(candidate.binding);
-        group.iter().filter_map(interest).map(|interest| interest.subscription.id).collect()
+    /// The bindings of one audience that are still there and may still use their filters. Others
+    /// end here: a filter on a column that its role may no longer read would tell what is in it.
+    fn entitled<'a>(
+        &self,
+        group: &'a [Candidate],
+        table: &Table,
+        role: &str,
+    ) -> Vec<(&'a Candidate, Arc<Interest>)> {
+        let mut entitled = Vec::with_capacity(group.len());
+        for candidate in group {
+            let Some(interest) = self.hub.interest(candidate.binding) else { continue };
+            let mut columns = interest.conditions.iter().map(|condition| &*condition.column);
+            if let Some(hidden) = columns.find(|column| !table.may_read(role, column)) {
+                withheld("filter_column");
+                self.end(
+                    candidate.binding,
+                    table,
+                    &format!("column {hidden}, which it filters by"),
+                );
+                continue;
+            }
+            entitled.push((candidate, interest));
+        }
+        entitled
+    }
+
+    fn end(&self, binding: BindingId, table: &Table, what: &str) {
+        let (schema, name) = (&table.schema, &table.name);
+        let text = format!("The subscription to {schema}.{name} ended: {what} may not be read.");
+        self.hub.end_binding(binding, &text);
     }
 }
 
@@ -705,19 +761,34 @@ fn withheld(reason: &'static str) {
     metrics::counter!(telemetry::WITHHELD, telemetry::REASON => reason).increment(1);
 }
 
-/// What keeps a role from being shown any new row of this table.
-fn refusal(change: &Change, table: &Table, role: &str) -> Option<&'static str> {
+/// What keeps a role from being shown any new row of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// It has no primary key.
+    NoKey,
+    /// The role may not read all of it.
+    Unauthorized,
+}
+
+impl Refusal {
+    /// As the reference server says it.
+    const fn text(self) -> &'static str {
+        match self {
+            Self::NoKey => "Error 400: Bad Request, no primary key",
+            Self::Unauthorized => "Error 401: Unauthorized",
+        }
+    }
+}
+
+fn refusal(change: &Change, table: &Table, role: &str) -> Option<Refusal> {
     if change.operation == Operation::Delete {
         return None;
     }
     if table.primary_key.is_empty() {
-        return Some("Error 400: Bad Request, no primary key");
+        return Some(Refusal::NoKey);
     }
-    if table.primary_key.iter().all(|name| table.may_read(role, name)) {
-        None
-    } else {
-        Some("Error 401: Unauthorized")
-    }
+    let readable = table.primary_key.iter().all(|name| table.may_read(role, name));
+    (!readable).then_some(Refusal::Unauthorized)
 }
 
 impl Memory {
