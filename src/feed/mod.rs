@@ -738,7 +738,7 @@ impl Feed {
                 self.end(
                     candidate.binding,
                     table,
-                    &format!("column {hidden}, which it filters by"),
+                    &format!("column {hidden}, which it filters by,"),
                 );
                 continue;
             }
