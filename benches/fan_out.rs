@@ -63,7 +63,7 @@ const JOINED_CONNECTIONS: usize = 5000;
 /// Rows of the transaction that saturates it.
 const BACKLOG_ROWS: u32 = 1500;
 /// Each figure is the median of so many runs of this length, taken in turn.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_millis(600);
 
 fn main() {

@@ -24,7 +24,7 @@ use walcast::config::Replication;
 use walcast::db::Login;
 use walcast::lsn::Lsn;
 use walcast::wal::WalStream;
-use walcast::wal::pgoutput::Message;
+use walcast::wal::pgoutput::{Message, TupleColumn};
 
 use service::{DEADLINE, Service, Socket, TABLE, number, rounded};
 
@@ -129,17 +129,15 @@ async fn read_log(mut stream: WalStream, rows: i32) -> HashMap<i32, (SystemTime,
     while seen.len() < usize::try_from(rows).unwrap() {
         let batch = stream.next_batch().await.unwrap();
         for message in batch.messages() {
-            match message.unwrap() {
-                Message::Begin(begin) => commit = begin.time,
-                Message::Insert(insert) => {
-                    let id = insert.new.columns().next().unwrap().unwrap();
-                    let walcast::wal::pgoutput::TupleColumn::Text(id) = id else {
-                        panic!("the key is text");
-                    };
-                    let id: i32 = std::str::from_utf8(id).unwrap().parse().unwrap();
-                    seen.insert(id, (commit, SystemTime::now()));
-                }
-                _other => {}
+            let message = message.unwrap();
+            if let Message::Begin(begin) = message {
+                commit = begin.time;
+            } else if let Message::Insert(insert) = message {
+                let TupleColumn::Text(id) = insert.new.columns().next().unwrap().unwrap() else {
+                    panic!("the key is text");
+                };
+                let id: i32 = std::str::from_utf8(id).unwrap().parse().unwrap();
+                seen.insert(id, (commit, SystemTime::now()));
             }
         }
     }

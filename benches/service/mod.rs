@@ -24,7 +24,7 @@ use crate::cluster;
 const SECRET: &str = "a-secret-of-thirty-two-bytes-or-more";
 
 /// How long one step of a bench may take before it is given up.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(2);
 
 /// The table of every bench, captured, with its rights; no Row Level Security.
 pub(crate) const TABLE: &str = "
@@ -125,7 +125,7 @@ impl Service {
         self.paused = false;
     }
 
-    /// A socket with one channel on every change of `t`, as service_role.
+    /// A socket with one channel on every change of `t`, as `service_role`.
     pub(crate) fn subscribe(&self) -> Socket {
         let mut socket = Socket::open(self.address);
         socket.join();
@@ -248,8 +248,8 @@ impl Socket {
         });
         let text = message.to_string();
         let length = u16::try_from(text.len()).unwrap();
-        // A client masks; with zeros the text stays as it is.
-        let mut frame = vec![0x81, 0x80 | 126];
+        // Text, whole; masked, and 16 bits of length. With a mask of zeros the text stays.
+        let mut frame = vec![0x81, 0xfe];
         frame.extend(length.to_be_bytes());
         frame.extend([0; 4]);
         frame.extend(text.bytes());
@@ -351,7 +351,9 @@ impl FrameCount {
             bytes = &bytes[1..];
             let length = match self.head[..] {
                 [_, 126, high, low] => u64::from(u16::from_be_bytes([high, low])),
-                [_, 127, a, b, c, d, e, f, g, h] => u64::from_be_bytes([a, b, c, d, e, f, g, h]),
+                [_, 127, ref length @ ..] if length.len() == 8 => {
+                    u64::from_be_bytes(length.try_into().unwrap())
+                }
                 [_, length] if length < 126 => u64::from(length),
                 _ => continue,
             };
