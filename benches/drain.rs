@@ -100,7 +100,7 @@ async fn drain_service(load: &Load, subscribed: bool, changes: u32, rounds: u32)
     let mut service = Service::start(&database.name);
     client.batch_execute(TABLE).await.unwrap();
     client.batch_execute("set synchronous_commit = off").await.unwrap();
-    let mut subscriber = subscribed.then(|| service.subscribe());
+    let mut socket = subscribed.then(|| service.subscribe());
     let peer = Peer::start(&client, &database.name).await;
     let (mut theirs, mut ours, mut ratios, mut cpu) = (vec![], vec![], vec![], vec![]);
     let (all, mut base) = (changes, 0);
@@ -122,12 +122,12 @@ async fn drain_service(load: &Load, subscribed: bool, changes: u32, rounds: u32)
                 their_time = peer.last_write(&client, end).await - start;
                 continue;
             }
-            let last = subscriber.take().map(|socket| socket.expect(u64::from(changes)));
+            let last = socket.take().map(|socket| socket.expect(u64::from(changes)));
             service.resume();
             if let Some(last) = last {
                 let (at, socket) = last.recv_timeout(DEADLINE).expect("every frame comes");
                 our_time = at - start;
-                subscriber = Some(socket);
+                socket = Some(socket);
             } else {
                 let all = before + f64::from(changes);
                 while service.counter("walcast_changes_total") < all {
