@@ -37,8 +37,9 @@ use axum::http::request::Parts;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use walcast::config;
-use walcast::http::{Admit, Refusal, Service, router};
+use walcast::http::{Service, router};
 use walcast::hub::outbox::{CloseReason, DirtyList, Outbox};
+use walcast::transport::admit::{Admit, Refusal};
 use walcast::transport::listener::{Connections, serve};
 use walcast::transport::websocket::{Peer, text_frame};
 

@@ -170,6 +170,10 @@ pub struct Jwt {
     /// Key set for asymmetric tokens: the JSON itself, or the path of a file that holds it.
     /// `WALCAST_JWKS`.
     pub jwks: String,
+    /// Keys that are no tokens and stand for a role, as a JSON object:
+    /// `{"sb_publishable_…": "anon"}`. Each begins with `sb_` and has at least 32 bytes.
+    /// `required_claims` is not asked of them. `WALCAST_API_KEYS`.
+    pub api_keys: Secret,
     /// Claims that must have exactly these values, as JSON. `JWT_CLAIM_VALIDATORS`.
     pub required_claims: BTreeMap<String, serde_json::Value>,
 }

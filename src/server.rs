@@ -44,10 +44,22 @@ const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// What failed, with the sentence that says what to do.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let verifier = Arc::new(Verifier::new(&config.jwt, &config.database.roles)?);
     let listener = TcpListener::bind(config.server.bind)
         .await
         .with_context(|| format!("cannot listen on {}", config.server.bind))?;
+    run_on(listener, config, shutdown).await
+}
+
+/// As [`run`], on a socket that is bound already; `server.bind` is not looked at.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_on(
+    listener: TcpListener,
+    config: Config,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let verifier = Arc::new(Verifier::new(&config.jwt, &config.database.roles)?);
     install_objects(&config).await?;
     let logins = Logins::open(&config).await.context("cannot get the logins of this service")?;
     for warning in &logins.warnings {
@@ -115,7 +127,7 @@ async fn serve(
         ready,
     };
     let deadlines = Arc::new(Deadlines::default());
-    let tasks = TaskTracker::new();
+    let (tasks, stop_joins) = (TaskTracker::new(), CancellationToken::new());
     let connections = Connections::new(&config.server);
     let realtime = Realtime {
         verifier,
@@ -124,6 +136,7 @@ async fn serve(
         joiner,
         deadlines: Arc::clone(&deadlines),
         tasks: tasks.clone(),
+        stop: stop_joins.clone(),
         error_backoff: Duration::from_millis(config.server.join_error_backoff_ms),
     };
     let attached = Arc::clone(&status);
@@ -186,7 +199,9 @@ async fn serve(
         warn!("some tasks did not stop in time and are aborted");
         running.shutdown().await;
     }
+    stop_joins.cancel();
     tasks.close();
+    tasks.wait().await;
     debug!("stopped");
     if result.is_ok() {
         info!("stopped");

@@ -11,6 +11,7 @@ use clap::Args;
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde_json::{Map, Value};
+use walcast::auth::jwt::Verifier;
 use walcast::config::Config;
 
 #[derive(Args)]
@@ -116,12 +117,17 @@ pub(crate) fn explain(
     let parts: Vec<&str> = token.split('.').collect();
     let [header, payload, _] = parts.as_slice() else {
         let key = ["sb_publishable_", "sb_secret_"].iter().any(|start| token.starts_with(start));
-        lines.push(if key {
-            "this is an API key, not a token; the gateway exchanges it for one".into()
-        } else {
-            format!("not a token: it has {} parts between dots, not 3", parts.len())
-        });
-        return refused(lines);
+        if !key {
+            lines.push(format!("not a token: it has {} parts between dots, not 3", parts.len()));
+            return refused(lines);
+        }
+        let verifier = Verifier::new(&config.jwt, &config.database.roles)?;
+        let Ok(claims) = verifier.verify(token, now) else {
+            lines.push("an API key that is not in WALCAST_API_KEYS".into());
+            return refused(lines);
+        };
+        lines.push(format!("an API key that stands for the role {}", claims.role));
+        return Ok(Explanation { accepted: true, lines });
     };
     let (Some(header), Some(claims)) = (object(header), object(payload)) else {
         lines.push("not a token: its first two parts are not JSON objects in base64url".into());
@@ -346,6 +352,12 @@ mod tests {
         for bad in ["", "a.b", "a.b.c", "e30.e30.", "..", "sb_publishable_x"] {
             assert!(!lines(bad, &config, NOW).0, "{bad}");
         }
+        let key = "sb_secret_0123456789abcdefghijklmnop";
+        assert_eq!(lines(key, &config, NOW).1, "an API key that is not in WALCAST_API_KEYS");
+        let mut config = config.clone();
+        config.jwt.api_keys = Secret::new(format!("{{\"{key}\":\"service_role\"}}"));
+        let known = (true, "an API key that stands for the role service_role".into());
+        assert_eq!(lines(key, &config, NOW), known);
         let unsigned = format!("{}.{}.", URL_SAFE_NO_PAD.encode("{\"alg\":\"none\"}"), "e30");
         let (accepted, text) = lines(&unsigned, &config, NOW);
         assert!(!accepted && text.contains("algorithm none is not accepted"), "{text}");

@@ -41,6 +41,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("WALCAST_JWKS", "jwt.jwks"),
     ("API_JWT_JWKS", "jwt.jwks"),
     ("JWT_JWKS", "jwt.jwks"),
+    ("WALCAST_API_KEYS", "jwt.api_keys"),
     ("JWT_CLAIM_VALIDATORS", "jwt.required_claims"),
     ("TENANT_MAX_CHANNELS_PER_CLIENT", "server.channels_per_connection_max"),
     ("TENANT_MAX_CONCURRENT_USERS", "server.connections_max"),
@@ -93,8 +94,13 @@ const OFFICIAL_WITHOUT_MEANING: &[&str] = &[
 ];
 
 /// Settings whose value must not be repeated; each may also be given as `<NAME>_FILE`.
-const SECRETS: &[&str] =
-    &["database.url", "database.replication_url", "database.check_url", "jwt.secret"];
+const SECRETS: &[&str] = &[
+    "database.url",
+    "database.replication_url",
+    "database.check_url",
+    "jwt.secret",
+    "jwt.api_keys",
+];
 
 /// Least and greatest value of every number. A test keeps this list complete.
 const BOUNDS: &[(&str, i64, i64)] = &[
@@ -266,7 +272,7 @@ impl Settings {
             let before = text.as_bytes().get(..start).unwrap_or_default();
             let line = before.split(|&b| b == b'\n').count();
             let written = text.lines().nth(line - 1).unwrap_or_default();
-            let secret = ["url", "secret"].iter().any(|word| written.contains(word));
+            let secret = ["url", "secret", "api_keys"].iter().any(|word| written.contains(word));
             let problem =
                 if secret { "this value is not text".into() } else { error.message().into() };
             Error::Parse { path: path.to_owned(), line, problem }
@@ -750,11 +756,17 @@ mod tests {
 
     #[test]
     fn no_error_repeats_a_secret() {
+        let keys = load(&[("WALCAST_API_KEYS", "{\"sb_secret_hunter2\":\"anon\"}")]).unwrap();
+        assert!(!format!("{keys:?}").contains("hunter2"));
         for name in ["DATABASE_URL", "WALCAST_CHECK_URL", "WALCAST_REPLICATION_URL", "JWT_SECRET"] {
             let error = refused(name, "hunter2");
             assert!(!error.contains("hunter2"), "{error}");
         }
-        for text in ["[jwt]\nsecret = 987654321\n", "[database]\nurl = [\"hunter2\"]\n"] {
+        for text in [
+            "[jwt]\nsecret = 987654321\n",
+            "[database]\nurl = [\"hunter2\"]\n",
+            "[jwt]\napi_keys = 987654321\n",
+        ] {
             let error = Config::load(Some(&file(text)), [], []).unwrap_err().to_string();
             assert!(error.contains("line 2"), "{error}");
             assert!(!error.contains("987654321") && !error.contains("hunter2"), "{error}");

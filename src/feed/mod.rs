@@ -25,11 +25,11 @@ use crate::change::{Change, ColumnSet, Operation, Relation};
 use crate::config;
 use crate::db::Login;
 use crate::hub::{
-    AudienceId, AudienceView, Candidate, ClaimsId, Delivery, Hub, Recipients, Subscription,
+    AudienceId, AudienceView, BindingId, Candidate, ClaimsId, Delivery, Hub, Interest, Subscription,
 };
 use crate::lsn::Lsn;
 use crate::telemetry;
-use crate::wal::{self, Format, WalStream};
+use crate::wal::{self, Format, Identity, WalStream};
 
 pub use filters::Filters;
 
@@ -41,6 +41,13 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 
 /// Waits between attempts to get an answer about a held batch.
 const HELD: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
+
+/// What clients are told when the log does not continue where it ended.
+const GAP: &str = "Some changes were lost: the replication slot does not continue where it ended. Fetch the data again.";
+
+/// Tables that one connection may describe. It says a definition once, so none can be forgotten
+/// but all: beyond this a new connection is opened.
+const RELATIONS_MAX: usize = 100_000;
 
 /// A party is told at most this often that its policies failed for a table.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
@@ -117,6 +124,32 @@ struct Place {
     within: Option<(Lsn, u32)>,
     /// Text, but for a stretch that the server cannot print.
     format: Format,
+    /// System identifier and timeline of the log that these positions are of.
+    history: Option<(String, u32)>,
+}
+
+impl Place {
+    /// Takes note of what a new connection found. Some: why changes are missing between what was
+    /// published and what comes now.
+    fn attach(&mut self, identity: &Identity) -> Option<&'static str> {
+        let history = (identity.system_id.clone(), identity.timeline);
+        let before = self.history.replace(history.clone());
+        let Some(before) = before else {
+            self.live_from = Some(identity.head);
+            return None;
+        };
+        let reason = if before != history {
+            "another_history"
+        } else if identity.created_slot {
+            "slot_recreated"
+        } else {
+            return None;
+        };
+        // Positions of before say nothing about this log.
+        self.live_from = Some(identity.start);
+        (self.committed, self.within) = (identity.start, None);
+        Some(reason)
+    }
 }
 
 /// What is kept between batches.
@@ -170,7 +203,7 @@ impl Feed {
                     }
                     match ended {
                         Ok(Ended::Shutdown) => return Ok(()),
-                        Ok(Ended::Printable) => continue,
+                        Ok(Ended::Reopen) => continue,
                         Err(Error::Wal(error)) => error,
                         Err(error @ Error::Stream(_)) => return Err(error),
                     }
@@ -206,7 +239,12 @@ impl Feed {
         place: &mut Place,
         shutdown: &CancellationToken,
     ) -> Result<Ended, Error> {
-        let live_from = *place.live_from.get_or_insert(wal.identity().head);
+        if let Some(reason) = place.attach(wal.identity()) {
+            error!(reason, "changes are missing: the slot does not continue what was published");
+            metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
+            self.hub.notice_everybody(GAP);
+        }
+        let live_from = place.live_from.unwrap_or_default();
         self.status.attached.store(true, Ordering::Relaxed);
         self.ready.send_replace(true);
         let mut reader = Reader::new(live_from, place.within);
@@ -214,6 +252,7 @@ impl Feed {
         // Whatever was cached may have changed while nobody read the log.
         self.catalog.forget_all();
         self.authorizer.forget(None);
+        self.hub.forget_tables();
         loop {
             let batch = tokio::select! {
                 () = shutdown.cancelled() => return Ok(Ended::Shutdown),
@@ -221,10 +260,17 @@ impl Feed {
             };
             let decoded = reader.changes_decoded;
             let wants = |schema: &str, table: &str| self.hub.wants(schema, table);
-            let segments = reader.read(&batch, self.hub.generation(), wants)?;
+            let one = place.format == Format::Binary;
+            let (generation, listening) = (self.hub.generation(), self.hub.subscribers() > 0);
+            let segments = reader.read(&batch, generation, listening, one, wants)?;
             let decoded = reader.changes_decoded - decoded;
             metrics::counter!(telemetry::CHANGES).increment(decoded);
             for segment in segments {
+                if self.authorizer.observe_decoded(&segment.xids)
+                    && let Err(error) = self.authorizer.look().await
+                {
+                    debug!(error = telemetry::chain(&error), "no look at what is visible");
+                }
                 if !segment.is_empty() {
                     tokio::select! {
                         () = shutdown.cancelled() => return Ok(Ended::Shutdown),
@@ -241,9 +287,13 @@ impl Feed {
                     if place.format == Format::Binary {
                         // The row that could not be printed is behind us.
                         place.format = Format::Text;
-                        return Ok(Ended::Printable);
+                        return Ok(Ended::Reopen);
                     }
                 }
+            }
+            if reader.relations() > RELATIONS_MAX {
+                // The server describes again what is still used.
+                return Ok(Ended::Reopen);
             }
             let head = wal.position().head;
             self.status.head.store(head.get(), Ordering::Relaxed);
@@ -252,6 +302,7 @@ impl Feed {
 
     /// Publishes one segment, asking again until Postgres answers.
     async fn publish(&self, segment: &Segment, memory: &mut Memory) {
+        self.report_unreadable(segment);
         let mut wait = HELD.0;
         loop {
             let _batch = EndBatch(&self.hub);
@@ -272,15 +323,18 @@ impl Feed {
     async fn attempt(&self, segment: &Segment, memory: &mut Memory) -> Result<(), Unanswered> {
         for touched in &segment.transactions {
             let (commit, tables) = (touched.commit, &touched.tables);
-            self.authorizer.observe_transaction(commit, tables, touched.changes);
+            let (changes, whole) = (touched.changes, touched.whole);
+            self.authorizer.observe_transaction(commit, tables, changes, whole);
         }
-        self.report_unreadable(segment);
-        if segment.changes.is_empty() {
-            self.forget(segment);
+        if segment.changes.is_empty() && !segment.changes_catalog() {
             return Ok(());
         }
+        // Before that, whoever asks for a forgotten table would be told what it was.
         self.authorizer.wait_visible(&segment.xids).await?;
         self.forget(segment);
+        if segment.changes.is_empty() {
+            return Ok(());
+        }
         let changes = self.complete(&segment.changes, memory).await?;
         let candidates = self.hub.candidates(&changes, self.changes.announce_move_out);
         let candidates = self.finish_filters(&changes, candidates).await?;
@@ -305,8 +359,9 @@ impl Feed {
 /// Why an attached stream was left without an error.
 enum Ended {
     Shutdown,
-    /// What the server could not print is behind: go on in text.
-    Printable,
+    /// Go on over a new connection: what the server could not print is behind, or it described
+    /// more tables than are kept.
+    Reopen,
 }
 
 /// Ends the hub's batch however the attempt ended, so that refreshed claims never wait for ever.
@@ -400,15 +455,12 @@ impl Feed {
 
     /// A row that the server cannot print reaches nobody; they are told that it exists.
     fn report_unreadable(&self, segment: &Segment) {
-        for &oid in &segment.unreadable {
-            error!(relation = oid, "a row is too large for the server to print; it reaches nobody");
-            let withheld = telemetry::WITHHELD;
-            metrics::counter!(withheld, telemetry::REASON => "unprintable").increment(1);
-            for (audience, _) in self.hub.listeners(oid) {
-                self.hub.notice_all(
-                    audience,
-                    "A change was too large to be read: fetch the table again.",
-                );
+        for Definition { schema, table, .. } in segment.unreadable.iter().map(AsRef::as_ref) {
+            error!(%schema, %table, "a row is too large for the server to print; it reaches nobody");
+            withheld("unprintable");
+            for audience in self.hub.listeners(schema, table) {
+                let text = "A change was too large to be read: fetch the table again.";
+                self.hub.notice_all(audience, text);
             }
         }
     }
@@ -417,11 +469,11 @@ impl Feed {
 /// Audiences of a batch, and the tables each is asking about.
 type Audiences = HashMap<AudienceId, (AudienceView, Vec<u32>)>;
 
-/// Per party: its verdicts by place of the change, and what its policies said when they failed.
+/// Per party: its verdicts by place of the change; whose policies failed, for which table.
 #[derive(Default)]
 struct Answers {
     verdicts: HashMap<ClaimsId, HashMap<u32, Verdict>>,
-    failed: Vec<(ClaimsId, u32, String)>,
+    failed: Vec<(ClaimsId, u32)>,
 }
 
 impl Feed {
@@ -480,19 +532,27 @@ impl Feed {
         let answered = self.authorizer.visible_to(changes, &questions).await?;
         metrics::histogram!(telemetry::CHECK_SECONDS).record(started.elapsed());
         for ((question, answer), claims) in questions.iter().zip(answered).zip(parties) {
-            let verdicts = question.changes.iter().copied().zip(answer.verdicts);
-            answers.verdicts.insert(claims, verdicts.collect());
-            if let (Some(error), Some(&first)) = (answer.error, question.changes.first()) {
-                let oid = changes[place(first)].relation.oid;
-                answers.failed.push((claims, oid, error));
-            }
+            let verdicts = || question.changes.iter().copied().zip(answer.verdicts.iter().copied());
+            let failed = verdicts().filter_map(|(number, verdict)| {
+                let change = &changes[place(number)];
+                let decisive = match change.operation {
+                    Operation::Insert | Operation::Update => verdict.new,
+                    Operation::Delete => verdict.old,
+                };
+                (decisive == Visibility::Failed).then_some(change.relation.oid)
+            });
+            let mut oids: Vec<u32> = failed.collect();
+            oids.sort_unstable();
+            oids.dedup();
+            answers.verdicts.insert(claims, verdicts().collect());
+            answers.failed.extend(oids.into_iter().map(|oid| (claims, oid)));
         }
         Ok(answers)
     }
 
     /// Tells parties whose own policies failed, so that they know what they miss.
     fn notify(&self, answers: &Answers, audiences: &Audiences, memory: &mut Memory) {
-        for (claims, oid, error) in &answers.failed {
+        for (claims, oid) in &answers.failed {
             let failed = telemetry::CHECKS_FAILED;
             metrics::counter!(failed, telemetry::REASON => "policy").increment(1);
             let now = Instant::now();
@@ -507,10 +567,9 @@ impl Feed {
             for (&audience, (view, tables)) in audiences {
                 if tables.contains(oid) && view.parties.iter().any(|(party, _)| party == claims) {
                     debug!(relation = oid, "a policy failed for a subscriber");
-                    let text = format!(
-                        "A change was withheld: its policies could not be evaluated. {error}"
-                    );
-                    self.hub.notice(audience, *claims, &text);
+                    // Postgres' own words may quote the very row that is withheld.
+                    let text = "A change was withheld: its policies could not be evaluated.";
+                    self.hub.notice(audience, *claims, text);
                 }
             }
         }
@@ -550,14 +609,25 @@ impl Feed {
                     continue;
                 }
                 let id = (audience, view);
+                let unrestricted = access == RowAccess::All;
+                let number = first.change;
+                let rights = |claims: ClaimsId| {
+                    let verdict = answers.verdicts.get(&claims).and_then(|v| v.get(&number));
+                    verdict.copied().unwrap_or(UNDECIDED)
+                };
+                let group = self.entitled(group, &table, role);
                 if let Some(error) = refusal(change, &table, role) {
-                    let ids = self.ids(group);
-                    frames.add_error(change, id, &ids, Recipients::All, error);
+                    let ids: Vec<u32> = group.iter().map(|(_, i)| i.subscription.id).collect();
+                    frames.add_error(change, id, &ids, unrestricted, rights, error.text());
+                    if error == Refusal::Unauthorized {
+                        for (candidate, _) in &group {
+                            self.end(candidate.binding, &table, "the primary key");
+                        }
+                    }
                     continue;
                 }
                 wanted.clear();
-                for candidate in group {
-                    let Some(interest) = self.hub.interest(candidate.binding) else { continue };
+                for (candidate, interest) in group {
                     let asked = &interest.subscription;
                     let columns = memory.columns(&change.relation, &table, role, asked);
                     let (side, old_matches) = (candidate.side, candidate.old_matches);
@@ -571,21 +641,42 @@ impl Feed {
                     record_bytes_max: self.changes.record_bytes_max,
                     row_security: table.row_security,
                 };
-                let number = first.change;
-                let rights = |claims: ClaimsId| {
-                    let verdict = answers.verdicts.get(&claims).and_then(|v| v.get(&number));
-                    verdict.copied().unwrap_or(UNDECIDED)
-                };
-                let unrestricted = access == RowAccess::All;
                 frames.add(number, change, id, &wanted, unrestricted, rights, rules);
             }
         }
         frames.finish()
     }
 
-    fn ids(&self, group: &[Candidate]) -> Vec<u32> {
-        let interest = |candidate: &Candidate| self.hub.interest(candidate.binding);
-        group.iter().filter_map(interest).map(|interest| interest.subscription.id).collect()
+    /// The bindings of one audience that are still there and may still use their filters. Others
+    /// end here: a filter on a column that its role may no longer read would tell what is in it.
+    fn entitled<'a>(
+        &self,
+        group: &'a [Candidate],
+        table: &Table,
+        role: &str,
+    ) -> Vec<(&'a Candidate, Arc<Interest>)> {
+        let mut entitled = Vec::with_capacity(group.len());
+        for candidate in group {
+            let Some(interest) = self.hub.interest(candidate.binding) else { continue };
+            let mut columns = interest.conditions.iter().map(|condition| &*condition.column);
+            if let Some(hidden) = columns.find(|column| !table.may_read(role, column)) {
+                withheld("filter_column");
+                self.end(
+                    candidate.binding,
+                    table,
+                    &format!("column {hidden}, which it filters by"),
+                );
+                continue;
+            }
+            entitled.push((candidate, interest));
+        }
+        entitled
+    }
+
+    fn end(&self, binding: BindingId, table: &Table, what: &str) {
+        let (schema, name) = (&table.schema, &table.name);
+        let text = format!("The subscription to {schema}.{name} ended: {what} may not be read.");
+        self.hub.end_binding(binding, &text);
     }
 }
 
@@ -596,19 +687,34 @@ fn withheld(reason: &'static str) {
     metrics::counter!(telemetry::WITHHELD, telemetry::REASON => reason).increment(1);
 }
 
-/// What keeps a role from being shown any new row of this table.
-fn refusal(change: &Change, table: &Table, role: &str) -> Option<&'static str> {
+/// What keeps a role from being shown any new row of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// It has no primary key.
+    NoKey,
+    /// The role may not read all of it.
+    Unauthorized,
+}
+
+impl Refusal {
+    /// As the reference server says it.
+    const fn text(self) -> &'static str {
+        match self {
+            Self::NoKey => "Error 400: Bad Request, no primary key",
+            Self::Unauthorized => "Error 401: Unauthorized",
+        }
+    }
+}
+
+fn refusal(change: &Change, table: &Table, role: &str) -> Option<Refusal> {
     if change.operation == Operation::Delete {
         return None;
     }
     if table.primary_key.is_empty() {
-        return Some("Error 400: Bad Request, no primary key");
+        return Some(Refusal::NoKey);
     }
-    if table.primary_key.iter().all(|name| table.may_read(role, name)) {
-        None
-    } else {
-        Some("Error 401: Unauthorized")
-    }
+    let readable = table.primary_key.iter().all(|name| table.may_read(role, name));
+    (!readable).then_some(Refusal::Unauthorized)
 }
 
 impl Memory {
@@ -659,4 +765,52 @@ fn same(one: Option<&Arc<Table>>, other: Option<&Arc<Table>>) -> bool {
 
 fn place(number: u32) -> usize {
     usize::try_from(number).expect("an index into a slice in memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(timeline: u32, start: u64, created_slot: bool) -> Identity {
+        Identity {
+            system_id: "7".into(),
+            timeline,
+            server_version: 150_018,
+            head: Lsn::new(100),
+            start: Lsn::new(start),
+            created_slot,
+        }
+    }
+
+    #[test]
+    fn the_first_attachment_owes_nobody_the_past() {
+        let mut place = Place::default();
+        assert_eq!(place.attach(&identity(1, 10, true)), None);
+        assert_eq!((place.live_from, place.committed), (Some(Lsn::new(100)), Lsn::ZERO));
+    }
+
+    #[test]
+    fn a_reconnect_goes_on_where_it_was() {
+        let mut place = Place::default();
+        place.attach(&identity(1, 10, false));
+        (place.committed, place.within) = (Lsn::new(150), Some((Lsn::new(160), 3)));
+        assert_eq!(place.attach(&identity(1, 150, false)), None);
+        assert_eq!(place.live_from, Some(Lsn::new(100)));
+        assert_eq!((place.committed, place.within), (Lsn::new(150), Some((Lsn::new(160), 3))));
+    }
+
+    #[test]
+    fn a_new_slot_or_another_history_is_a_gap_and_starts_afresh() {
+        for (found, reason) in [
+            (identity(1, 170, true), "slot_recreated"),
+            (identity(2, 170, false), "another_history"),
+        ] {
+            let mut place = Place::default();
+            place.attach(&identity(1, 10, false));
+            (place.committed, place.within) = (Lsn::new(150), Some((Lsn::new(160), 3)));
+            assert_eq!(place.attach(&found), Some(reason));
+            assert_eq!(place.live_from, Some(Lsn::new(170)));
+            assert_eq!((place.committed, place.within), (Lsn::new(170), None));
+        }
+    }
 }

@@ -142,6 +142,13 @@ impl Batch {
         Messages { rest: &self.bytes }
     }
 
+    /// As a server would send these payloads.
+    #[cfg(test)]
+    pub(crate) fn of(payloads: &[Vec<u8>]) -> Self {
+        let frames = payloads.iter().flat_map(|payload| tests::frame(b'w', 24, payload));
+        Self { bytes: frames.collect::<Vec<_>>().into() }
+    }
+
     /// The part as bytes that share this batch's memory. `part` must lie within the batch; one
     /// from elsewhere is copied.
     pub fn slice(&self, part: &[u8]) -> Bytes {
@@ -391,7 +398,7 @@ fn start_position(resume: Lsn, confirmed: Lsn, head: Lsn) -> Lsn {
 mod tests {
     use super::*;
 
-    fn frame(kind: u8, header: usize, payload: &[u8]) -> Vec<u8> {
+    pub(super) fn frame(kind: u8, header: usize, payload: &[u8]) -> Vec<u8> {
         let body = [&[kind][..], &vec![0; header], payload].concat();
         let length = u32::try_from(body.len() + 4).unwrap();
         [&b"d"[..], &length.to_be_bytes(), &body].concat()

@@ -3,14 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
 mod catalog;
+mod changes;
 mod cli;
 mod cluster;
 mod dev;
 mod install;
+mod layers;
+mod protocol;
 mod rls;
 mod rls_differential;
 mod rls_world;
+mod service;
 mod sockets;
+mod spine;
 mod values;
 mod wal;
 mod filter;

@@ -1,10 +1,11 @@
-//! Which key verifies which token.
+//! Which key verifies which token, and which keys need no token.
 //!
-//! In:     the shared secret and a JSON Web Key Set, from the settings.
-//! Out:    one key and one algorithm for a token's `alg` and `kid`.
+//! In:     the shared secret, a JSON Web Key Set and API keys, from the settings.
+//! Out:    one key and one algorithm for a token's `alg` and `kid`; the role of an API key.
 //! Never:  a key for an algorithm of another kind, so `alg` cannot turn a public key into a secret.
 //! Source: RFC 7517, RFC 7518 section 6, RFC 8037, RFC 8725.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use base64::Engine;
@@ -13,7 +14,7 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::TokenError;
+use super::{Fingerprint, TokenError};
 use crate::config::{self, Secret};
 
 /// Bytes of a key set. A real one has a few keys of a few hundred bytes.
@@ -24,6 +25,12 @@ const SECRET_BYTES_MIN: usize = 32;
 
 /// Bytes of an RSA modulus: RFC 7518 asks for 2048 bits, the verifier takes at most 4096.
 const RSA_MODULUS_BYTES: std::ops::RangeInclusive<usize> = 256..=512;
+
+/// How every API key begins. Clients know by it that a key is no token.
+pub(super) const API_KEY_PREFIX: &str = "sb_";
+
+/// Bytes of an API key below which it could be guessed. Real ones have over 40.
+const API_KEY_BYTES_MIN: usize = 32;
 
 /// What a key can be used for: an algorithm fits exactly one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +120,33 @@ impl Keys {
             }
         }
     }
+}
+
+/// The role that each API key stands for. They are found by their digest, so that the time a search
+/// takes says nothing about a key.
+///
+/// # Errors
+/// When a key could be guessed, or names a role that no token may name.
+pub(super) fn api_keys(
+    settings: &Secret,
+    roles: &[String],
+) -> Result<HashMap<Fingerprint, String>, config::Error> {
+    let refuse = |problem: &str| Err(invalid("jwt.api_keys", problem));
+    if settings.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let Ok(keys) = serde_json::from_str::<BTreeMap<String, String>>(settings.expose()) else {
+        return refuse("must be a JSON object of keys and the role of each");
+    };
+    for (key, role) in &keys {
+        if !key.starts_with(API_KEY_PREFIX) || key.len() < API_KEY_BYTES_MIN {
+            return refuse("each key must begin with sb_ and have at least 32 bytes");
+        }
+        if !roles.contains(role) {
+            return refuse(&format!("{role} is not one of database.roles"));
+        }
+    }
+    Ok(keys.into_iter().map(|(key, role)| (Fingerprint::of(&key), role)).collect())
 }
 
 fn invalid(name: &str, problem: impl Into<String>) -> config::Error {

@@ -1,6 +1,6 @@
 //! Tokens: text + keys + now → [`Claims`].
 //!
-//! In:     a JWT as a client sent it, the configured keys and roles, the time.
+//! In:     a JWT or an API key as a client sent it, the configured keys and roles, the time.
 //! Out:    verified claims, or why not in the words the client is told.
 //! Never:  a clock of its own, a claim from a token whose signature was not checked, a token's text
 //!         in an error.
@@ -12,7 +12,7 @@ mod keys;
 mod tests;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -37,7 +37,7 @@ pub const TOKEN_BYTES_MAX: usize = 64 * 1024;
 const EXPIRY_MAX: u64 = 253_402_300_799;
 
 /// Which token it was, without keeping it: equal fingerprints mean equal token texts.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
@@ -56,6 +56,8 @@ impl fmt::Debug for Fingerprint {
 /// Verifies tokens against the configured keys.
 pub struct Verifier {
     keys: Keys,
+    /// What the bearer of an API key is, by the key's digest.
+    api_keys: HashMap<Fingerprint, Claims>,
     roles: Vec<Arc<str>>,
     required: BTreeMap<String, Value>,
 }
@@ -77,8 +79,11 @@ impl Verifier {
     /// # Errors
     /// When a key is missing, weak or broken: the service must not start with it.
     pub fn new(settings: &config::Jwt, roles: &[String]) -> Result<Self, config::Error> {
+        let api_keys = keys::api_keys(&settings.api_keys, roles)?;
+        let bearer = |(key, role): (_, String)| (key, bearer(&role));
         Ok(Self {
             keys: Keys::load(settings)?,
+            api_keys: api_keys.into_iter().map(bearer).collect(),
             roles: roles.iter().map(|role| role.as_str().into()).collect(),
             required: settings.required_claims.clone(),
         })
@@ -88,9 +93,13 @@ impl Verifier {
     ///
     /// # Errors
     /// Why it is refused. The order is that of the reference server: shape, key, signature,
-    /// expiry, other claims, missing fields; the role comes last.
+    /// expiry, other claims, missing fields; the role comes last. An API key is known or malformed.
     pub fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, TokenError> {
         let token = normalise(token)?;
+        if token.starts_with(keys::API_KEY_PREFIX) {
+            let bearer = self.api_keys.get(&Fingerprint::of(&token));
+            return bearer.cloned().ok_or(TokenError::Malformed);
+        }
         let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
         let (header, payload) = message.split_once('.').ok_or(TokenError::Malformed)?;
         let (json, claims) = object(payload)?;
@@ -146,6 +155,20 @@ impl Verifier {
             json: json.into(),
             expires_at: UNIX_EPOCH + Duration::from_secs(expiry),
         })
+    }
+}
+
+/// The claims of everybody who has an API key of this role. They never expire.
+fn bearer(role: &str) -> Claims {
+    let claims = Map::from_iter([
+        ("role".to_owned(), Value::from(role)),
+        ("exp".to_owned(), Value::from(EXPIRY_MAX)),
+    ]);
+    Claims {
+        role: role.into(),
+        subject: None,
+        json: Value::Object(claims).to_string().into(),
+        expires_at: UNIX_EPOCH + Duration::from_secs(EXPIRY_MAX),
     }
 }
 

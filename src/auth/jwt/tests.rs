@@ -403,6 +403,39 @@ fn a_role_outside_the_list_is_refused() {
 }
 
 #[test]
+fn an_api_key_stands_for_its_role_for_ever() {
+    const KEY: &str = "sb_publishable_0123456789abcdefghij";
+    let with = |keys: &serde_json::Value| {
+        let api_keys = Secret::new(keys.to_string());
+        Verifier::new(&config::Jwt { api_keys, ..settings(SECRET, "") }, &roles())
+    };
+    let verifier = with(&json!({ KEY: "anon" })).unwrap();
+    let claims = verifier.verify(KEY, at(NOW)).unwrap();
+    assert_eq!((&*claims.role, claims.subject.as_deref()), ("anon", None));
+    assert_eq!(*claims.json, *r#"{"role":"anon","exp":253402300799}"#);
+    assert_eq!(claims.expires_at, at(EXPIRY_MAX));
+    for other in ["sb_", "sb_publishable_0123456789abcdefghi", &format!("{KEY}x")] {
+        assert_eq!(verifier.verify(other, at(NOW)), Err(TokenError::Malformed), "{other}");
+    }
+    assert!(verifier.verify(&hs256(&payload()), at(NOW)).is_ok(), "tokens work as before");
+
+    for (keys, problem) in [
+        (json!([KEY]), "must be a JSON object of keys and the role of each"),
+        (json!({ KEY: 1 }), "must be a JSON object of keys and the role of each"),
+        (json!({ KEY: "postgres" }), "postgres is not one of database.roles"),
+        (json!({ "sb_short": "anon" }), "each key must begin with sb_ and have at least 32 bytes"),
+        (
+            json!({ "no_prefix_0123456789abcdefghijklm": "anon" }),
+            "each key must begin with sb_ and have at least 32 bytes",
+        ),
+    ] {
+        let error = with(&keys).unwrap_err().to_string();
+        assert_eq!(error, format!("setting jwt.api_keys: {problem}"));
+    }
+    assert!(!format!("{verifier:?}").contains("0123456789"));
+}
+
+#[test]
 fn required_claims_must_have_exactly_their_values() {
     let mut settings = settings(SECRET, "");
     settings.required_claims.insert("iss".into(), json!("walcast"));

@@ -116,6 +116,11 @@ impl Facts {
         self.policies.iter().any(|policy| policy.opaque)
     }
 
+    /// Whether some policy reads other rows than the one it decides on, or may.
+    pub(super) fn reads_others(&self) -> bool {
+        self.policies.iter().any(|policy| policy.opaque || !policy.tables.is_empty())
+    }
+
     /// Whether some policy reads this table.
     pub(super) fn reads(&self, table: u32) -> bool {
         self.policies.iter().any(|policy| policy.tables.contains(&table))
