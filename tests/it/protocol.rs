@@ -347,7 +347,7 @@ async fn c11_frames_have_exactly_the_members_of_their_version() {
 
 #[tokio::test]
 async fn c12_a_silent_socket_is_closed_and_heartbeats_keep_it() {
-    const IDLE: Duration = Duration::from_millis(1000);
+    const IDLE: Duration = Duration::from_secs(1);
     let service = Service::with(|config| {
         config.server.idle_timeout_ms = IDLE.as_millis().try_into().unwrap();
     })
@@ -370,7 +370,7 @@ async fn c12_a_silent_socket_is_closed_and_heartbeats_keep_it() {
         () = keep_alive => unreachable!("it goes on for ever"),
     };
     assert_eq!(code, Some(1000));
-    assert!(start.elapsed() >= IDLE - Duration::from_millis(50), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= IDLE, "{:?}", start.elapsed());
     // As long again: the lively one has long outlived the silence it would have been closed for.
     let until = start + IDLE * 3;
     while Instant::now() < until {

@@ -4,8 +4,6 @@
 //! that make their own tables and change no setting. A [`Socket`] speaks one version of the
 //! protocol and waits for nothing longer than [`DEADLINE`].
 
-#![allow(dead_code, reason = "each test takes what it needs")]
-
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
@@ -89,9 +87,7 @@ impl Service {
         let wait = async {
             while !self.request("/readyz").await.starts_with("HTTP/1.1 200 ") {
                 let task = self.task.as_mut().unwrap();
-                if task.is_finished() {
-                    panic!("the service ended: {:?}", task.await);
-                }
+                assert!(!task.is_finished(), "the service ended: {:?}", task.await);
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
