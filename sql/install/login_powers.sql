@@ -1,11 +1,13 @@
 -- login_powers: what this login is and may become.
 -- in:     $1 text[]  the configured roles · $2 text[]  the publications
--- out:    one row: name text · superuser, bypass_rls, replication, create_role, create_db bool
+-- out:    one row: name, database text · superuser, bypass_rls, replication, create_role, create_db,
+--         temporary bool (may make temporary objects)
 --         · inherits text[] configured roles whose rights it has without asking
 --         · others text[]   roles that it is a direct member of, beyond the configured ones
 --         · dangerous text[] roles it could become through them that stand above policies
 --         · owned text[]    published tables that it, or a role beyond the configured, owns
 --         · missing text[]  configured roles that exist and it may not become
+--         · usable bigint   how many of the configured roles it may become
 -- caller: db/logins.rs, on the login itself
 with reachable as (
     select
@@ -16,6 +18,8 @@ with reachable as (
 )
 select
     pg_catalog.quote_ident(me.rolname) as name,
+    pg_catalog.quote_ident(pg_catalog.current_database()) as database,
+    pg_catalog.has_database_privilege(pg_catalog.current_database(), 'temporary') as temporary,
     me.rolsuper as superuser,
     me.rolbypassrls as bypass_rls,
     me.rolreplication
@@ -60,6 +64,7 @@ select
             and r.rolname <> session_user
             and not pg_catalog.pg_has_role(session_user, r.oid, 'member')
         order by 1
-    ) as missing
+    ) as missing,
+    (select pg_catalog.count(*) from reachable as r where r.configured) as usable
 from pg_catalog.pg_roles as me
 where me.rolname = session_user;
