@@ -646,12 +646,7 @@ impl Feed {
                 let group = self.entitled(group, &table, role);
                 if let Some(error) = refusal(change, &table, role) {
                     let ids: Vec<u32> = group.iter().map(|(_, i)| i.subscription.id).collect();
-                    frames.add_error(change, id, &ids, unrestricted, rights, error.text());
-                    if error == Refusal::Unauthorized {
-                        for (candidate, _) in &group {
-                            self.end(candidate.binding, &table, "the primary key");
-                        }
-                    }
+                    frames.add_error(change, id, &ids, unrestricted, rights, error);
                     continue;
                 }
                 wanted.clear();
@@ -689,22 +684,17 @@ impl Feed {
             let mut columns = interest.conditions.iter().map(|condition| &*condition.column);
             if let Some(hidden) = columns.find(|column| !table.may_read(role, column)) {
                 withheld("filter_column");
-                self.end(
-                    candidate.binding,
-                    table,
-                    &format!("column {hidden}, which it filters by"),
+                let text = format!(
+                    "The subscription to {}.{} ended: column {hidden}, which it filters by, \
+                     may not be read.",
+                    table.schema, table.name
                 );
+                self.hub.end_binding(candidate.binding, &text);
                 continue;
             }
             entitled.push((candidate, interest));
         }
         entitled
-    }
-
-    fn end(&self, binding: BindingId, table: &Table, what: &str) {
-        let (schema, name) = (&table.schema, &table.name);
-        let text = format!("The subscription to {schema}.{name} ended: {what} may not be read.");
-        self.hub.end_binding(binding, &text);
     }
 }
 
@@ -715,34 +705,16 @@ fn withheld(reason: &'static str) {
     metrics::counter!(telemetry::WITHHELD, telemetry::REASON => reason).increment(1);
 }
 
-/// What keeps a role from being shown any new row of a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
-    /// It has no primary key.
-    NoKey,
-    /// The role may not read all of it.
-    Unauthorized,
-}
-
-impl Refusal {
-    /// As the reference server says it.
-    const fn text(self) -> &'static str {
-        match self {
-            Self::NoKey => "Error 400: Bad Request, no primary key",
-            Self::Unauthorized => "Error 401: Unauthorized",
-        }
-    }
-}
-
-fn refusal(change: &Change, table: &Table, role: &str) -> Option<Refusal> {
+/// What keeps a role from being shown any new row of a table, as the reference server says it.
+fn refusal(change: &Change, table: &Table, role: &str) -> Option<&'static str> {
     if change.operation == Operation::Delete {
         return None;
     }
     if table.primary_key.is_empty() {
-        return Some(Refusal::NoKey);
+        return Some("Error 400: Bad Request, no primary key");
     }
     let readable = table.primary_key.iter().all(|name| table.may_read(role, name));
-    (!readable).then_some(Refusal::Unauthorized)
+    (!readable).then_some("Error 401: Unauthorized")
 }
 
 impl Memory {
