@@ -18,6 +18,7 @@ pub mod join;
 pub mod session;
 pub mod transport;
 pub mod http;
+pub mod upkeep;
 pub mod server;
 pub mod dev;
 pub mod doctor;

@@ -60,7 +60,7 @@ impl Frames {
     }
 
     /// Makes the frames of one change for one audience. `unrestricted`: its role sees every row,
-    /// and `verdicts` is not asked.
+    /// and `verdicts` is not asked. Returns how many parties are shown nothing.
     #[expect(clippy::too_many_arguments, reason = "each is one fact of the one decision made here")]
     pub(super) fn add(
         &mut self,
@@ -71,7 +71,7 @@ impl Frames {
         unrestricted: bool,
         verdicts: impl Fn(ClaimsId) -> Verdict,
         rules: Rules,
-    ) {
+    ) -> u64 {
         let (id, view) = audience;
         if self.change != Some(number) {
             self.change = Some(number);
@@ -80,10 +80,12 @@ impl Frames {
         // Few distinct outcomes, many parties: group the parties by what they are shown.
         let mut shown: Vec<(Variant, Side, Vec<ClaimsId>)> = Vec::new();
         let left = wanted.iter().any(|binding| binding.side == Side::Left);
+        let mut hidden = 0;
         let mut note = |verdict: Verdict, party: Option<ClaimsId>| {
             let variant = outcome(change, verdict, rules).map(|variant| (variant, Side::Shown));
             let gone = left && verdict.old == Visibility::Yes;
             let gone = gone.then_some(((Operation::Delete, OldColumns::Key), Side::Left));
+            hidden += u64::from(variant.is_none() && gone.is_none());
             for (variant, side) in variant.into_iter().chain(gone) {
                 match shown.iter_mut().find(|(v, s, _)| (*v, *s) == (variant, side)) {
                     Some((_, _, parties)) => parties.extend(party),
@@ -122,6 +124,7 @@ impl Frames {
                 self.push(id, to.clone(), frame);
             }
         }
+        hidden
     }
 
     /// Tells whoever of an audience sees the new row that it cannot be shown, and why. To others

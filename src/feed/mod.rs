@@ -10,9 +10,9 @@ mod filters;
 mod frames;
 mod reader;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::{HashMap, HashSet};
 use tokio::sync::watch;
@@ -87,9 +87,32 @@ pub struct Status {
     /// A batch is held because Postgres did not answer.
     pub held: AtomicBool,
     /// End of the last published commit.
-    pub published: AtomicU64,
-    /// Last position the server told of.
-    pub head: AtomicU64,
+    published: AtomicU64,
+    /// End of the server's log, when it was last asked.
+    current: AtomicU64,
+    /// The positions of the stream of now.
+    progress: Mutex<Option<wal::Progress>>,
+}
+
+impl Status {
+    fn follow(&self, progress: &wal::Progress) {
+        let mut current = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = Some(progress.clone());
+    }
+
+    /// Takes note of where the server's log ends.
+    pub fn seen(&self, current_lsn: u64) {
+        self.current.store(current_lsn, Ordering::Relaxed);
+    }
+
+    /// Log that may hold changes still to be published, in bytes.
+    pub fn lag_bytes(&self) -> u64 {
+        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where there is nothing to publish, the slot follows the log by itself.
+        let flushed = progress.as_ref().map_or(0, |progress| progress.position().flushed.get());
+        let published = self.published.load(Ordering::Relaxed).max(flushed);
+        self.current.load(Ordering::Relaxed).saturating_sub(published)
+    }
 }
 
 /// Everything the feed stands on.
@@ -113,6 +136,17 @@ pub struct Feed {
     pub status: Arc<Status>,
     /// Becomes true once changes committed from now on are certain to be delivered.
     pub ready: watch::Sender<bool>,
+    /// Called when changes are lost for good: every subscriber has to read its rows again.
+    pub gap: Gap,
+}
+
+/// See [`Feed::gap`].
+pub struct Gap(pub Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gap")
+    }
 }
 
 /// How far this process has come, across connections.
@@ -122,6 +156,8 @@ struct Place {
     live_from: Option<Lsn>,
     /// End of the last transaction that is completely published.
     committed: Lsn,
+    /// How far we moved the slot: beyond `committed` where there was nothing to publish.
+    flushed: Lsn,
     /// Last published change of an incomplete one.
     within: Option<(Lsn, u32)>,
     /// Text, but for a stretch that the server cannot print.
@@ -144,12 +180,15 @@ impl Place {
             "another_history"
         } else if identity.created_slot {
             "slot_recreated"
+        } else if identity.start > self.committed.max(self.flushed) {
+            // Somebody else read on meanwhile, or moved it.
+            "slot_moved"
         } else {
             return None;
         };
         // Positions of before say nothing about this log.
         self.live_from = Some(identity.start);
-        (self.committed, self.within) = (identity.start, None);
+        (self.committed, self.flushed, self.within) = (identity.start, identity.start, None);
         Some(reason)
     }
 }
@@ -196,10 +235,12 @@ impl Feed {
             };
             let error = match opened {
                 Ok(mut wal) => {
-                    let attached = Instant::now();
+                    let (attached, progress) = (Instant::now(), wal.progress());
+                    self.status.follow(&progress);
                     let ended = self.attached(&mut wal, &mut place, &shutdown).await;
                     self.status.attached.store(false, Ordering::Relaxed);
                     wal.close().await;
+                    place.flushed = progress.position().flushed;
                     if attached.elapsed() > RECONNECT.1 {
                         wait = RECONNECT.0;
                     }
@@ -216,15 +257,19 @@ impl Feed {
                 wal::Error::Disconnected(_)
                 | wal::Error::SlotBusy { .. }
                 | wal::Error::PublicationMissing { .. } => {}
+                // It was let in before: the login is made again, or its password put right.
+                wal::Error::LoginRefused(_) if place.live_from.is_some() => {}
                 wal::Error::RowTooLarge(_) if place.format == Format::Text => {
                     place.format = Format::Binary;
                 }
+                // The new slot is a gap, told when it is attached.
+                wal::Error::SlotLost { .. } if self.replace_slot().await => {}
                 wal::Error::RowTooLarge(_)
                 | wal::Error::SlotLost { .. }
+                | wal::Error::LoginRefused(_)
                 | wal::Error::Refused { .. }
                 | wal::Error::Malformed(_) => return Err(error.into()),
             }
-            metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
             let error = telemetry::chain(&error);
             warn!(error, retry_in_ms = wait.as_millis(), "no write-ahead log for now");
             tokio::select! {
@@ -232,6 +277,27 @@ impl Feed {
                 () = tokio::time::sleep(wait) => {}
             }
             wait = (wait * 2).min(RECONNECT.1);
+        }
+    }
+
+    /// Clears the way for a new slot, where the old one certainly holds nothing any more.
+    async fn replace_slot(&self) -> bool {
+        let name = &self.replication.slot;
+        match wal::inspect(&self.login, name).await {
+            Ok(None) => true,
+            Ok(Some(slot)) if slot.wal_status.as_deref() == Some("lost") => {
+                match wal::drop_slot(&self.login, name).await {
+                    Ok(_) => {
+                        warn!(slot = name, "the lost slot was dropped; a new one follows");
+                        true
+                    }
+                    Err(error) => {
+                        warn!(error = telemetry::chain(&error), "the lost slot was not dropped");
+                        false
+                    }
+                }
+            }
+            Ok(Some(_)) | Err(_) => false,
         }
     }
 
@@ -245,10 +311,12 @@ impl Feed {
             error!(reason, "changes are missing: the slot does not continue what was published");
             metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
             self.hub.notice_everybody(GAP);
+            (self.gap.0)();
         }
         let live_from = place.live_from.unwrap_or_default();
         self.status.attached.store(true, Ordering::Relaxed);
         self.ready.send_replace(true);
+        metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
         let mut reader = Reader::new(live_from, place.within);
         let mut memory = Memory::default();
         // Whatever was cached may have changed while nobody read the log.
@@ -297,8 +365,6 @@ impl Feed {
                 // The server describes again what is still used.
                 return Ok(Ended::Reopen);
             }
-            let head = wal.position().head;
-            self.status.head.store(head.get(), Ordering::Relaxed);
         }
     }
 
@@ -349,10 +415,13 @@ impl Feed {
         let deliveries = self.frames(&changes, &candidates, &audiences, &answers, memory);
         let delivered = self.hub.publish(&deliveries);
         metrics::counter!(telemetry::DELIVERIES).increment(delivered);
-        if let Some(last) = changes.last()
-            && let Ok(latency) = last.commit.time.elapsed()
-        {
-            metrics::histogram!(telemetry::LATENCY_SECONDS).record(latency);
+        if delivered > 0 {
+            let now = SystemTime::now();
+            for of_commit in changes.chunk_by(|a, b| a.commit.lsn == b.commit.lsn) {
+                if let Ok(latency) = now.duration_since(of_commit[0].commit.time) {
+                    metrics::histogram!(telemetry::LATENCY_SECONDS).record(latency);
+                }
+            }
         }
         Ok(())
     }
@@ -645,6 +714,7 @@ impl Feed {
                 };
                 let group = self.entitled(group, &table, role);
                 if let Some(error) = refusal(change, &table, role) {
+                    withheld("no_privilege");
                     let ids: Vec<u32> = group.iter().map(|(_, i)| i.subscription.id).collect();
                     frames.add_error(change, id, &ids, unrestricted, rights, error);
                     continue;
@@ -664,7 +734,11 @@ impl Feed {
                     record_bytes_max: self.changes.record_bytes_max,
                     row_security: table.row_security,
                 };
-                frames.add(number, change, id, &wanted, unrestricted, rights, rules);
+                let hidden = frames.add(number, change, id, &wanted, unrestricted, rights, rules);
+                if hidden > 0 {
+                    let policy = telemetry::WITHHELD;
+                    metrics::counter!(policy, telemetry::REASON => "policy").increment(hidden);
+                }
             }
         }
         frames.finish()
@@ -800,8 +874,17 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_that_followed_an_idle_log_is_no_gap() {
+        let mut place = Place::default();
+        place.attach(&identity(1, 10, false));
+        (place.committed, place.flushed) = (Lsn::new(150), Lsn::new(165));
+        assert_eq!(place.attach(&identity(1, 165, false)), None);
+    }
+
+    #[test]
     fn a_new_slot_or_another_history_is_a_gap_and_starts_afresh() {
         for (found, reason) in [
+            (identity(1, 170, false), "slot_moved"),
             (identity(1, 170, true), "slot_recreated"),
             (identity(2, 170, false), "another_history"),
         ] {

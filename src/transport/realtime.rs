@@ -171,6 +171,24 @@ impl Inbox for Notices {
 struct Place {
     membership: Option<Arc<Membership>>,
     request: Arc<Kept>,
+    _counted: Counted,
+}
+
+/// One channel in the metrics, as long as it lives.
+#[derive(Debug)]
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        metrics::gauge!(telemetry::CHANNELS).increment(1);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::gauge!(telemetry::CHANNELS).decrement(1);
+    }
 }
 
 /// What a refresh needs of the join.
@@ -348,7 +366,8 @@ impl Socket {
         let outcome = if let Some(reason) = unavailable {
             JoinOutcome::Error { reason }
         } else {
-            self.joined.insert(channel, Place { membership: membership.clone(), request });
+            let place = Place { membership: membership.clone(), request, _counted: Counted::new() };
+            self.joined.insert(channel, place);
             let system = match problem {
                 Some(problem) => vec![SystemMessage::not_subscribed(problem)],
                 None if !asked => Vec::new(),

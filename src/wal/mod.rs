@@ -61,11 +61,15 @@ pub enum Error {
         reason: String,
     },
     /// Create the publication as its owner, then open again. Do not try faster than once a second.
-    #[error("publication {publication} does not exist")]
+    #[error("publication {publication} does not exist: create it with `create publication {}`", slot::quoted(.publication))]
     PublicationMissing {
         /// Its name.
         publication: String,
     },
+    /// The server does not let this login in. Make it again when it is one of ours; otherwise a
+    /// person must act.
+    #[error("the replication login was refused: check its user, password and line in pg_hba.conf")]
+    LoginRefused(#[source] Box<ServerError>),
     /// One row is too large for the server to write as text. Open again with [`Format::Binary`],
     /// publish that stretch without its values, and come back with [`Format::Text`].
     #[error("a row is too large for the server to send as text")]

@@ -9,6 +9,7 @@ mod cluster;
 mod dev;
 mod install;
 mod layers;
+mod operations;
 mod protocol;
 mod rls;
 mod rls_differential;
