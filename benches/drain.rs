@@ -125,9 +125,9 @@ async fn drain_service(load: &Load, subscribed: bool, changes: u32, rounds: u32)
             let last = socket.take().map(|socket| socket.expect(u64::from(changes)));
             service.resume();
             if let Some(last) = last {
-                let (at, socket) = last.recv_timeout(DEADLINE).expect("every frame comes");
+                let (at, back) = last.recv_timeout(DEADLINE).expect("every frame comes");
                 our_time = at - start;
-                socket = Some(socket);
+                socket = Some(back);
             } else {
                 let all = before + f64::from(changes);
                 while service.counter("walcast_changes_total") < all {

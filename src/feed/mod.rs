@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::{HashMap, HashSet};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -50,6 +50,16 @@ const GAP: &str = "Some changes were lost: the replication slot does not continu
 /// Tables that one connection may describe. It says a definition once, so none can be forgotten
 /// but all: beyond this a new connection is opened.
 const RELATIONS_MAX: usize = 100_000;
+
+/// What clients are told when changes of published tables are not in the stream.
+const LEFT_OUT: &str = "Some changes were lost: a publication did not exist when they were made. Fetch the data again.";
+
+/// How often the publications are looked for, beside what the server says of them: servers from
+/// version 18 on leave changes out without an error.
+const PUBLICATIONS_INTERVAL: Duration = Duration::from_mins(1);
+
+/// How often the stream is asked whether the server left something out.
+const STREAM_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A party is told at most this often that its policies failed for a table.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
@@ -323,9 +333,20 @@ impl Feed {
         self.catalog.forget_all();
         self.authorizer.forget(None);
         self.hub.forget_tables();
+        let look_now = Notify::new();
+        let mut missing = std::pin::pin!(self.publication_missing(&look_now));
+        let mut look = tokio::time::interval(STREAM_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let batch = tokio::select! {
                 () = shutdown.cancelled() => return Ok(Ended::Shutdown),
+                publication = &mut missing => {
+                    return Err(wal::Error::PublicationMissing { publication }.into());
+                }
+                _ = look.tick() => {
+                    self.report_left_out(wal, &look_now);
+                    continue;
+                }
                 batch = wal.next_batch() => batch?,
             };
             let decoded = reader.changes_decoded;
@@ -424,6 +445,34 @@ impl Feed {
             }
         }
         Ok(())
+    }
+}
+
+impl Feed {
+    /// Returns the name of a publication once it is missing.
+    async fn publication_missing(&self, look_now: &Notify) -> String {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(PUBLICATIONS_INTERVAL) => {}
+                () = look_now.notified() => {}
+            }
+            match wal::missing_publication(&self.login, &self.replication).await {
+                Ok(None) => {}
+                Ok(Some(publication)) => return publication,
+                Err(error) => debug!(%error, "the publications cannot be looked for"),
+            }
+        }
+    }
+
+    /// Tells everybody when the server left changes out, and has the publications looked for.
+    fn report_left_out(&self, wal: &WalStream, look_now: &Notify) {
+        if wal.publication_skipped() {
+            let reason = "publication_missing";
+            error!(reason, "changes are missing: a publication did not exist at their place");
+            metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
+            self.hub.notice_everybody(LEFT_OUT);
+            look_now.notify_one();
+        }
     }
 }
 
