@@ -141,7 +141,7 @@ async fn what_a_policy_says_as_it_fails_is_not_told() {
 }
 
 #[tokio::test]
-async fn an_unreadable_key_is_told_only_to_who_sees_the_row() {
+async fn an_unreadable_key_is_told_once_and_only_to_who_sees_the_row() {
     let service = service::shared().await;
     let admin = service.admin().await;
     let t = service.owned_table("note text").await;
@@ -155,10 +155,16 @@ async fn an_unreadable_key_is_told_only_to_who_sees_the_row() {
     let change = alice.change().await;
     assert_eq!(change["errors"], json!(["Error 401: Unauthorized"]));
     assert_eq!(change["record"], json!({}));
-    let marker = marker(service).await;
-    bob.subscribe("realtime:marker", all(&marker)).await;
-    admin.batch_execute(&format!("insert into {marker} values (2, 'y')")).await.unwrap();
-    assert_eq!(bob.expect("postgres_changes").await.topic, "realtime:marker");
+    for socket in [&mut alice, &mut bob] {
+        assert!(told(socket).await.contains("primary key"));
+    }
+    admin.batch_execute(&format!("insert into {t} values (2, '{ALICE}', 'y')")).await.unwrap();
+    for socket in [&mut alice, &mut bob] {
+        let marker = marker(service).await;
+        socket.subscribe("realtime:marker", all(&marker)).await;
+        admin.batch_execute(&format!("insert into {marker} values (2, 'y')")).await.unwrap();
+        assert_eq!(socket.expect("postgres_changes").await.topic, "realtime:marker");
+    }
 }
 
 #[tokio::test]

@@ -708,7 +708,12 @@ impl Checker {
         let facts = &self.tables.get(&table)?.facts;
         let company = lock(job.touched).company(change.commit.xid, table);
         match change.operation {
-            Operation::Delete if company.rows || !company.whole || facts.is_opaque() => {
+            Operation::Delete
+                if company.rows
+                    || !company.whole
+                    || facts.is_opaque()
+                    || facts.reads_unlogged() =>
+            {
                 Some((Visibility::No, Visibility::No))
             }
             Operation::Update
