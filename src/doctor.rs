@@ -73,8 +73,7 @@ const RETAINED_BYTES_MUCH: i64 = 1024 * 1024 * 1024;
 /// Major version, first minor without CVE-2024-10976 (a plan is reused under another role: rows
 /// leak), first minor without CVE-2025-8713 (statistics show values that policies hide).
 /// Source: postgresql.org/support/security
-const SAFE_MINORS: &[(i32, i32, i32)] =
-    &[(14, 14, 19), (15, 9, 14), (16, 5, 10), (17, 1, 6)];
+const SAFE_MINORS: &[(i32, i32, i32)] = &[(14, 14, 19), (15, 9, 14), (16, 5, 10), (17, 1, 6)];
 
 /// The oldest major version with all that we use.
 const MAJOR_MIN: i32 = 14;
