@@ -263,12 +263,35 @@ impl Catalog {
             }
             known.forgotten
         };
+        self.ask_table(&mut connection, oid, forgotten).await
+    }
+
+    /// As [`Self::table`], as of now, whatever is known.
+    ///
+    /// # Errors
+    /// Any [`Error`]: ask again later.
+    pub async fn table_now(&self, oid: u32) -> Result<Option<Arc<Table>>, Error> {
+        let mut connection = self.connection.lock().await;
+        let forgotten = self.known().forgotten;
+        self.ask_table(&mut connection, oid, forgotten).await
+    }
+
+    /// Fetches a table; it is remembered unless something was forgotten since `forgotten`.
+    async fn ask_table(
+        &self,
+        connection: &mut Option<Connection>,
+        oid: u32,
+        forgotten: u64,
+    ) -> Result<Option<Arc<Table>>, Error> {
         let parameters: [&(dyn ToSql + Sync); 2] = [&oid, &self.roles];
-        let rows = self.ask(&mut connection, |c| &c.table, &parameters).await?;
+        let rows = self.ask(connection, |c| &c.table, &parameters).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         let Json(definition) = row.try_get::<_, Json<Definition>>(0).map_err(Error::Query)?;
         let table = Arc::new(definition.into_table(oid));
         let mut known = self.known();
+        if let Some(same) = known.tables.get(&oid).filter(|known| **known == table) {
+            return Ok(Some(Arc::clone(same))); // what was made of it stays good
+        }
         if known.forgotten == forgotten {
             if known.tables.len() >= TABLES_MAX {
                 known.tables.clear();

@@ -248,9 +248,26 @@ impl Joiner {
         subscription: &Subscription,
         published: &Published,
     ) -> Result<Interest, Problem> {
+        let known = self.catalog.table(published.oid).await.map_err(unavailable)?;
+        let checked = self.check_against(known.clone(), claims, subscription, published).await;
+        let Err(Problem::Refused(text)) = checked else { return checked };
+        // What is known may be a moment old, and a refusal is final.
+        let now = self.catalog.table_now(published.oid).await.map_err(unavailable)?;
+        if now == known {
+            return Err(Problem::Refused(text));
+        }
+        self.check_against(now, claims, subscription, published).await
+    }
+
+    async fn check_against(
+        &self,
+        table: Option<Arc<Table>>,
+        claims: &Arc<Claims>,
+        subscription: &Subscription,
+        published: &Published,
+    ) -> Result<Interest, Problem> {
         let refused =
             |refused: &Refused| Problem::Refused(subscription.exception(&refused.to_string()));
-        let table = self.catalog.table(published.oid).await.map_err(unavailable)?;
         let Some(table) = table else {
             return Err(Problem::Refused(subscription.no_such_table()));
         };

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -25,9 +25,11 @@ use crate::change::{Change, ColumnSet, Operation, Relation};
 use crate::config;
 use crate::db::Login;
 use crate::hub::{
-    AudienceId, AudienceView, BindingId, Candidate, ClaimsId, Delivery, Hub, Interest, Subscription,
+    AudienceId, AudienceView, BindingId, Candidate, ClaimsId, Delivery, Hub, Interest, Side,
+    Subscription,
 };
 use crate::lsn::Lsn;
+use crate::subscribe::Answer;
 use crate::telemetry;
 use crate::wal::{self, Format, Identity, WalStream};
 
@@ -518,8 +520,34 @@ impl Feed {
             asked.push((predicate, filters::image(change, candidate.side)));
         }
         let mut answers = self.filters.ask(&asked).await?.into_iter();
-        let keep = |candidate: &Candidate| !candidate.ask || answers.next().unwrap_or(false);
-        Ok(candidates.into_iter().filter(keep).collect())
+        let mut shown: HashSet<(u32, BindingId)> = HashSet::new();
+        let mut kept = Vec::with_capacity(candidates.len());
+        for candidate in candidates {
+            let key = (candidate.change, candidate.binding);
+            let answer = if candidate.ask { answers.next() } else { Some(Answer::Yes) };
+            match answer {
+                // A row leaves a filter only if it is not in it any more.
+                Some(Answer::Yes) if candidate.side == Side::Left && shown.contains(&key) => {}
+                Some(Answer::Yes) => {
+                    if candidate.side == Side::Shown && candidate.ask {
+                        shown.insert(key);
+                    }
+                    kept.push(candidate);
+                }
+                Some(Answer::No) | None => {}
+                Some(Answer::Failed) => {
+                    // Asked for every change, it would hold back everybody else's.
+                    withheld("filter_failed");
+                    let Relation { schema, table, .. } =
+                        &*changes[place(candidate.change)].relation;
+                    let text = format!(
+                        "The subscription to {schema}.{table} ended: its filter failed or took too long."
+                    );
+                    self.hub.end_binding(candidate.binding, &text);
+                }
+            }
+        }
+        Ok(kept)
     }
 
     /// A row that the server cannot print reaches nobody; they are told that it exists.

@@ -485,7 +485,7 @@ mod tests {
     fn ids(segment: &Segment) -> Vec<(u64, u32, String)> {
         let id = |change: &Pending| match change.record.as_ref().unwrap().get(0) {
             Value::Text(text) => str::from_utf8(text).unwrap().to_owned(),
-            other => panic!("{other:?}"),
+            other @ (Value::Null | Value::Unchanged) => panic!("{other:?}"),
         };
         segment.changes.iter().map(|c| (c.commit.lsn.get(), c.ordinal, id(c))).collect()
     }

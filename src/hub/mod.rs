@@ -129,7 +129,8 @@ enum Place {
 pub enum Side {
     /// Its filter accepts the new row (for a DELETE: the old row).
     Shown,
-    /// It listens for deletions and accepts the old row of an update, but not the new one.
+    /// It listens for deletions and accepts the old row of an update, but not the new one. While
+    /// Postgres has to say that, the binding comes as [`Self::Shown`] too, before this.
     Left,
 }
 

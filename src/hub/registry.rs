@@ -314,6 +314,10 @@ impl Registry {
                     for &(binding, answer) in &new {
                         let was = old.binary_search_by_key(&binding, |&(id, _)| id);
                         push(binding, Side::Shown, was.is_ok(), answer);
+                        if let (Match::Ask, Ok(was)) = (answer, was) {
+                            // If Postgres says that the new row is not accepted, this holds.
+                            push(binding, Side::Left, true, old[was].1);
+                        }
                     }
                     if old.is_empty() {
                         continue;

@@ -41,7 +41,7 @@ fn claims(role: u8, user: u8) -> Arc<Claims> {
         role: format!("role{role}").into(),
         subject: None,
         json: format!("user{user}").into(),
-        expires_at: SystemTime::now() + Duration::from_secs(3600),
+        expires_at: SystemTime::now() + Duration::from_hours(1),
     })
 }
 
@@ -93,7 +93,7 @@ impl World {
     }
 
     fn subscriber(&self) -> Arc<Subscriber> {
-        let later = SystemTime::now() + Duration::from_secs(3600);
+        let later = SystemTime::now() + Duration::from_hours(1);
         Subscriber::new(Arc::clone(&self.outbox), Box::new(Told::default()), later)
     }
 
@@ -129,7 +129,7 @@ fn what_was_decided_for_an_audience_never_reaches_the_next_one() {
     world.hub.leave(&service);
     let (_anonymous, subscriber) = world.join(claims(1, 1), interest(None));
     world.publish(&candidates, "for role0");
-    assert_eq!(subscriber.held(), [Bytes::new(); 0]);
+    assert!(subscriber.held().is_empty());
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn what_was_decided_for_a_party_never_reaches_the_next_one() {
     let (_comes, subscriber) = world.join(claims(0, 2), interest(None));
     let (audience, to) = (candidates[0].audience, Recipients::Parties([party].into()));
     world.hub.publish(&[Delivery { audience, to, frames: vec![Bytes::from_static(b"x")] }]);
-    assert_eq!(subscriber.held(), [Bytes::new(); 0]);
+    assert!(subscriber.held().is_empty());
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn an_ended_subscription_is_told_and_a_new_one_is_not_part_of_it() {
     let world = World::new();
     let told = Told::default();
     let heard = Arc::clone(&told.0);
-    let later = SystemTime::now() + Duration::from_secs(3600);
+    let later = SystemTime::now() + Duration::from_hours(1);
     let subscriber = Subscriber::new(Arc::clone(&world.outbox), Box::new(told), later);
     let first = world.hub.join(registration(&subscriber, claims(0, 0), [interest(Some(1))]));
     let inserted = change(Operation::Insert, None, Some(1));

@@ -1172,6 +1172,7 @@ async fn c71_a_filter_on_a_column_that_was_revoked_answers_nothing() {
     let admin = service.admin().await;
     let t = service.table("value text, secret text").await;
     for version in VERSIONS {
+        // The grant counts for a join that follows at once.
         run(&admin, &format!("truncate {t}; grant select on {t} to anon")).await;
         let parameters = json!([
             { "schema": "public", "table": t, "filter": "secret=eq.s" },
