@@ -101,10 +101,9 @@ impl Filters {
             // Each must be taken, whatever the first ones say.
             for answer in answers.by_ref().take(count) {
                 match answer {
-                    Answer::Yes => {}
                     Answer::No => result = Answer::No,
                     Answer::Failed if result == Answer::Yes => result = Answer::Failed,
-                    Answer::Failed => {}
+                    Answer::Yes | Answer::Failed => {}
                 }
             }
             result
