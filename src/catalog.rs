@@ -121,6 +121,8 @@ pub struct Table {
     pub primary_key: Box<[Box<str>]>,
     /// For a partition: the topmost table it is part of.
     pub partition_root: Option<QualifiedName>,
+    /// Its OID.
+    pub partition_root_oid: Option<u32>,
     /// The columns each configured role may select, by role: it has the privilege, and usage of
     /// the schema. A role that does not exist is absent.
     pub readable: BTreeMap<Box<str>, Box<[Box<str>]>>,
@@ -132,6 +134,11 @@ impl Table {
     /// Whether a role may select a column.
     pub fn may_read(&self, role: &str, column: &str) -> bool {
         self.readable.get(role).is_some_and(|columns| columns.iter().any(|name| **name == *column))
+    }
+
+    /// Whether a role may select any column at all.
+    pub fn may_read_any(&self, role: &str) -> bool {
+        self.readable.get(role).is_some_and(|columns| !columns.is_empty())
     }
 
     /// The places in this table's log relation that a role may select. By name: a column that was
@@ -200,6 +207,8 @@ pub struct Published {
     pub schema: Box<str>,
     /// Name.
     pub name: Box<str>,
+    /// A partitioned table whose changes come under the names of its partitions.
+    pub by_partition: bool,
 }
 
 impl std::fmt::Debug for Catalog {
@@ -316,6 +325,11 @@ impl Catalog {
         known.forgotten = known.forgotten.wrapping_add(1);
     }
 
+    /// Grows whenever something is forgotten: what was made of earlier answers may not hold.
+    pub fn forgotten(&self) -> u64 {
+        self.known().forgotten
+    }
+
     /// The tables in our publications, as of at most a second ago, by OID.
     ///
     /// # Errors
@@ -379,7 +393,8 @@ impl Catalog {
         let asked = Instant::now();
         let rows = self.ask(connection, |c| &c.published, &[&self.publications]).await?;
         let published = rows.iter().map(|row| {
-            Ok(Published { oid: row.try_get(0)?, schema: row.try_get(1)?, name: row.try_get(2)? })
+            let (oid, schema, name) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            Ok(Published { oid, schema, name, by_partition: row.try_get(3)? })
         });
         let published: Arc<[Published]> =
             published.collect::<Result<_, _>>().map_err(Error::Query)?;
@@ -462,11 +477,18 @@ struct Definition {
     kind: Kind,
     replica_identity: char,
     row_security: bool,
-    root: Option<QualifiedName>,
+    root: Option<RootDefinition>,
     primary_key: Box<[Box<str>]>,
     columns: Vec<ColumnDefinition>,
     types: Vec<TypeDefinition>,
     roles: Vec<RoleDefinition>,
+}
+
+#[derive(Deserialize)]
+struct RootDefinition {
+    oid: u32,
+    #[serde(flatten)]
+    name: QualifiedName,
 }
 
 #[derive(Deserialize)]
@@ -535,7 +557,8 @@ impl Definition {
             row_security: self.row_security,
             columns,
             primary_key: self.primary_key,
-            partition_root: self.root,
+            partition_root_oid: self.root.as_ref().map(|root| root.oid),
+            partition_root: self.root.map(|root| root.name),
             row_access: row_access.collect(),
             readable: self.roles.into_iter().map(|role| (role.name, role.columns)).collect(),
         }

@@ -71,7 +71,8 @@ const RETAINED_BYTES_MUCH: i64 = 1024 * 1024 * 1024;
 /// Minor versions with the fixes that Row Level Security stands on.
 ///
 /// Major version, first minor without CVE-2024-10976 (a plan is reused under another role: rows
-/// leak), first minor without CVE-2025-8713 (statistics show values that policies hide).
+/// leak), first minor without CVE-2025-8713 (statistics show values that policies hide). An older
+/// way to the same leak, CVE-2023-2455, was closed before the first of these.
 /// Source: postgresql.org/support/security
 const SAFE_MINORS: &[(i32, i32, i32)] = &[(14, 14, 19), (15, 9, 14), (16, 5, 10), (17, 1, 6)];
 
@@ -206,7 +207,7 @@ async fn server(
 ) -> Result<bool, tokio_postgres::Error> {
     let row = client.query_one(include_str!("../sql/doctor/server.sql"), &[]).await?;
     let version_text: String = row.get("version_text");
-    version(row.get("version"), &version_text, findings);
+    findings.0.push(version_finding(row.get("version"), &version_text));
     let standby: bool = row.get("standby");
     if standby {
         findings.red("this server is a standby; walcast reads from the primary", None);
@@ -296,24 +297,42 @@ async fn server(
     Ok(standby)
 }
 
-fn version(number: i32, text: &str, findings: &mut Findings) {
+/// What this version of the server lacks of what Row Level Security stands on.
+///
+/// # Errors
+/// The server's.
+pub async fn examine_version(client: &Client) -> Result<Finding, tokio_postgres::Error> {
+    let version = "select pg_catalog.current_setting('server_version_num')::int, \
+                          pg_catalog.current_setting('server_version')";
+    let row = client.query_one(version, &[]).await?;
+    Ok(version_finding(row.try_get(0)?, row.try_get(1)?))
+}
+
+fn version_finding(number: i32, text: &str) -> Finding {
     let (major, minor) = (number / 10_000, number % 10_000);
+    let found = |level: Level, text: String, mend: Option<String>| Finding {
+        level,
+        text,
+        mend: mend.map(Mend::ByHand),
+    };
     if major < MAJOR_MIN {
-        let mend = by_hand("upgrade Postgres");
-        findings.red(format!("Postgres {text} is older than {MAJOR_MIN}"), mend);
-        return;
+        let text = format!("Postgres {text} is older than {MAJOR_MIN}");
+        return found(Level::Red, text, Some("upgrade Postgres".into()));
     }
     let known = SAFE_MINORS.iter().find(|(safe, _, _)| *safe == major);
+    let upgrade = |minor: i32| Some(format!("upgrade to {major}.{minor} or later"));
     match known {
-        Some(&(_, plans, statistics)) if minor < plans => findings.red(
+        Some(&(_, plans, statistics)) if minor < plans => found(
+            Level::Red,
             format!("Postgres {text} may show rows to the wrong role (CVE-2024-10976)"),
-            by_hand(format!("upgrade to {major}.{statistics} or later")),
+            upgrade(statistics),
         ),
-        Some(&(_, _, statistics)) if minor < statistics => findings.warn(
+        Some(&(_, _, statistics)) if minor < statistics => found(
+            Level::Warn,
             format!("Postgres {text} lacks a fix about Row Level Security (CVE-2025-8713)"),
-            by_hand(format!("upgrade to {major}.{statistics} or later")),
+            upgrade(statistics),
         ),
-        _ => findings.ok(format!("Postgres {text}")),
+        _ => found(Level::Ok, format!("Postgres {text}"), None),
     }
 }
 
@@ -602,9 +621,7 @@ mod tests {
     use super::*;
 
     fn level(number: i32) -> Level {
-        let mut findings = Findings::default();
-        version(number, "x", &mut findings);
-        findings.0[0].level
+        version_finding(number, "x").level
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tracing::warn;
 
 use crate::auth::Claims;
 use crate::auth::rls::{Authorizer, ProbeError};
-use crate::catalog::{Catalog, Published, RowAccess, Table};
+use crate::catalog::{Catalog, Kind, Published, RowAccess, Table};
 use crate::config;
 use crate::db::Login;
 use crate::hub::{
@@ -210,7 +210,8 @@ impl Joiner {
             let tables = self.tables(&subscription).await?;
             modes.push(self.delete_mode(&tables));
             if subscription.conditions.is_empty() && subscription.is_of_many() {
-                interests.push(Interest { subscription, conditions: Box::default() });
+                let conditions = Box::default();
+                interests.push(Interest { subscription, conditions, partitioned: false });
                 continue;
             }
             for published in &tables {
@@ -223,7 +224,11 @@ impl Joiner {
     /// The published tables that a subscription is about.
     async fn tables(&self, subscription: &Subscription) -> Result<Vec<Published>, Problem> {
         let of = |published: &[Published]| -> Vec<Published> {
-            let covered = published.iter().filter(|p| subscription.covers(&p.schema, &p.name));
+            // Whoever wants every table gets the partitions under their own names.
+            let of_many = subscription.is_of_many();
+            let covered = published.iter().filter(|p| {
+                subscription.covers(&p.schema, &p.name) && !(of_many && p.by_partition)
+            });
             covered.cloned().collect()
         };
         let mut tables = of(&self.catalog.published().await.map_err(unavailable)?);
@@ -309,7 +314,8 @@ impl Joiner {
         }
         // A wildcard with conditions becomes one interest for each table.
         let subscription = subscription.narrowed(&published.schema, &published.name);
-        Ok(Interest { subscription, conditions })
+        let partitioned = table.kind == Kind::Partitioned;
+        Ok(Interest { subscription, conditions, partitioned })
     }
 
     async fn client(&self) -> Result<Client, Problem> {

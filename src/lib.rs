@@ -18,7 +18,7 @@ pub mod join;
 pub mod session;
 pub mod transport;
 pub mod http;
+pub mod doctor;
 pub mod upkeep;
 pub mod server;
 pub mod dev;
-pub mod doctor;

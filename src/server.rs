@@ -23,6 +23,7 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::db::logins::Logins;
 use crate::db::{Login, install};
+use crate::doctor::{self, Finding, Level};
 use crate::feed::{Feed, Filters, Gap, Status};
 use crate::http::{Service, router};
 use crate::hub::Hub;
@@ -67,6 +68,7 @@ pub async fn run_on(
     for warning in &logins.warnings {
         warn!("{warning}");
     }
+    warn_of_version(&logins.check).await;
     let result = Box::pin(serve(&config, verifier, listener, &logins, owner, shutdown)).await;
     if let Err(error) = logins.close().await {
         warn!(error = telemetry::chain(&error), "the logins of this instance were not dropped");
@@ -103,6 +105,23 @@ async fn install_objects(owner: &Login, config: &Config) -> anyhow::Result<()> {
         "database objects are in place"
     );
     Ok(())
+}
+
+/// Row Level Security is as good as the server's: old minor versions are named at each start.
+async fn warn_of_version(login: &Login) {
+    let examined = async {
+        let client = login.connect("walcast version").await?;
+        Ok::<_, anyhow::Error>(doctor::examine_version(&client).await?)
+    };
+    match examined.await {
+        Ok(Finding { level: Level::Ok, .. }) => {}
+        Ok(Finding { level: Level::Warn | Level::Red, text, mend }) => {
+            let mend = mend.map(|mend| mend.to_string()).unwrap_or_default();
+            warn!(mend, "{text}");
+        }
+        // Whatever it is, the feed meets it too, and says so until it heals.
+        Err(error) => debug!(error = format!("{error:#}"), "the server's version is not known"),
+    }
 }
 
 async fn serve(

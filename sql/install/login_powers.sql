@@ -1,6 +1,7 @@
 -- login_powers: what this login is and may become.
 -- in:     $1 text[]  the configured roles · $2 text[]  the publications
--- out:    one row: name text · superuser, bypass_rls, replication, create_role, create_db bool
+-- out:    one row: name, database text · superuser, bypass_rls, replication, create_role, create_db,
+--         temporary bool (may make temporary objects)
 --         · inherits text[] configured roles whose rights it has without asking
 --         · others text[]   roles that it is a direct member of, beyond the configured ones
 --         · dangerous text[] roles it could become through them that stand above policies
@@ -17,6 +18,8 @@ with reachable as (
 )
 select
     pg_catalog.quote_ident(me.rolname) as name,
+    pg_catalog.quote_ident(pg_catalog.current_database()) as database,
+    pg_catalog.has_database_privilege(pg_catalog.current_database(), 'temporary') as temporary,
     me.rolsuper as superuser,
     me.rolbypassrls as bypass_rls,
     me.rolreplication

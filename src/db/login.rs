@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use tokio_postgres::config::{ChannelBinding, Host, SslMode, SslNegotiation};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{CancelToken, Client, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::tls::{self, Demand, Tls};
@@ -225,17 +225,43 @@ impl Login {
     pub async fn connect(&self, name: &str) -> Result<Client, Error> {
         let mut config = self.config.clone();
         config.application_name(name);
-        let connecting = async {
+        self.within(async {
             if self.tls.demand() == Demand::Never {
                 let (client, connection) = config.connect(NoTls).await?;
                 tokio::spawn(connection);
                 return Ok(client);
             }
-            let tls = MakeRustlsConnect::new(self.tls.client_config().clone());
-            let (client, connection) = config.connect(tls).await?;
+            let (client, connection) = config.connect(self.connector()).await?;
             tokio::spawn(connection);
             Ok(client)
-        };
+        })
+        .await
+    }
+
+    /// Asks the server to give up what a connection of this login is doing, over a link encrypted
+    /// and checked like that connection's. Whether it does shows there.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] or [`Error::Timeout`].
+    pub async fn cancel(&self, token: &CancelToken) -> Result<(), Error> {
+        self.within(async {
+            if self.tls.demand() == Demand::Never {
+                token.cancel_query(NoTls).await
+            } else {
+                token.cancel_query(self.connector()).await
+            }
+        })
+        .await
+    }
+
+    fn connector(&self) -> MakeRustlsConnect {
+        MakeRustlsConnect::new(self.tls.client_config().clone())
+    }
+
+    async fn within<T>(
+        &self,
+        connecting: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Error> {
         let connected = tokio::time::timeout(self.timeout, connecting).await;
         connected.map_err(|_| Error::Timeout(self.timeout))?.map_err(Error::Connect)
     }

@@ -98,6 +98,17 @@ pub enum Error {
         /// SQL.
         mend: String,
     },
+    /// The check login could not make the functions it asks with.
+    #[error(
+        "the check login {name} may not make temporary objects, which every check is made with; \
+         run: {mend}"
+    )]
+    NoTemporary {
+        /// The login.
+        name: String,
+        /// SQL.
+        mend: String,
+    },
     /// A statement failed.
     #[error("cannot {what}")]
     Statement {
@@ -309,12 +320,43 @@ impl Made {
                 failed("make logins")(error)
             });
         }
-        // Only where PUBLIC may not connect: a grant must be taken back before the login can go.
-        let connects = "select pg_catalog.has_database_privilege($1, $2, 'connect')";
-        let row = client.query_one(connects, &[&credentials.name, &database]).await;
-        if !row.map_err(failed("make logins"))?.get::<_, bool>(0) {
-            let sql = format!("grant connect on database {} to {name}", quote(&database));
-            retried(client, &sql).await.map_err(failed("let our logins connect"))?;
+        self.grant_on_database(client, credentials, &database).await
+    }
+
+    /// What PUBLIC has unless somebody took it away. A grant must be taken back before the login
+    /// can go, so none is made where none is needed.
+    async fn grant_on_database(
+        &self,
+        client: &Client,
+        credentials: &Credentials,
+        database: &str,
+    ) -> Result<(), Error> {
+        const HAS: &str = "select pg_catalog.has_database_privilege($1, $2, $3)";
+        let rights: &[&str] = match credentials.kind {
+            Kind::Replication => &["connect"],
+            Kind::Check => &["connect", "temporary"],
+        };
+        let name = &credentials.name;
+        for right in rights {
+            let has = async || -> Result<bool, Error> {
+                let row = client.query_one(HAS, &[name, &database, right]).await;
+                Ok(row.map_err(failed("make logins"))?.get(0))
+            };
+            if has().await? {
+                continue;
+            }
+            let grant = format!("grant {right} on database {} to {}", quote(database), quote(name));
+            match retried(client, &grant).await {
+                // Without the right to grant there is a warning only.
+                Ok(()) if has().await? => {}
+                Err(error) if error.code() != Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                    return Err(failed("let our logins connect")(error));
+                }
+                Ok(()) | Err(_) => {
+                    let problem = format!("it may not grant {right} on this database");
+                    return Err(Error::MayNotMake { problem, mend: recipe(&self.roles, database) });
+                }
+            }
         }
         Ok(())
     }
@@ -510,6 +552,11 @@ pub async fn verify_check(login: &Login, config: &Config) -> Result<Vec<String>,
     if let Some(problem) = problem {
         return Err(Error::TooPowerful { problem, mend: check_recipe(roles) });
     }
+    if !row.get::<_, bool>("temporary") {
+        let (name, database): (String, String) = (row.get("name"), row.get("database"));
+        let mend = format!("grant temporary on database {database} to {name};");
+        return Err(Error::NoTemporary { name, mend });
+    }
     let mut warnings = Vec::new();
     if row.get("create_db") {
         warnings.push("the login of WALCAST_CHECK_URL may create databases".into());
@@ -565,11 +612,11 @@ async fn powers(login: &Login, config: &Config) -> Result<tokio_postgres::Row, E
 
 /// SQL that makes both logins, for an administrator.
 pub fn recipe(roles: &[String], database: &str) -> String {
+    let (check, database) = (check_recipe(roles), quote(database));
     format!(
-        "create role walcast_repl login replication noinherit password '…'; {} \
-         grant connect on database {} to walcast_repl, walcast_check;",
-        check_recipe(roles),
-        quote(database)
+        "create role walcast_repl login replication noinherit password '…'; {check} \
+         grant connect on database {database} to walcast_repl, walcast_check; \
+         grant temporary on database {database} to walcast_check;"
     )
 }
 

@@ -284,7 +284,8 @@ mod tests {
     fn wanted(event: &str, columns: &[usize], side: Side, old_matches: bool) -> Wanted {
         let subscription = json!({"event": event, "schema": "public", "table": "t"});
         let subscription = Subscription::parse(&subscription).unwrap();
-        let interest = Arc::new(Interest { subscription, conditions: Box::default() });
+        let interest =
+            Arc::new(Interest { subscription, conditions: Box::default(), partitioned: false });
         let columns = Arc::new(columns.iter().copied().collect());
         Wanted { interest, columns, side, old_matches }
     }

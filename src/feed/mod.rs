@@ -15,12 +15,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::{HashMap, HashSet};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::auth::rls::{self, Authorizer, Question, Verdict, Visibility};
-use crate::catalog::{self, Catalog, RowAccess, Table};
+use crate::catalog::{self, Catalog, QualifiedName, RowAccess, Table};
 use crate::change::{Change, ColumnSet, Operation, Relation};
 use crate::config;
 use crate::db::Login;
@@ -50,6 +50,16 @@ const GAP: &str = "Some changes were lost: the replication slot does not continu
 /// Tables that one connection may describe. It says a definition once, so none can be forgotten
 /// but all: beyond this a new connection is opened.
 const RELATIONS_MAX: usize = 100_000;
+
+/// What clients are told when changes of published tables are not in the stream.
+const LEFT_OUT: &str = "Some changes were lost: a publication did not exist when they were made. Fetch the data again.";
+
+/// How often the publications are looked for, beside what the server says of them: servers from
+/// version 18 on leave changes out without an error.
+const PUBLICATIONS_INTERVAL: Duration = Duration::from_mins(1);
+
+/// How often the stream is asked whether the server left something out.
+const STREAM_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A party is told at most this often that its policies failed for a table.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
@@ -199,6 +209,7 @@ struct Memory {
     relations: HashMap<u32, Completed>,
     /// By table and role.
     columns: HashMap<(u32, Arc<str>), Readable>,
+    roots: Roots,
     notices: HashMap<(ClaimsId, u32), Instant>,
 }
 
@@ -213,6 +224,43 @@ struct Completed {
     definition: Arc<Definition>,
     table: Option<Arc<Table>>,
     relation: Arc<Relation>,
+    /// For a partition whose root somebody asked for: its rows as the root's.
+    within: Option<Within>,
+}
+
+#[derive(Clone)]
+struct Within {
+    root: Arc<Table>,
+    relation: Arc<Relation>,
+    /// Of the root's columns in the partition's tuples.
+    places: Arc<[usize]>,
+}
+
+/// The partitioned table above each table, as far as it was asked about.
+#[derive(Default)]
+struct Roots {
+    known: HashMap<u32, Option<QualifiedName>>,
+    /// [`Catalog::forgotten`] at the time.
+    as_of: u64,
+    /// Grows with each change of these answers.
+    version: u64,
+}
+
+impl Roots {
+    fn forget_old(&mut self, forgotten: u64) {
+        if self.as_of != forgotten {
+            self.as_of = forgotten;
+            self.known.clear();
+            self.version = self.version.wrapping_add(1);
+        }
+    }
+
+    fn learn(&mut self, oid: u32, table: Option<&Table>) {
+        if !self.known.contains_key(&oid) {
+            self.known.insert(oid, table.and_then(|table| table.partition_root.clone()));
+            self.version = self.version.wrapping_add(1);
+        }
+    }
 }
 
 impl Feed {
@@ -323,15 +371,28 @@ impl Feed {
         self.catalog.forget_all();
         self.authorizer.forget(None);
         self.hub.forget_tables();
+        let look_now = Notify::new();
+        let mut missing = std::pin::pin!(self.publication_missing(&look_now));
+        let mut look = tokio::time::interval(STREAM_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let batch = tokio::select! {
                 () = shutdown.cancelled() => return Ok(Ended::Shutdown),
+                publication = &mut missing => {
+                    return Err(wal::Error::PublicationMissing { publication }.into());
+                }
+                _ = look.tick() => {
+                    self.report_left_out(wal, &look_now);
+                    continue;
+                }
                 batch = wal.next_batch() => batch?,
             };
             let decoded = reader.changes_decoded;
-            let wants = |schema: &str, table: &str| self.hub.wants(schema, table);
+            memory.roots.forget_old(self.catalog.forgotten());
+            let generation = (self.hub.generation(), memory.roots.version);
+            let wants = |table: &Definition, anew: bool| self.wants(table, anew, &memory.roots);
             let one = place.format == Format::Binary;
-            let (generation, listening) = (self.hub.generation(), self.hub.subscribers() > 0);
+            let listening = self.hub.subscribers() > 0;
             let segments = reader.read(&batch, generation, listening, one, wants)?;
             let decoded = reader.changes_decoded - decoded;
             metrics::counter!(telemetry::CHANGES).increment(decoded);
@@ -368,13 +429,28 @@ impl Feed {
         }
     }
 
+    /// Whether anybody may have asked for a table, or for a partitioned table that it is a part of.
+    fn wants(&self, table: &Definition, anew: bool, roots: &Roots) -> bool {
+        if self.hub.wants(&table.schema, &table.table) {
+            return true;
+        }
+        // Which table it is a part of may have changed with its definition.
+        let root = roots.known.get(&table.oid).filter(|_| !anew);
+        self.hub.wants_partitioned()
+            && match root {
+                Some(Some(root)) => self.hub.wants(&root.schema, &root.name),
+                Some(None) => false,
+                None => true,
+            }
+    }
+
     /// Publishes one segment, asking again until Postgres answers.
     async fn publish(&self, segment: &Segment, memory: &mut Memory) {
-        self.report_unreadable(segment);
         let mut wait = HELD.0;
+        let mut done = 0;
         loop {
             let _batch = EndBatch(&self.hub);
-            let Err(error) = self.attempt(segment, memory).await else { break };
+            let Err(error) = self.attempt(segment, &mut done, memory).await else { break };
             if !self.status.held.swap(true, Ordering::Relaxed) {
                 let error = telemetry::chain(&error);
                 warn!(error, "changes are held until Postgres answers");
@@ -388,31 +464,43 @@ impl Feed {
         }
     }
 
-    async fn attempt(&self, segment: &Segment, memory: &mut Memory) -> Result<(), Unanswered> {
+    /// Publishes what is left of a segment; `done` counts its changes that are out.
+    async fn attempt(
+        &self,
+        segment: &Segment,
+        done: &mut usize,
+        memory: &mut Memory,
+    ) -> Result<(), Unanswered> {
         for touched in &segment.transactions {
             let (commit, tables) = (touched.commit, &touched.tables);
             let (changes, whole) = (touched.changes, touched.whole);
             self.authorizer.observe_transaction(commit, tables, changes, whole);
         }
-        if segment.changes.is_empty() && !segment.changes_catalog() {
+        if segment.changes.is_empty() && !segment.asks_the_catalog() {
             return Ok(());
         }
-        // Before that, whoever asks for a forgotten table would be told what it was.
+        // What is forgotten now must not be learned again from before the change.
         self.authorizer.wait_visible(&segment.xids).await?;
         self.forget(segment);
-        if segment.changes.is_empty() {
-            return Ok(());
+        while let Some(rest) = segment.changes.get(*done..).filter(|rest| !rest.is_empty()) {
+            let (changes, used) = self.complete(rest, memory).await?;
+            self.decide(&changes, memory).await?;
+            *done += used;
         }
-        let changes = self.complete(&segment.changes, memory).await?;
-        let candidates = self.hub.candidates(&changes, self.changes.announce_move_out);
-        let candidates = self.finish_filters(&changes, candidates).await?;
+        self.report_unreadable(segment).await
+    }
+
+    /// Publishes changes under one definition of each table.
+    async fn decide(&self, changes: &[Change], memory: &mut Memory) -> Result<(), Unanswered> {
+        let candidates = self.hub.candidates(changes, self.changes.announce_move_out);
+        let candidates = self.finish_filters(changes, candidates).await?;
         if candidates.is_empty() {
             return Ok(());
         }
-        let audiences = self.audiences(&changes, &candidates);
-        let answers = self.answers(&changes, &candidates, &audiences, memory).await?;
+        let audiences = self.audiences(changes, &candidates);
+        let answers = self.answers(changes, &candidates, &audiences, memory).await?;
         self.notify(&answers, &audiences, memory);
-        let deliveries = self.frames(&changes, &candidates, &audiences, &answers, memory);
+        let deliveries = self.frames(changes, &candidates, &audiences, &answers, memory);
         let delivered = self.hub.publish(&deliveries);
         metrics::counter!(telemetry::DELIVERIES).increment(delivered);
         if delivered > 0 {
@@ -424,6 +512,34 @@ impl Feed {
             }
         }
         Ok(())
+    }
+}
+
+impl Feed {
+    /// Returns the name of a publication once it is missing.
+    async fn publication_missing(&self, look_now: &Notify) -> String {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(PUBLICATIONS_INTERVAL) => {}
+                () = look_now.notified() => {}
+            }
+            match wal::missing_publication(&self.login, &self.replication).await {
+                Ok(None) => {}
+                Ok(Some(publication)) => return publication,
+                Err(error) => debug!(%error, "the publications cannot be looked for"),
+            }
+        }
+    }
+
+    /// Tells everybody when the server left changes out, and has the publications looked for.
+    fn report_left_out(&self, wal: &WalStream, look_now: &Notify) {
+        if wal.publication_skipped() {
+            let reason = "publication_missing";
+            error!(reason, "changes are missing: a publication did not exist at their place");
+            metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
+            self.hub.notice_everybody(LEFT_OUT);
+            look_now.notify_one();
+        }
     }
 }
 
@@ -446,9 +562,14 @@ impl Drop for EndBatch<'_> {
 
 impl Feed {
     fn forget(&self, segment: &Segment) {
-        for &oid in &segment.redefined {
-            self.catalog.forget(oid);
-            self.authorizer.forget(Some(oid));
+        for Definition { oid, schema, table, .. } in segment.redefined.iter().map(|d| &**d) {
+            self.catalog.forget(*oid);
+            self.authorizer.forget(Some(*oid));
+            for audience in self.hub.rename(*oid, schema, table) {
+                let text = "A table was renamed: its changes no longer come under the name you \
+                            subscribed to. Subscribe again.";
+                self.hub.notice_all(audience, text);
+            }
         }
         if segment.catalog_changed {
             self.catalog.forget_all();
@@ -456,52 +577,129 @@ impl Feed {
         }
     }
 
-    /// Changes with their tables completed from the catalog, and the hub told of new definitions.
+    /// Changes with their tables completed from the catalog, and the hub told of new definitions:
+    /// those that have one definition of each table, and how many of `pending` they are.
+    ///
+    /// A change of a partition comes twice when somebody asked for the partitioned table: under
+    /// the partition's name, and as a row of the whole, for whose readers the whole's policies and
+    /// grants decide, as if they had selected from it.
     async fn complete(
         &self,
         pending: &[Pending],
         memory: &mut Memory,
-    ) -> Result<Vec<Change>, Unanswered> {
-        let mut done: HashMap<u32, Arc<Relation>> = HashMap::new();
-        for change in pending {
+    ) -> Result<(Vec<Change>, usize), Unanswered> {
+        let mut done: HashMap<u32, (Arc<Relation>, Option<Within>)> = HashMap::new();
+        let mut roots: HashMap<u32, Arc<Relation>> = HashMap::new();
+        let mut changes = Vec::with_capacity(pending.len());
+        for (used, change) in pending.iter().enumerate() {
             let oid = change.definition.oid;
-            if done.contains_key(&oid) {
-                continue;
+            if !done.contains_key(&oid) {
+                let (relation, within) = self.define(&change.definition, memory).await?;
+                if let Some(Within { relation, .. }) = &within {
+                    let root = roots.entry(relation.oid).or_insert_with(|| Arc::clone(relation));
+                    // Partitions differ in what the log carries of them, or the root came itself.
+                    if root != relation || done.contains_key(&relation.oid) {
+                        return Ok((changes, used));
+                    }
+                }
+                if roots.contains_key(&oid) {
+                    return Ok((changes, used));
+                }
+                self.announce(&relation, false);
+                if let Some(Within { relation, .. }) = &within {
+                    self.announce(relation, true);
+                }
+                done.insert(oid, (relation, within));
             }
-            let table = self.catalog.table(oid).await?;
-            let known = memory.relations.get(&oid).filter(|known| {
-                Arc::ptr_eq(&known.definition, &change.definition)
-                    && same(known.table.as_ref(), table.as_ref())
-            });
-            let relation = if let Some(known) = known {
-                Arc::clone(&known.relation)
-            } else {
-                let definition = Arc::clone(&change.definition);
-                let relation = Arc::new(definition.complete(table.as_deref()));
-                let completed = Completed { definition, table, relation: Arc::clone(&relation) };
-                memory.relations.insert(oid, completed);
-                relation
+            let (relation, within) = &done[&oid];
+            let whole = Change {
+                operation: change.operation,
+                relation: Arc::clone(relation),
+                record: change.record.clone(),
+                old_record: change.old_record.clone(),
+                commit: change.commit,
+                ordinal: change.ordinal,
             };
-            for (audience, unfit) in self.hub.define(&relation) {
-                let schema = &relation.schema;
-                let table = &relation.table;
-                warn!(%schema, %table, error = %unfit, "a filter no longer fits its table");
-                let text = format!(
-                    "A filter no longer fits table {schema}.{table}: {unfit}. Subscribe again."
-                );
-                self.hub.notice_all(audience, &text);
-            }
-            done.insert(oid, relation);
+            let as_root = within.as_ref().map(|within| Change {
+                relation: Arc::clone(&within.relation),
+                record: change.record.as_ref().map(|record| record.rearranged(&within.places)),
+                old_record: change
+                    .old_record
+                    .as_ref()
+                    .map(|(image, old)| (*image, old.rearranged(&within.places))),
+                ..whole.clone()
+            });
+            changes.push(whole);
+            changes.extend(as_root);
         }
-        let change = |pending: &Pending| Change {
-            operation: pending.operation,
-            relation: Arc::clone(&done[&pending.definition.oid]),
-            record: pending.record.clone(),
-            old_record: pending.old_record.clone(),
-            commit: pending.commit,
-            ordinal: pending.ordinal,
+        Ok((changes, pending.len()))
+    }
+
+    /// A table's relation, and for a partition its place in a table that somebody asked for.
+    async fn define(
+        &self,
+        definition: &Arc<Definition>,
+        memory: &mut Memory,
+    ) -> Result<(Arc<Relation>, Option<Within>), Unanswered> {
+        let oid = definition.oid;
+        let table = self.catalog.table(oid).await?;
+        let mut root = None;
+        if self.hub.wants_partitioned() {
+            memory.roots.learn(oid, table.as_deref());
+            let above = table.as_ref().and_then(|table| {
+                let name = table.partition_root.as_ref()?;
+                table.partition_root_oid.filter(|_| self.hub.wants(&name.schema, &name.name))
+            });
+            if let Some(above) = above {
+                root = self.catalog.table(above).await?;
+            }
+        }
+        let known = memory.relations.get(&oid).filter(|known| {
+            Arc::ptr_eq(&known.definition, definition)
+                && same(known.table.as_ref(), table.as_ref())
+                && same(known.within.as_ref().map(|within| &within.root), root.as_ref())
+        });
+        if let Some(known) = known {
+            let (relation, within) = (Arc::clone(&known.relation), known.within.clone());
+            if let Some(within) = &within {
+                memory.keep_root(definition, within);
+            }
+            return Ok((relation, within));
+        }
+        let relation = Arc::new(definition.complete(table.as_deref()));
+        let within = root.map(|root| {
+            let (relation, places) = definition.within(&root);
+            // Equal ones are the same one, so that what was made of it need not be made anew.
+            let known = memory.relations.get(&root.oid).map(|known| Arc::clone(&known.relation));
+            let relation = match known {
+                Some(known) if *known == relation => known,
+                Some(_) | None => Arc::new(relation),
+            };
+            Within { relation, places: places.into(), root }
+        });
+        if let Some(within) = &within {
+            memory.keep_root(definition, within);
+        }
+        let completed = Completed {
+            definition: Arc::clone(definition),
+            table,
+            relation: Arc::clone(&relation),
+            within: within.clone(),
         };
-        Ok(pending.iter().map(change).collect())
+        memory.relations.insert(oid, completed);
+        Ok((relation, within))
+    }
+
+    fn announce(&self, relation: &Arc<Relation>, by_partition: bool) {
+        for (audience, unfit) in self.hub.define(relation, by_partition) {
+            let schema = &relation.schema;
+            let table = &relation.table;
+            warn!(%schema, %table, error = %unfit, "a filter no longer fits its table");
+            let text = format!(
+                "A filter no longer fits table {schema}.{table}: {unfit}. Subscribe again."
+            );
+            self.hub.notice_all(audience, &text);
+        }
     }
 
     /// Candidates whose filters accepted the change, the last word had by Postgres.
@@ -550,16 +748,29 @@ impl Feed {
         Ok(kept)
     }
 
-    /// A row that the server cannot print reaches nobody; they are told that it exists.
-    fn report_unreadable(&self, segment: &Segment) {
-        for Definition { schema, table, .. } in segment.unreadable.iter().map(AsRef::as_ref) {
+    /// A row that the server cannot print reaches nobody. Those who may see rows of its table are
+    /// told that there is one.
+    async fn report_unreadable(&self, segment: &Segment) -> Result<(), Unanswered> {
+        for definition in &segment.unreadable {
+            let Definition { schema, table, .. } = &**definition;
             error!(%schema, %table, "a row is too large for the server to print; it reaches nobody");
             withheld("unprintable");
-            for audience in self.hub.listeners(schema, table) {
-                let text = "A change was too large to be read: fetch the table again.";
-                self.hub.notice_all(audience, text);
+            let own = self.catalog.table(definition.oid).await?;
+            let root = match own.as_ref().and_then(|table| table.partition_root_oid) {
+                Some(root) => self.catalog.table(root).await?,
+                None => None,
+            };
+            for table in [own, root].into_iter().flatten() {
+                for audience in self.hub.listeners(&table.schema, &table.name) {
+                    let Some(view) = self.hub.audience(audience) else { continue };
+                    if table.row_access(&view.role) != RowAccess::None {
+                        let text = "A change was too large to be read: fetch the table again.";
+                        self.hub.notice_all(audience, text);
+                    }
+                }
             }
         }
+        Ok(())
     }
 }
 
@@ -712,13 +923,19 @@ impl Feed {
                     let verdict = answers.verdicts.get(&claims).and_then(|v| v.get(&number));
                     verdict.copied().unwrap_or(UNDECIDED)
                 };
+                if !table.may_read_any(role) && change.operation == Operation::Delete {
+                    withheld("no_privilege");
+                    continue;
+                }
                 let group = self.entitled(group, &table, role);
                 if let Some(error) = refusal(change, &table, role) {
                     withheld("no_privilege");
                     let ids: Vec<u32> = group.iter().map(|(_, i)| i.subscription.id).collect();
                     frames.add_error(change, id, &ids, unrestricted, rights, error.text());
                     if error == Refusal::Unauthorized {
-                        for (candidate, _) in &group {
+                        // Whoever asked for many tables goes on with the others.
+                        let of_one = |i: &Interest| !i.subscription.is_of_many();
+                        for (candidate, _) in group.iter().filter(|(_, i)| of_one(i)) {
                             self.end(candidate.binding, &table, "the primary key");
                         }
                     }
@@ -820,6 +1037,17 @@ fn refusal(change: &Change, table: &Table, role: &str) -> Option<Refusal> {
 }
 
 impl Memory {
+    /// A partition's root can be looked up like any table.
+    fn keep_root(&mut self, definition: &Arc<Definition>, within: &Within) {
+        let completed = Completed {
+            definition: Arc::clone(definition),
+            table: Some(Arc::clone(&within.root)),
+            relation: Arc::clone(&within.relation),
+            within: None,
+        };
+        self.relations.insert(within.root.oid, completed);
+    }
+
     fn table(&self, oid: u32) -> Option<Arc<Table>> {
         self.relations.get(&oid)?.table.clone()
     }

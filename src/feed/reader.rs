@@ -53,17 +53,35 @@ pub(super) struct Definition {
 }
 
 impl Definition {
-    /// The relation as the rest of the house knows it.
-    pub(super) fn complete(&self, table: Option<&Table>) -> Relation {
-        let identity = match self.replica_identity {
+    fn identity(&self) -> u8 {
+        match self.replica_identity {
             pgoutput::ReplicaIdentity::Default => b'd',
             pgoutput::ReplicaIdentity::Nothing => b'n',
             pgoutput::ReplicaIdentity::Full => b'f',
             pgoutput::ReplicaIdentity::Index => b'i',
-        };
+        }
+    }
+
+    /// The relation as the rest of the house knows it.
+    pub(super) fn complete(&self, table: Option<&Table>) -> Relation {
         let columns = self.columns.iter();
         let columns = columns.map(|c| (u8::from(c.in_identity), &*c.name, c.type_oid));
-        Relation::from_message(self.oid, &self.schema, &self.table, identity, columns, table)
+        let (schema, name) = (&self.schema, &self.table);
+        Relation::from_message(self.oid, schema, name, self.identity(), columns, table)
+    }
+
+    /// This partition as rows of `root`, the partitioned table above it: the columns that the log
+    /// carries in the root's order, and their places in this partition's tuples.
+    pub(super) fn within(&self, root: &Table) -> (Relation, Box<[usize]>) {
+        let place = |name: &str| self.columns.iter().position(|column| *column.name == *name);
+        let places: Box<[usize]> =
+            root.columns.iter().filter_map(|column| place(&column.name)).collect();
+        let columns = places.iter().filter_map(|place| self.columns.get(*place));
+        let columns = columns.map(|c| (u8::from(c.in_identity), &*c.name, c.type_oid));
+        let (schema, name, identity) = (&root.schema, &root.name, self.identity());
+        let relation =
+            Relation::from_message(root.oid, schema, name, identity, columns, Some(root));
+        (relation, places)
     }
 }
 
@@ -116,21 +134,21 @@ pub(super) struct Segment {
     /// Every transaction seen, wanted or not, whose effects the decision may depend on.
     pub xids: Vec<u32>,
     /// Tables whose definition, grants or policies may have changed before these changes.
-    pub redefined: Vec<u32>,
+    pub redefined: Vec<Arc<Definition>>,
     /// The catalog changed before these changes, in a way that no table tells.
     pub catalog_changed: bool,
     /// What transactions did, wanted or not, when somebody listens to anything.
     pub transactions: Vec<Touched>,
-    /// Tables with a row that the server could not print; nobody gets that row. Each once.
+    /// Tables with rows that the server could not print; nobody gets these rows. Each once.
     pub unreadable: Vec<Arc<Definition>>,
     /// End of the last transaction that is complete with this segment.
     pub committed: Option<Lsn>,
 }
 
 impl Segment {
-    /// Whether what is known of tables may be out of date.
-    pub(super) fn changes_catalog(&self) -> bool {
-        self.catalog_changed || !self.redefined.is_empty()
+    /// Whether the catalog must be asked, whatever the changes are.
+    pub(super) fn asks_the_catalog(&self) -> bool {
+        !self.redefined.is_empty() || self.catalog_changed || !self.unreadable.is_empty()
     }
 
     /// Whether there is nothing to do.
@@ -188,7 +206,7 @@ pub(super) struct Reader {
     live_from: Lsn,
     /// Last change that was published, when its transaction was not complete.
     published: Option<(Lsn, u32)>,
-    generation: Option<u64>,
+    generation: Option<(u64, u64)>,
     /// Whether somebody asked for a table that is known.
     wanting: bool,
     /// Row changes seen so far, wanted or not.
@@ -210,24 +228,24 @@ impl Reader {
         }
     }
 
-    /// Reads one batch. `wants` tells which tables somebody asked for; its answers hold as long as
-    /// `generation` stays the same. `listening`: what transactions did is to be told, whether or not
-    /// their rows are wanted. `one_transaction`: what follows the first commit is left, to be read
-    /// again over another connection.
+    /// Reads one batch. `wants` tells which tables somebody asked for (true: defined anew); its
+    /// answers hold as long as `generation` stays the same. `listening`: what transactions did is
+    /// to be told, whether or not their rows are wanted. `one_transaction`: what follows the first
+    /// commit is left, to be read again over another connection.
     ///
     /// # Errors
     /// A message that is not valid, or out of order: the caller must not go on with this stream.
     pub(super) fn read(
         &mut self,
         batch: &Batch,
-        generation: u64,
+        generation: (u64, u64),
         listening: bool,
         one_transaction: bool,
-        wants: impl Fn(&str, &str) -> bool,
+        wants: impl Fn(&Definition, bool) -> bool,
     ) -> Result<Vec<Segment>, Error> {
         if self.generation.replace(generation) != Some(generation) {
             for known in self.known.values_mut() {
-                known.wanted = wants(&known.definition.schema, &known.definition.table);
+                known.wanted = wants(&known.definition, false);
             }
             self.wanting = self.known.values().any(|known| known.wanted);
         }
@@ -252,18 +270,17 @@ impl Reader {
                     }
                 }
                 Message::Relation(relation) => {
-                    let wanted = wants(&relation.schema, &relation.table);
-                    let definition = define(relation);
+                    let definition = Arc::new(define(relation));
+                    let wanted = wants(&definition, true);
                     let oid = definition.oid;
                     let same = |pending: &Pending| pending.definition.oid == oid;
                     if segment.changes.iter().any(same) {
                         self.leave_transaction(&mut segment, listening, false);
                         segments.push(close(&mut segment));
                     }
-                    segment.redefined.push(oid);
+                    segment.redefined.push(Arc::clone(&definition));
                     self.wanting |= wanted;
-                    let known = Known { definition: Arc::new(definition), wanted };
-                    self.known.insert(oid, known);
+                    self.known.insert(oid, Known { definition, wanted });
                 }
                 Message::Logical(message) if message.prefix == DDL_PREFIX => {
                     if !segment.changes.is_empty() {
@@ -470,8 +487,8 @@ mod tests {
         [&b"M\x01"[..], &[0; 8], &text(DDL_PREFIX), &[0; 4]].concat()
     }
 
-    fn only_t(_: &str, table: &str) -> bool {
-        table == "t"
+    fn only_t(table: &Definition, _: bool) -> bool {
+        *table.table == *"t"
     }
 
     fn reader() -> Reader {
@@ -479,7 +496,11 @@ mod tests {
     }
 
     fn read(reader: &mut Reader, payloads: &[Vec<u8>]) -> Vec<Segment> {
-        reader.read(&Batch::of(payloads), 1, false, false, only_t).unwrap()
+        reader.read(&Batch::of(payloads), (1, 0), false, false, only_t).unwrap()
+    }
+
+    fn redefined(segment: &Segment) -> Vec<u32> {
+        segment.redefined.iter().map(|definition| definition.oid).collect()
     }
 
     fn ids(segment: &Segment) -> Vec<(u64, u32, String)> {
@@ -508,7 +529,7 @@ mod tests {
         let [segment] = &segments[..] else { panic!("{segments:?}") };
         assert_eq!(ids(segment), [(100, 1, "1".into()), (100, 3, "3".into())]);
         assert_eq!(segment.xids, [7]);
-        assert_eq!(segment.redefined, [U, T]);
+        assert_eq!(redefined(segment), [U, T]);
         assert_eq!(segment.committed, Some(Lsn::new(101)));
         let [touched] = &segment.transactions[..] else { panic!("{segment:?}") };
         assert_eq!((&*touched.tables, touched.changes, touched.whole), (&[U, T][..], 4, true));
@@ -546,10 +567,7 @@ mod tests {
             ],
         );
         let [first, second] = &segments[..] else { panic!("{segments:?}") };
-        assert_eq!(
-            (first.redefined.as_slice(), second.redefined.as_slice()),
-            (&[U, T, U][..], &[T][..])
-        );
+        assert_eq!((redefined(first), redefined(second)), (vec![U, T, U], vec![T]));
         assert_eq!((first.committed, second.committed), (None, Some(Lsn::new(101))));
         assert_eq!((first.xids.as_slice(), second.xids.as_slice()), (&[7][..], &[7][..]));
         // What the first one's changes are decided by includes what else the transaction did.
@@ -564,7 +582,7 @@ mod tests {
             [begin(100, 7), relation(T, "t"), insert(T, "0"), ddl(), insert(T, "1"), commit(100)];
         let segments = read(&mut reader(), &payloads);
         let [first, second] = &segments[..] else { panic!("{segments:?}") };
-        assert!(!first.catalog_changed && second.catalog_changed && second.changes_catalog());
+        assert!(!first.catalog_changed && second.catalog_changed && second.asks_the_catalog());
         assert_eq!(first.transactions.len(), 1);
         assert!(!first.transactions[0].whole);
     }
@@ -611,14 +629,14 @@ mod tests {
     fn a_table_described_before_anybody_asked_is_read_once_they_do() {
         let mut reader = reader();
         let one = |id| [begin(100, 7), insert(T, id), commit(100)];
-        let nobody = |_: &str, _: &str| false;
+        let nobody = |_: &Definition, _: bool| false;
         let described =
             [vec![begin(90, 6), relation(T, "t"), commit(90)], one("0").into()].concat();
-        let first = reader.read(&Batch::of(&described), 1, false, false, nobody).unwrap();
+        let first = reader.read(&Batch::of(&described), (1, 0), false, false, nobody).unwrap();
         assert!(first[0].changes.is_empty() && first[0].transactions.is_empty());
-        let second = reader.read(&Batch::of(&one("1")), 2, false, false, only_t).unwrap();
+        let second = reader.read(&Batch::of(&one("1")), (2, 0), false, false, only_t).unwrap();
         assert_eq!(second[0].changes.len(), 1);
-        let third = reader.read(&Batch::of(&one("2")), 3, false, false, nobody).unwrap();
+        let third = reader.read(&Batch::of(&one("2")), (3, 0), false, false, nobody).unwrap();
         assert!(third[0].changes.is_empty());
     }
 
@@ -626,9 +644,9 @@ mod tests {
     fn transactions_are_told_when_somebody_listens_to_anything() {
         let mut reader = reader();
         let payloads = [begin(100, 7), relation(U, "u"), insert(U, "0"), truncate(T), commit(100)];
-        let quiet = reader.read(&Batch::of(&payloads), 1, false, false, only_t).unwrap();
+        let quiet = reader.read(&Batch::of(&payloads), (1, 0), false, false, only_t).unwrap();
         assert!(quiet[0].transactions.is_empty());
-        let told = reader.read(&Batch::of(&payloads), 1, true, false, only_t).unwrap();
+        let told = reader.read(&Batch::of(&payloads), (1, 0), true, false, only_t).unwrap();
         let [touched] = &told[0].transactions[..] else { panic!("{told:?}") };
         assert_eq!((&*touched.tables, touched.changes, touched.whole), (&[U, T][..], 2, true));
     }
@@ -681,7 +699,7 @@ mod tests {
             insert(T, "1"),
         ];
         let batch = Batch::of(&payloads);
-        let segments = reader().read(&batch, 1, false, true, only_t).unwrap();
+        let segments = reader().read(&batch, (1, 0), false, true, only_t).unwrap();
         assert_eq!(ids(&segments[0]), [(100, 0, "0".into())]);
     }
 
@@ -692,7 +710,7 @@ mod tests {
             vec![begin(100, 7), insert(T, "0")],
             vec![begin(100, 7), b"?".to_vec()],
         ] {
-            let read = reader().read(&Batch::of(&payloads), 1, false, false, only_t);
+            let read = reader().read(&Batch::of(&payloads), (1, 0), false, false, only_t);
             assert!(read.is_err(), "{payloads:?}");
         }
     }

@@ -75,6 +75,8 @@ pub struct Interest {
     pub subscription: Subscription,
     /// Its conditions as Postgres understands them.
     pub conditions: Box<[Bound]>,
+    /// Its one table is partitioned: changes may come under the names of its partitions.
+    pub partitioned: bool,
 }
 
 /// A place in the hub; dropping it leaves.
@@ -278,6 +280,11 @@ impl Hub {
         self.lock().wants(schema, table)
     }
 
+    /// Whether anybody asked for a partitioned table.
+    pub fn wants_partitioned(&self) -> bool {
+        self.lock().partitioned > 0
+    }
+
     /// Changes whenever the answer of [`Self::wants`] may.
     pub fn generation(&self) -> u64 {
         self.lock().generation
@@ -285,8 +292,20 @@ impl Hub {
 
     /// Takes a table's definition, new or changed: filters are compiled against it. Returns the
     /// audiences with a filter that no longer fits; those filters match nothing.
-    pub fn define(&self, relation: &Arc<Relation>) -> Vec<(AudienceId, Unbound)> {
-        self.lock().define(relation)
+    ///
+    /// `by_partition`: the log names partitions of this table instead. Then the changes are not for
+    /// those who asked for many tables: they get them under the partitions' names.
+    pub fn define(
+        &self,
+        relation: &Arc<Relation>,
+        by_partition: bool,
+    ) -> Vec<(AudienceId, Unbound)> {
+        self.lock().define(relation, by_partition)
+    }
+
+    /// Takes note of a table's name. Returns the audiences that had asked for it under another.
+    pub fn rename(&self, relation: u32, schema: &str, table: &str) -> Vec<AudienceId> {
+        self.lock().rename(relation, schema, table)
     }
 
     /// Which bindings may want these changes, in the order of the changes. Starts a batch: until

@@ -75,6 +75,8 @@ impl Equivalent<ClaimsKey> for ClaimsKeyRef<'_> {
 #[derive(Debug)]
 struct Table {
     relation: Arc<Relation>,
+    /// The log names its partitions instead.
+    by_partition: bool,
     index: TableIndex<BindingId>,
     bindings: HashSet<BindingId>,
     /// Somebody fits only the definition to come.
@@ -93,6 +95,8 @@ pub(super) struct Registry {
     tables: HashMap<u32, Table>,
     /// Tables asked for, by schema and table (none: any), with the number of bindings.
     asked: HashMap<TableName, usize>,
+    /// Bindings on a partitioned table.
+    pub(super) partitioned: usize,
     /// Numbers given out so far.
     numbers: u64,
     pub(super) generation: u64,
@@ -176,8 +180,12 @@ impl Registry {
             if *asked == 1 {
                 self.generation += 1;
             }
+            if interest.partitioned {
+                self.partitioned += 1;
+                self.generation += 1;
+            }
             for table in self.tables.values_mut() {
-                if covers(&interest.subscription, &table.relation) {
+                if table.is_covered_by(&interest.subscription) {
                     // The table changed since its last row. Its next one defines it anew, and then
                     // whoever does not fit is told.
                     table.stale |= table.add(binding, &interest).is_err();
@@ -204,6 +212,10 @@ impl Registry {
 
     fn close_binding(&mut self, id: BindingId) {
         let Some(Binding { interest, .. }) = self.bindings.remove(&id) else { return };
+        if interest.partitioned {
+            self.partitioned -= 1;
+            self.generation += 1;
+        }
         let name = table_name(&interest.subscription);
         if let Some(count) = self.asked.get_mut(&name) {
             *count -= 1;
@@ -243,20 +255,27 @@ impl Registry {
     }
 
     /// Returns the audiences whose filters no longer fit the table.
-    pub(super) fn define(&mut self, relation: &Arc<Relation>) -> Vec<(AudienceId, Unbound)> {
+    pub(super) fn define(
+        &mut self,
+        relation: &Arc<Relation>,
+        by_partition: bool,
+    ) -> Vec<(AudienceId, Unbound)> {
         let mut unfit = Vec::new();
         let known = self.tables.get(&relation.oid);
-        if known.is_some_and(|table| !table.stale && table.relation == *relation) {
+        let same =
+            |t: &Table| !t.stale && t.by_partition == by_partition && t.relation == *relation;
+        if known.is_some_and(same) {
             return unfit;
         }
         let mut table = Table {
             relation: Arc::clone(relation),
+            by_partition,
             index: TableIndex::default(),
             bindings: HashSet::new(),
             stale: false,
         };
         for (id, binding) in &self.bindings {
-            if covers(&binding.interest.subscription, relation)
+            if table.is_covered_by(&binding.interest.subscription)
                 && let Err(error) = table.add(*id, &binding.interest)
             {
                 unfit.push((binding.audience, error));
@@ -264,6 +283,21 @@ impl Registry {
         }
         self.tables.insert(relation.oid, table);
         unfit
+    }
+
+    pub(super) fn rename(&mut self, relation: u32, schema: &str, table: &str) -> Vec<AudienceId> {
+        let Some(known) = self.tables.get(&relation) else { return Vec::new() };
+        if *known.relation.schema == *schema && *known.relation.table == *table {
+            return Vec::new();
+        }
+        // Defined anew with its next row, if anybody asked for it under its new name.
+        let bindings = self.tables.remove(&relation).into_iter().flat_map(|known| known.bindings);
+        let asked = bindings.filter_map(|id| self.bindings.get(&id));
+        let lost = asked.filter(|binding| !binding.interest.subscription.covers(schema, table));
+        let mut audiences: Vec<_> = lost.map(|binding| binding.audience).collect();
+        audiences.sort_unstable();
+        audiences.dedup();
+        audiences
     }
 
     pub(super) fn candidates(&self, changes: &[Change], move_out: bool) -> Vec<Candidate> {
@@ -444,6 +478,10 @@ impl ClaimsId {
 }
 
 impl Table {
+    fn is_covered_by(&self, subscription: &Subscription) -> bool {
+        covers(subscription, &self.relation) && !(self.by_partition && subscription.is_of_many())
+    }
+
     fn add(&mut self, binding: BindingId, interest: &Interest) -> Result<(), Unbound> {
         let predicate = Predicate::compile(&interest.conditions, &self.relation)?;
         self.index.insert(binding, interest.subscription.events, predicate);

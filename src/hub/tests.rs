@@ -52,13 +52,17 @@ fn interest(value: Option<u8>) -> Interest {
     let Some(value) = value else {
         let subscription = json!({"schema": "public", "table": "t"});
         let subscription = Subscription::parse(&subscription).unwrap();
-        return Interest { subscription, conditions: Box::default() };
+        return Interest { subscription, conditions: Box::default(), partitioned: false };
     };
     let subscription =
         json!({"schema": "public", "table": "t", "filter": format!("c0=eq.{value}")});
     let subscription = Subscription::parse(&subscription).unwrap();
     let operand = Operand::Value(value.to_string().into());
-    Interest { subscription, conditions: [bound(0, INT, Operator::Eq, false, operand)].into() }
+    Interest {
+        subscription,
+        conditions: [bound(0, INT, Operator::Eq, false, operand)].into(),
+        partitioned: false,
+    }
 }
 
 fn registration(
@@ -104,7 +108,7 @@ impl World {
     }
 
     fn candidates(&self, change: &Change) -> Vec<Candidate> {
-        self.hub.define(&change.relation);
+        self.hub.define(&change.relation, false);
         self.hub.candidates(std::slice::from_ref(change), true)
     }
 
@@ -256,10 +260,10 @@ fn a_subscription_checked_against_the_next_definition_fits_once_that_comes() {
     // Until then, those who fit the old definition go on.
     assert_eq!(world.hub.candidates(std::slice::from_ref(&old), true).len(), 1);
     let relation = Arc::new(relation(&[TEXT]));
-    assert!(world.hub.define(&relation).is_empty());
+    assert!(world.hub.define(&relation, false).is_empty());
     let new = Change { relation, ..old.clone() };
     assert_eq!(world.hub.candidates(&[new], true).len(), 2);
-    let unfit = world.hub.define(&old.relation);
+    let unfit = world.hub.define(&old.relation, false);
     assert_eq!(unfit.len(), 1, "{unfit:?}");
 }
 

@@ -15,7 +15,7 @@ mod standby;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ use crate::db::Login;
 use crate::lsn::Lsn;
 
 pub use self::connection::ServerError;
-pub use self::slot::{Identity, Slot, drop_slot, inspect};
+pub use self::slot::{Identity, Slot, drop_slot, inspect, missing_publication};
 
 /// How long the end of a stream may take: a status update and a goodbye, one round trip.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -119,6 +119,8 @@ struct Positions {
     flushed: AtomicU64,
     /// End of the last commit the caller has published.
     published: AtomicU64,
+    /// The server passed over a publication since this was last looked at.
+    publication_skipped: AtomicBool,
 }
 
 impl Progress {
@@ -315,6 +317,12 @@ impl WalStream {
     /// slot follows after the replay window. Never blocks; positions that go back are ignored.
     pub fn acknowledge(&self, published: Lsn) {
         self.positions.published.fetch_max(published.get(), Ordering::Relaxed);
+    }
+
+    /// Whether, since the last call, the server left changes out because a publication did not exist
+    /// at their place in the log (PostgreSQL 18 and later; before, the stream ends in an error).
+    pub fn publication_skipped(&self) -> bool {
+        self.positions.publication_skipped.swap(false, Ordering::Relaxed)
     }
 
     /// Where the stream is now.

@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::connection::{Connection, ServerError, Socket, frame_header, lost, unexpected};
 use super::pgoutput::{DecodeError, Input};
@@ -66,6 +66,10 @@ const SILENT_TIMEOUTS_MAX: u32 = 3;
 
 /// How long the server may take to say why it broke the stream off.
 const POST_MORTEM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The code of the warning about a publication passed over. Its text follows `lc_messages`; nothing
+/// else in a stream warns with this code.
+const PUBLICATION_SKIPPED: &str = "55000";
 
 pub(super) struct Reader {
     connection: Connection,
@@ -347,6 +351,9 @@ impl Reader {
         let message = input.split_to(length + 1);
         match tag {
             b'N' | b'S' => {
+                if tag == b'N' {
+                    self.note(&ServerError::parse(&message[5..])?);
+                }
                 self.next = Next::Stream;
                 self.scan()
             }
@@ -368,6 +375,17 @@ impl Reader {
             }
             b'c' | b'C' | b'Z' => Err(lost(io::Error::other("the server ended the stream"))),
             tag => Err(unexpected(tag)),
+        }
+    }
+
+    /// From version 18 the server passes over a publication that did not exist at this place in the
+    /// log, and all it says is a warning.
+    fn note(&self, notice: &ServerError) {
+        if notice.code == PUBLICATION_SKIPPED {
+            warn!(%notice, "the server left changes out");
+            self.positions.publication_skipped.store(true, Ordering::Relaxed);
+        } else {
+            debug!(%notice, "the server has something to say");
         }
     }
 

@@ -130,6 +130,24 @@ pub(super) async fn check_publications(
     Ok(())
 }
 
+/// The first of the settings' publications that does not exist now.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub async fn missing_publication(
+    login: &Login,
+    settings: &Replication,
+) -> Result<Option<String>, Box<dyn std::error::Error + Send + Sync>> {
+    const MISSING: &str = "select w.name from pg_catalog.unnest($1::text[]) as w (name) \
+         where not exists \
+             (select from pg_catalog.pg_publication as p where p.pubname = w.name) limit 1";
+    let client = login.connect("walcast publication check").await?;
+    let publications: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&settings.publications];
+    let asked = client.query_opt(MISSING, &publications);
+    let row = tokio::time::timeout(login.timeout(), asked).await??;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
+}
+
 /// The slot, if there is one.
 pub(super) async fn find(connection: &mut Connection, name: &str) -> Result<Option<Slot>, Error> {
     let rows = connection

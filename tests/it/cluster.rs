@@ -128,6 +128,12 @@ pub(crate) async fn connect(url: &str) -> Client {
     client
 }
 
+/// `server_version_num`, such as 150018: servers differ, and so does what a test may expect.
+pub(crate) async fn version(client: &Client) -> i32 {
+    let version = "select current_setting('server_version_num')::int";
+    client.query_one(version, &[]).await.unwrap().get(0)
+}
+
 /// Starts the server at the first call.
 pub(crate) fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
@@ -139,10 +145,16 @@ pub(crate) fn directory(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("walcast-it-{}-{name}", std::process::id()))
 }
 
+/// The server binaries that `scripts/matrix` chose; none: whatever is found.
+pub(crate) fn bin() -> Option<PathBuf> {
+    std::env::var_os("WALCAST_PG_BIN").filter(|bin| !bin.is_empty()).map(PathBuf::from)
+}
+
 /// Settings under which many tests at once do not run out of anything.
 pub(crate) fn options(name: &str) -> dev::ClusterOptions {
     let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     dev::ClusterOptions {
+        bin: bin(),
         durable: false,
         settings: vec![
             setting("max_connections", "400"),

@@ -40,7 +40,7 @@ impl Home {
 
     /// What `walcast dev` would have parsed.
     fn command_line(&self, port: u16, only_postgres: bool) -> dev::Options {
-        dev::Options { port, data_dir: self.path.clone(), pg_bin: None, only_postgres }
+        dev::Options { port, data_dir: self.path.clone(), pg_bin: cluster::bin(), only_postgres }
     }
 
     /// Starts the server, in a thread where blocking hurts nobody.

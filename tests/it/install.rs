@@ -798,6 +798,56 @@ async fn a_check_login_that_could_do_too_much_is_refused() {
 }
 
 #[tokio::test]
+async fn a_database_closed_to_public_is_opened_for_our_logins_alone() {
+    let database = Database::create().await;
+    install(&database).await;
+    let client = database.client().await;
+    let name = &database.name;
+    client.batch_execute(&format!("revoke all on database {name} from public")).await.unwrap();
+    let logins = Logins::open(&config(&database)).await.unwrap();
+    let check = logins.check.connect("test").await.unwrap();
+    check.batch_execute("create function pg_temp.f() returns int return 1").await.unwrap();
+    let replication = logins.replication.connect("test").await.unwrap();
+    let refused = replication.batch_execute("create temporary table t ()").await.unwrap_err();
+    assert_eq!(refused.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE));
+    let user: String = one(&check, "select session_user::text").await;
+    drop((check, replication));
+    wait_until_gone(&client, &user).await;
+    logins.close().await.unwrap();
+    let grants = format!(
+        "select count(*) from pg_database, aclexplode(datacl) \
+         where datname = '{name}' and grantee <> datdba"
+    );
+    assert_eq!(one::<i64>(&client, &grants).await, 0);
+}
+
+#[tokio::test]
+async fn a_check_login_without_temporary_objects_is_refused_with_the_grant() {
+    let database = Database::create().await;
+    install(&database).await;
+    let client = database.client().await;
+    let name = &database.name;
+    client
+        .batch_execute(&format!(
+            "create role {name}_poor login noinherit;
+             grant anon, authenticated, service_role to {name}_poor;
+             revoke temporary on database {name} from public"
+        ))
+        .await
+        .unwrap();
+    let mut config = config(&database);
+    config.database.check_url = Secret::new(url_as(&database, &format!("{name}_poor"), "x"));
+    let Err(error) = Logins::open(&config).await else { panic!("opened") };
+    let grant = format!("grant temporary on database {name} to {name}_poor");
+    assert!(error.to_string().contains(&grant), "{error}");
+    let findings = walcast::doctor::examine(&config).await;
+    let red = |finding: &&walcast::doctor::Finding| finding.level == walcast::doctor::Level::Red;
+    assert!(findings.iter().filter(red).any(|f| f.text.contains(&grant)), "{findings:?}");
+    client.batch_execute(&grant).await.unwrap();
+    Logins::open(&config).await.unwrap().close().await.unwrap();
+}
+
+#[tokio::test]
 async fn where_logins_may_not_be_made_the_error_says_how_to_make_them() {
     let database = Database::create().await;
     install(&database).await;

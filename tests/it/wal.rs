@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 use walcast::config::{Replication, Secret};
 use walcast::db::Login;
 use walcast::lsn::Lsn;
 use walcast::wal::pgoutput::{Message, OldKind, TupleColumn, TupleData};
 use walcast::wal::{self, Batch, Error, Format, WalStream};
 
-use crate::cluster::{Cluster, Database, cluster, connect};
+use crate::cluster::{self, Cluster, Database, cluster, connect};
 
 const DEADLINE: Duration = Duration::from_mins(1);
 
@@ -466,12 +467,27 @@ async fn a_missing_publication_is_named_before_a_slot_is_made() {
 }
 
 #[tokio::test]
-async fn a_publication_dropped_while_reading_is_missing_and_later_a_lost_slot() {
+async fn a_publication_dropped_while_reading_is_missing_and_later_a_gap() {
     let (database, client) = prepared().await;
     let settings = settings(&database);
     let mut stream = open(&database, &settings).await;
+    let missing =
+        async || wal::missing_publication(&login(&database.url), &settings).await.unwrap();
+    assert_eq!(missing().await, None);
     client.batch_execute("drop publication p").await.unwrap();
+    assert_eq!(missing().await.as_deref(), Some("p"));
     insert(&client, 1, "into the gap").await;
+    if cluster::version(&client).await >= 180_000 {
+        // The server goes on without the row, and warns.
+        until("the gap is noticed", async || stream.publication_skipped()).await;
+        assert!(!stream.publication_skipped());
+        client.batch_execute("create publication p for table t").await.unwrap();
+        insert(&client, 2, "behind it").await;
+        let seen = batch(&mut stream).await;
+        let seen: Vec<_> = seen.messages().map(|message| describe(&message.unwrap())).collect();
+        assert_eq!(seen, ["begin", "relation public.t", "insert 2,behind it", "commit"]);
+        return finish(stream, &database, &settings).await;
+    }
     let gone = error(&mut stream).await;
     assert!(matches!(gone, Error::PublicationMissing { .. }), "{gone:?}");
     client.batch_execute("create publication p for table t").await.unwrap();
@@ -883,6 +899,18 @@ async fn servers_and_passwords_are_proved_as_the_url_demands() {
         .unwrap();
     let wrong = fingerprint.replace(|digit: char| digit.is_ascii_hexdigit(), "0");
     assert!(try_login(&pinned(&wrong)).await.unwrap_err().contains("trust"));
+    // A server that takes nothing but TLS is told to give up over TLS, too.
+    let login = login(&pinned(fingerprint));
+    let busy = login.connect("busy").await.unwrap();
+    let sleeping = busy.batch_execute("select pg_sleep(600)");
+    let cancelling = until("the query is cancelled", async || {
+        login.cancel(&busy.cancel_token()).await.unwrap();
+        let idle = "select count(*) from pg_stat_activity where application_name = 'busy' \
+                    and state = 'idle'";
+        admin.query_one(idle, &[]).await.unwrap().get::<_, i64>(0) == 1
+    });
+    let (slept, ()) = tokio::join!(sleeping, cancelling);
+    assert_eq!(slept.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
     let other_name = format!("sslmode=verify-full&sslrootcert={other}");
     assert!(try_login(&url("open", "localhost", &other_name)).await.unwrap_err().contains("trust"));
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, NoTls, Row, SimpleQueryMessage, Statement};
+use tokio_postgres::{Client, Row, SimpleQueryMessage, Statement};
 
 use super::history::{Held, History};
 use super::snapshot::Snapshot;
@@ -114,6 +114,7 @@ struct Table {
 /// A connection that serves one role.
 pub(super) struct Checker {
     client: Client,
+    login: Login,
     cancel: tokio_postgres::CancelToken,
     role: Arc<str>,
     facts: Statement,
@@ -262,7 +263,8 @@ impl Checker {
         let facts = client.prepare(include_str!("../../../sql/rls_table.sql"));
         let facts = facts.await.map_err(unanswered)?;
         let cancel = client.cancel_token();
-        Ok(Self { client, cancel, role, facts, tables: HashMap::new(), made: 0 })
+        let (login, tables) = (login.clone(), HashMap::new());
+        Ok(Self { client, login, cancel, role, facts, tables, made: 0 })
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -706,7 +708,12 @@ impl Checker {
         let facts = &self.tables.get(&table)?.facts;
         let company = lock(job.touched).company(change.commit.xid, table);
         match change.operation {
-            Operation::Delete if company.rows || !company.whole || facts.is_opaque() => {
+            Operation::Delete
+                if company.rows
+                    || !company.whole
+                    || facts.is_opaque()
+                    || facts.reads_unlogged() =>
+            {
                 Some((Visibility::No, Visibility::No))
             }
             Operation::Update
@@ -785,7 +792,7 @@ impl Checker {
                         lessons.hung.insert(first);
                     }
                     lessons.alone = true;
-                    let _ = self.cancel.cancel_query(NoTls).await;
+                    let _ = self.login.cancel(&self.cancel).await;
                     return Err(unanswered(elapsed));
                 }
             };
