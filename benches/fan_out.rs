@@ -1,18 +1,29 @@
 //! Fan-out: deliveries a second and memory a connection, against bare write loops in the same run.
 //!
-//! In:     `--full` adds 9,500 subscribers; `--idle` measures memory only.
+//! In:     `--full` adds 9,500 subscribers; `--idle` measures memory only; `--outbox` leaves the
+//!         whole service out, `--service` measures nothing else.
 //! Out:    a table, then one JSON line with the ratios.
+//! Needs:  the `PostgreSQL` server binaries, for the whole service.
 //! Never:  anything but loopback; more than a minute or two.
 //!
 //! Every message goes to every subscriber. This process publishes; a child process of the same
 //! binary holds the other ends, reads in a busy loop so that nobody pays for waking it, and
 //! reports how many bytes came. Where `taskset` exists, each process has a core of its own.
+//!
+//! The whole service is `walcast serve` with 1,000 subscribers of one topic on one table: rows
+//! written in SQL, frames counted at the other ends. Saturated: it is stopped, a transaction of
+//! many rows is committed, and it goes on. One at a time: a row is committed when everybody has
+//! the one before; the bare loop waits alike. The bare loops write frames of the same size.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark ends where its expectation does")]
 
+#[allow(dead_code, reason = "the tests use more of it")]
+#[path = "../tests/it/cluster.rs"]
+mod cluster;
+mod service;
+
 use std::collections::VecDeque;
 use std::env;
-use std::fs;
 use std::hint::black_box;
 use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -26,10 +37,13 @@ use axum::http::request::Parts;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use walcast::config;
-use walcast::http::{Admit, Refusal, Service, router};
+use walcast::http::{Service, router};
 use walcast::hub::outbox::{CloseReason, DirtyList, Outbox};
+use walcast::transport::admit::{Admit, Refusal};
 use walcast::transport::listener::{Connections, serve};
 use walcast::transport::websocket::{Peer, text_frame};
+
+use service::{Process, Socket, TABLE, float};
 
 /// The payload of one message.
 const MESSAGE_BYTES: usize = 300;
@@ -43,8 +57,14 @@ const WINDOW: usize = 256;
 const SINGLE_WINDOW: usize = 32;
 /// Connections for the idle measurement.
 const IDLE_CONNECTIONS: usize = 10_000;
+/// Subscribers of the whole service.
+const SUBSCRIBERS: usize = 1000;
+/// Joined connections for its idle measurement.
+const JOINED_CONNECTIONS: usize = 5000;
+/// Rows of the transaction that saturates it.
+const BACKLOG_ROWS: u32 = 1500;
 /// Each figure is the median of so many runs of this length, taken in turn.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_millis(600);
 
 fn main() {
@@ -52,69 +72,218 @@ fn main() {
     if let [_, mode, address, control, count, kind] = &arguments[..]
         && mode == "load-client"
     {
-        let is_websocket = kind == "websocket";
         return load_client(
             address.parse().unwrap(),
             control.parse().unwrap(),
             count.parse().unwrap(),
-            is_websocket,
+            kind,
         );
     }
-    pin_to(process::id(), 0);
+    // `cargo test --benches` also runs this; it measures only when asked to.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return;
+    }
+    let asked = |name: &str| arguments.iter().any(|argument| argument == name);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let mut result = serde_json::Map::new();
+    result.insert("scenario".into(), "fan_out".into());
+    if !asked("--outbox") && !asked("--idle") {
+        // Before anything is pinned: Postgres may use both cores.
+        result.insert("service".into(), whole_service(&runtime));
+        println!();
+    }
+    ME.pin_to(0);
+    if asked("--service") {
+        return println!("{}", serde_json::Value::from(result));
+    }
     let mut counts = vec![100, 1000];
-    if arguments.iter().any(|argument| argument == "--full") {
+    if asked("--full") {
         // Two sets of sockets are open at once, within 20,000 descriptors.
         counts.push(9500);
     }
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-
     let idle = idle_bytes_per_connection(&runtime);
-    if arguments.iter().any(|argument| argument == "--idle") {
+    if asked("--idle") {
         return println!("idle: {idle} bytes");
     }
-    println!("idle: {idle} bytes of resident memory a connection, of {IDLE_CONNECTIONS}\n");
+    println!("outboxes: {idle} bytes of resident memory a connection, of {IDLE_CONNECTIONS}\n");
+    heading();
+    let mut ratios = serde_json::Map::new();
+    let mut worst = |name: &str, ratio: f64| {
+        let least = ratios.get(name).and_then(serde_json::Value::as_f64).unwrap_or(f64::INFINITY);
+        ratios.insert(name.into(), service::rounded(ratio.min(least)));
+    };
+    for count in counts {
+        let results = compare(&runtime, count);
+        print(count, &results);
+        worst("saturation_vs_writev64", results[1].1.rate / results[0].1.rate);
+        worst("single_vs_write", results[3].1.rate / results[2].1.rate);
+        // CPU time is steadier than the clock where others use the machine.
+        let cpu =
+            |ours: usize, limit: usize| results[limit].1.cpu_seconds / results[ours].1.cpu_seconds;
+        worst("saturation_vs_writev64_cpu", cpu(1, 0));
+        worst("single_vs_write_cpu", cpu(3, 2));
+    }
+    result.insert("ratios".into(), ratios.into());
+    result.insert("idle_rss_bytes_per_connection".into(), idle.into());
+    println!("{}", serde_json::Value::from(result));
+}
+
+fn heading() {
     println!(
         "{:>6}  {:<26} {:>13} {:>10} {:>9}",
         "N", "way", "deliveries/s", "CPU s/M", "of limit"
     );
-    let (mut saturation, mut single) = (Vec::new(), Vec::new());
-    let (mut saturation_cpu, mut single_cpu) = (Vec::new(), Vec::new());
-    for count in counts {
-        let results = compare(&runtime, count);
-        for (way, figure, limit) in &results {
-            println!(
-                "{count:>6}  {way:<26} {:>13.0} {:>10.3} {:>9.2}",
-                figure.rate,
-                figure.cpu_seconds * 1e6,
-                figure.rate / results[*limit].1.rate,
-            );
-        }
-        saturation.push((count, results[1].1.rate / results[0].1.rate));
-        single.push((count, results[3].1.rate / results[2].1.rate));
-        // CPU time is steadier than the clock where others use the machine.
-        saturation_cpu.push((count, results[0].1.cpu_seconds / results[1].1.cpu_seconds));
-        single_cpu.push((count, results[2].1.cpu_seconds / results[3].1.cpu_seconds));
-    }
-    let by_count = |ratios: &[(usize, f64)]| {
-        ratios.iter().map(|(count, ratio)| format!("\"{count}\":{ratio:.3}")).collect::<Vec<_>>()
-    };
-    let worst = |ratios: &[(usize, f64)]| {
-        ratios.iter().map(|(_, ratio)| *ratio).fold(f64::INFINITY, f64::min)
-    };
-    println!(
-        "{{\"scenario\":\"fan_out\",\"ratios\":{{\"saturation_vs_writev64\":{:.3},\
-         \"single_vs_write\":{:.3},\"saturation_vs_writev64_cpu\":{:.3},\
-         \"single_vs_write_cpu\":{:.3}}},\"by_subscribers\":{{\"saturation_vs_writev64\":{{{}}},\
-         \"single_vs_write\":{{{}}}}},\"idle_rss_bytes_per_connection\":{idle}}}",
-        worst(&saturation),
-        worst(&single),
-        worst(&saturation_cpu),
-        worst(&single_cpu),
-        by_count(&saturation).join(","),
-        by_count(&single).join(","),
-    );
 }
+
+fn print(count: usize, results: &[(&str, Figure, usize)]) {
+    for (way, figure, limit) in results {
+        println!(
+            "{count:>6}  {way:<26} {:>13.0} {:>10.3} {:>9.2}",
+            figure.rate,
+            figure.cpu_seconds * 1e6,
+            figure.rate / results[*limit].1.rate,
+        );
+    }
+}
+
+/// `walcast serve` with everybody on one topic, against the bare loops; its ratios and memory.
+fn whole_service(runtime: &Runtime) -> serde_json::Value {
+    let database = runtime.block_on(cluster::Database::create());
+    let client = runtime.block_on(database.client());
+    let mut service = service::Service::start(&database.name);
+    let sql = |text: &str| runtime.block_on(client.batch_execute(text)).unwrap();
+    sql(TABLE);
+    let insert = "insert into t values ($1, repeat('x', 192))";
+    let insert = runtime.block_on(client.prepare(insert)).unwrap();
+    service.process.pin_to(0);
+    ME.pin_to(0);
+
+    let mut id = 1_000_000; // The length of a frame does not change with it.
+    let mut probe = service.subscribe();
+    sql(&format!("insert into t values ({id}, repeat('x', 192))"));
+    let frame = text_frame(&vec![b'x'; probe.frame().len()]);
+    drop(probe);
+
+    let mut load = Load::start(service.address, SUBSCRIBERS, "service");
+    (load.unit, load.publisher) = (1, service.process);
+    load.wait_until_open();
+    let mut bare = Bare::open(SUBSCRIBERS, frame.len());
+    let mut runs: [Vec<Figure>; 6] = Default::default();
+    for _ in 0..ROUNDS {
+        runs[0].push(bare.load.measure(SUBSCRIBERS, BATCH, WINDOW, &mut |messages| {
+            write_batch(&bare.streams, &frame, messages);
+        }));
+        service.pause();
+        // Committed for certain: what is not flushed to the log is not sent.
+        sql(&format!(
+            "insert into t select {id} + n, repeat('x', 192) from generate_series(1, {BACKLOG_ROWS}) n"
+        ));
+        id += i32::try_from(BACKLOG_ROWS).unwrap();
+        let deliveries = u64::from(BACKLOG_ROWS) * u64::try_from(SUBSCRIBERS).unwrap();
+        runs[1].push(load.time(deliveries, || service.resume()));
+        for (place, window) in [(2, 1), (4, SINGLE_WINDOW)] {
+            runs[place].push(bare.load.measure(SUBSCRIBERS, 1, window, &mut |messages| {
+                write_one(&bare.streams, &frame, messages);
+            }));
+            runs[place + 1].push(load.measure(SUBSCRIBERS, 1, window, &mut |_one| {
+                id += 1;
+                runtime.block_on(client.execute(&insert, &[&id])).unwrap();
+            }));
+        }
+    }
+    let names = [
+        "bare writev of 64",
+        "service, saturated",
+        "bare write, waiting",
+        "service, waiting",
+        "bare write",
+        "service, row by row",
+    ];
+    let figures = runs.into_iter().map(median);
+    let limits = [0, 0, 2, 2, 4, 4];
+    let results: Vec<_> = names.into_iter().zip(figures).zip(limits).collect();
+    let results: Vec<_> = results.into_iter().map(|((n, f), l)| (n, f, l)).collect();
+    println!("the whole service, frames of {} bytes\n", frame.len());
+    heading();
+    print(SUBSCRIBERS, &results);
+    drop((load, bare, service));
+
+    // A fresh one: no memory that was used and is free.
+    let service = service::Service::start(&database.name);
+    let mut first = Load::start(service.address, 100, "service");
+    first.wait_until_open();
+    let before = settled(service.process);
+    let mut load = Load::start(service.address, JOINED_CONNECTIONS, "service");
+    load.wait_until_open();
+    let after = settled(service.process);
+    let idle = after.saturating_sub(before) / u64::try_from(JOINED_CONNECTIONS).unwrap();
+    println!("\n{idle} bytes of resident memory a joined connection, of {JOINED_CONNECTIONS}");
+    let ratio = |ours: usize| {
+        let limit = ours - 1;
+        let (ours, limit) = (results[ours].1, results[limit].1);
+        let (rate, cpu) = (ours.rate / limit.rate, limit.cpu_seconds / ours.cpu_seconds);
+        serde_json::json!({ "rate": service::rounded(rate), "cpu": service::rounded(cpu) })
+    };
+    serde_json::json!({
+        "saturation_vs_writev64": ratio(1),
+        "single_waiting_vs_write": ratio(3),
+        "single_vs_write": ratio(5),
+        "idle_rss_bytes_per_joined_connection": idle,
+    })
+}
+
+/// Resident memory once it does not fall any more.
+fn settled(process: Process) -> u64 {
+    let mut least = process.memory("VmRSS");
+    loop {
+        thread::sleep(Duration::from_millis(500));
+        let now = process.memory("VmRSS");
+        if now >= least {
+            return now;
+        }
+        least = now;
+    }
+}
+
+/// Sockets without a server.
+struct Bare {
+    streams: Vec<TcpStream>,
+    load: Load,
+}
+
+impl Bare {
+    fn open(count: usize, frame_bytes: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut load = Load::start(listener.local_addr().unwrap(), count, "bare");
+        load.unit = u64::try_from(frame_bytes).unwrap();
+        let streams: Vec<TcpStream> = (0..count).map(|_| listener.accept().unwrap().0).collect();
+        for stream in &streams {
+            stream.set_nodelay(true).unwrap();
+        }
+        load.wait_until_open();
+        Self { streams, load }
+    }
+}
+
+fn write_batch(streams: &[TcpStream], frame: &[u8], messages: usize) {
+    let slices = vec![IoSlice::new(frame); messages];
+    for mut stream in streams {
+        let written = stream.write_vectored(&slices).unwrap();
+        assert_eq!(written, messages * frame.len());
+    }
+}
+
+fn write_one(streams: &[TcpStream], frame: &[u8], messages: usize) {
+    for _ in 0..messages {
+        for mut stream in streams {
+            stream.write_all(frame).unwrap();
+        }
+    }
+}
+
+/// This process.
+static ME: std::sync::LazyLock<Process> = std::sync::LazyLock::new(|| Process(process::id()));
 
 /// One way of publishing, measured.
 #[derive(Debug, Clone, Copy)]
@@ -129,38 +298,22 @@ struct Figure {
 fn compare(runtime: &Runtime, count: usize) -> Vec<(&'static str, Figure, usize)> {
     let frame = text_frame(&[b'x'; MESSAGE_BYTES]);
     assert_eq!(frame.len(), FRAME_BYTES);
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut bare_load = Load::start(listener.local_addr().unwrap(), count, "bare");
-    let bare: Vec<TcpStream> = (0..count).map(|_| listener.accept().unwrap().0).collect();
-    for stream in &bare {
-        stream.set_nodelay(true).unwrap();
-    }
-    bare_load.wait_until_open();
+    let mut bare = Bare::open(count, FRAME_BYTES);
     let server = Server::start(runtime);
     let mut load = Load::start(server.address, count, "websocket");
     load.wait_until_open();
     let outboxes = server.outboxes(count);
 
-    let mut write_batch = |messages: usize| {
-        let slices = vec![IoSlice::new(&frame); messages];
-        for mut stream in &bare {
-            let written = stream.write_vectored(&slices).unwrap();
-            assert_eq!(written, messages * FRAME_BYTES);
-        }
-    };
-    let mut write_one = |messages: usize| {
-        for _ in 0..messages {
-            for mut stream in &bare {
-                stream.write_all(&frame).unwrap();
-            }
-        }
-    };
     let mut ours = publisher(&outboxes);
     let mut runs: [Vec<Figure>; 4] = Default::default();
     for _ in 0..ROUNDS {
-        runs[0].push(bare_load.measure(count, BATCH, WINDOW, &mut write_batch));
+        runs[0].push(bare.load.measure(count, BATCH, WINDOW, &mut |messages| {
+            write_batch(&bare.streams, &frame, messages);
+        }));
         runs[1].push(load.measure(count, BATCH, WINDOW, &mut ours));
-        runs[2].push(bare_load.measure(count, 1, SINGLE_WINDOW, &mut write_one));
+        runs[2].push(bare.load.measure(count, 1, SINGLE_WINDOW, &mut |messages| {
+            write_one(&bare.streams, &frame, messages);
+        }));
         runs[3].push(load.measure(count, 1, SINGLE_WINDOW, &mut ours));
     }
     let names = ["bare writev of 64", "walcast, saturated", "bare write", "walcast, one at a time"];
@@ -194,13 +347,13 @@ fn idle_bytes_per_connection(runtime: &Runtime) -> u64 {
     let mut first = Load::start(server.address, 100, "websocket");
     first.wait_until_open();
     let held = server.outboxes(100);
-    let before = resident_bytes();
+    let before = ME.memory("VmRSS");
     let mut load = Load::start(server.address, IDLE_CONNECTIONS, "websocket");
     load.wait_until_open();
     while server.connections.http() > 0 || server.connections.sockets() < IDLE_CONNECTIONS + 100 {
         thread::sleep(Duration::from_millis(10));
     }
-    let after = resident_bytes();
+    let after = ME.memory("VmRSS");
     drop(held);
     after.saturating_sub(before) / u64::try_from(IDLE_CONNECTIONS).unwrap()
 }
@@ -295,6 +448,10 @@ impl Drop for Server {
 struct Load {
     child: Child,
     control: TcpStream,
+    /// Who publishes to it.
+    publisher: Process,
+    /// What one delivery counts for in the reports: its bytes, or 1.
+    unit: u64,
     received: u64,
     sent: u64,
 }
@@ -308,9 +465,10 @@ impl Load {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        pin_to(child.id(), 1);
+        Process(child.id()).pin_to(1);
         let control = listener.accept().unwrap().0;
-        Self { child, control, received: 0, sent: 0 }
+        let unit = u64::try_from(FRAME_BYTES).unwrap();
+        Self { child, control, publisher: *ME, unit, received: 0, sent: 0 }
     }
 
     /// Waits for the first report, sent once every socket is open.
@@ -333,28 +491,43 @@ impl Load {
         window: usize,
         publish: &mut dyn FnMut(usize),
     ) -> Figure {
-        let bytes_each = u64::try_from(count * FRAME_BYTES).unwrap();
-        let (batch_bytes, ahead) = (
-            u64::try_from(batch).unwrap() * bytes_each,
-            u64::try_from(window - batch).unwrap() * bytes_each,
-        );
+        let each = u64::try_from(count).unwrap() * self.unit;
+        let (of_batch, ahead) =
+            (u64::try_from(batch).unwrap() * each, u64::try_from(window - batch).unwrap() * each);
         self.control.write_all(&[1]).unwrap();
-        let (first, cpu, start) = (self.sent, cpu_seconds(), Instant::now());
+        let (first, cpu, start) = (self.sent, self.publisher.cpu_seconds(), Instant::now());
         while start.elapsed() < ROUND {
             while self.sent - self.received > ahead {
                 self.read_report();
             }
             publish(batch);
-            self.sent += batch_bytes;
+            self.sent += of_batch;
         }
+        self.wait();
+        let seconds = start.elapsed().as_secs_f64();
+        let deliveries = float((self.sent - first) / self.unit);
+        let cpu = self.publisher.cpu_seconds() - cpu;
+        Figure { rate: deliveries / seconds, cpu_seconds: cpu / deliveries }
+    }
+
+    /// From a word to go until everything that waited for it has come.
+    fn time(&mut self, deliveries: u64, go: impl FnOnce()) -> Figure {
+        self.control.write_all(&[1]).unwrap();
+        let (cpu, start) = (self.publisher.cpu_seconds(), Instant::now());
+        go();
+        self.sent += deliveries * self.unit;
+        self.wait();
+        let seconds = start.elapsed().as_secs_f64();
+        let cpu = self.publisher.cpu_seconds() - cpu;
+        let deliveries = float(deliveries);
+        Figure { rate: deliveries / seconds, cpu_seconds: cpu / deliveries }
+    }
+
+    fn wait(&mut self) {
         while self.received < self.sent {
             self.read_report();
         }
-        assert_eq!(self.received, self.sent, "bytes received, bytes sent");
-        let seconds = start.elapsed().as_secs_f64();
-        let deliveries = (self.sent - first) / u64::try_from(FRAME_BYTES).unwrap();
-        let deliveries = f64::from(u32::try_from(deliveries).unwrap());
-        Figure { rate: deliveries / seconds, cpu_seconds: (cpu_seconds() - cpu) / deliveries }
+        assert_eq!(self.received, self.sent, "what was received, what was sent");
     }
 }
 
@@ -365,11 +538,14 @@ impl Drop for Load {
     }
 }
 
-/// Opens the sockets, reports, then reads for ever and reports how much came.
-fn load_client(address: SocketAddr, control: SocketAddr, count: usize, is_websocket: bool) {
-    let mut control = TcpStream::connect(control).unwrap();
-    let mut streams = Vec::with_capacity(count);
-    for _ in 0..count {
+/// One socket at the other end, and how what comes there is counted.
+enum End {
+    Bytes(TcpStream),
+    Frames(Box<Socket>),
+}
+
+impl End {
+    fn bytes(address: SocketAddr, is_websocket: bool) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
         if is_websocket {
             let request = "GET /socket/websocket HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\n\
@@ -385,8 +561,49 @@ fn load_client(address: SocketAddr, control: SocketAddr, count: usize, is_websoc
             assert!(head.starts_with(b"HTTP/1.1 101"));
         }
         stream.set_nonblocking(true).unwrap();
-        streams.push(stream);
+        Self::Bytes(stream)
     }
+
+    /// How much has come; none: the end.
+    fn read(&mut self, buffer: &mut [u8]) -> Option<u64> {
+        match self {
+            Self::Bytes(stream) => match stream.read(buffer) {
+                Ok(0) => None,
+                Ok(read) => Some(u64::try_from(read).unwrap()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Some(0),
+                Err(_) => None,
+            },
+            Self::Frames(socket) => socket.read(buffer).map(|(_, frames)| frames),
+        }
+    }
+}
+
+/// Sockets that have joined.
+fn joined(address: SocketAddr, count: usize) -> Vec<End> {
+    let mut sockets = Vec::with_capacity(count);
+    while sockets.len() < count {
+        let mut joining: Vec<Socket> = Vec::new();
+        while joining.len() < 100.min(count - sockets.len()) {
+            let mut socket = Socket::open(address);
+            socket.ask_to_join();
+            joining.push(socket);
+        }
+        for mut socket in joining {
+            socket.joined();
+            socket.set_nonblocking();
+            sockets.push(End::Frames(Box::new(socket)));
+        }
+    }
+    sockets
+}
+
+/// Opens the sockets, reports, then reads for ever and reports how much came.
+fn load_client(address: SocketAddr, control: SocketAddr, count: usize, kind: &str) {
+    let mut control = TcpStream::connect(control).unwrap();
+    let mut ends: Vec<End> = match kind {
+        "service" => joined(address, count),
+        kind => (0..count).map(|_| End::bytes(address, kind == "websocket")).collect(),
+    };
     let mut buffer = vec![0; 256 * 1024];
     let mut total = 0_u64;
     let mut last = Instant::now();
@@ -394,13 +611,9 @@ fn load_client(address: SocketAddr, control: SocketAddr, count: usize, is_websoc
     control.write_all(&total.to_le_bytes()).unwrap();
     loop {
         let before = total;
-        for stream in &mut streams {
-            match stream.read(&mut buffer) {
-                Ok(0) => return,
-                Ok(read) => total += u64::try_from(read).unwrap(),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return,
-            }
+        for end in &mut ends {
+            let Some(more) = end.read(&mut buffer) else { return };
+            total += more;
         }
         if total > before {
             last = Instant::now();
@@ -418,28 +631,4 @@ fn load_client(address: SocketAddr, control: SocketAddr, count: usize, is_websoc
             }
         }
     }
-}
-
-/// Best effort: without `taskset` the scheduler decides.
-fn pin_to(process: u32, core: u32) {
-    let _ = Command::new("taskset")
-        .args(["-acp", &core.to_string(), &process.to_string()])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-}
-
-/// User and system time of this process, from hundredths of a second.
-fn cpu_seconds() -> f64 {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    // Fields 14 and 15; the second one is in parentheses and may hold anything.
-    let rest = stat.rsplit_once(')').unwrap().1;
-    let ticks = rest.split_whitespace().skip(11).take(2);
-    ticks.map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
-}
-
-fn resident_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }

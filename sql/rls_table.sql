@@ -76,15 +76,46 @@ select
                     ),
                     -- pg_depend does not know of whole-row references; the node tree does.
                     'whole_row', p.polqual::text ~ ':varattno 0 ',
+                    -- Partitions too: the log names them.
                     'tables', (
-                        select coalesce(pg_catalog.jsonb_agg(distinct d.refobjid::bigint), '[]')
+                        select coalesce(pg_catalog.jsonb_agg(distinct read.oid::bigint), '[]')
                         from pg_catalog.pg_depend as d
                         join pg_catalog.pg_class as other on other.oid = d.refobjid
+                        cross join lateral (
+                            select other.oid
+                            union all
+                            select t.relid
+                            from pg_catalog.pg_partition_tree(other.oid) as t
+                            where other.relkind = 'p'
+                        ) as read (oid)
                         where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
                             and d.objid = p.oid
                             and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
                             and d.refobjid <> c.oid
                     ),
+                    -- It reads a table of which the log says nothing.
+                    'unlogged', not exists (
+                        select from pg_catalog.pg_publication as b where b.puballtables
+                    )
+                        and exists (
+                            select
+                            from pg_catalog.pg_depend as d
+                            join pg_catalog.pg_class as other on other.oid = d.refobjid
+                            where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
+                                and d.objid = p.oid
+                                and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                                and d.refobjid <> c.oid
+                                and other.relkind in ('r', 'p')
+                                and not exists (
+                                    select
+                                    from pg_catalog.pg_publication_rel as b
+                                    where b.prrelid = other.oid
+                                        or b.prrelid in (
+                                            select a.relid
+                                            from pg_catalog.pg_partition_ancestors(other.oid) as a
+                                        )
+                                )
+                        ),
                     -- What else it reads cannot be told: a function given values, a view, itself.
                     'opaque', p.polqual::text ~ (':relid ' || c.oid::text || ' ')
                         or exists (

@@ -121,6 +121,8 @@ pub struct Table {
     pub primary_key: Box<[Box<str>]>,
     /// For a partition: the topmost table it is part of.
     pub partition_root: Option<QualifiedName>,
+    /// Its OID.
+    pub partition_root_oid: Option<u32>,
     /// The columns each configured role may select, by role: it has the privilege, and usage of
     /// the schema. A role that does not exist is absent.
     pub readable: BTreeMap<Box<str>, Box<[Box<str>]>>,
@@ -132,6 +134,11 @@ impl Table {
     /// Whether a role may select a column.
     pub fn may_read(&self, role: &str, column: &str) -> bool {
         self.readable.get(role).is_some_and(|columns| columns.iter().any(|name| **name == *column))
+    }
+
+    /// Whether a role may select any column at all.
+    pub fn may_read_any(&self, role: &str) -> bool {
+        self.readable.get(role).is_some_and(|columns| !columns.is_empty())
     }
 
     /// The places in this table's log relation that a role may select. By name: a column that was
@@ -200,6 +207,8 @@ pub struct Published {
     pub schema: Box<str>,
     /// Name.
     pub name: Box<str>,
+    /// A partitioned table whose changes come under the names of its partitions.
+    pub by_partition: bool,
 }
 
 impl std::fmt::Debug for Catalog {
@@ -263,12 +272,35 @@ impl Catalog {
             }
             known.forgotten
         };
+        self.ask_table(&mut connection, oid, forgotten).await
+    }
+
+    /// As [`Self::table`], as of now, whatever is known.
+    ///
+    /// # Errors
+    /// Any [`Error`]: ask again later.
+    pub async fn table_now(&self, oid: u32) -> Result<Option<Arc<Table>>, Error> {
+        let mut connection = self.connection.lock().await;
+        let forgotten = self.known().forgotten;
+        self.ask_table(&mut connection, oid, forgotten).await
+    }
+
+    /// Fetches a table; it is remembered unless something was forgotten since `forgotten`.
+    async fn ask_table(
+        &self,
+        connection: &mut Option<Connection>,
+        oid: u32,
+        forgotten: u64,
+    ) -> Result<Option<Arc<Table>>, Error> {
         let parameters: [&(dyn ToSql + Sync); 2] = [&oid, &self.roles];
-        let rows = self.ask(&mut connection, |c| &c.table, &parameters).await?;
+        let rows = self.ask(connection, |c| &c.table, &parameters).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         let Json(definition) = row.try_get::<_, Json<Definition>>(0).map_err(Error::Query)?;
         let table = Arc::new(definition.into_table(oid));
         let mut known = self.known();
+        if let Some(same) = known.tables.get(&oid).filter(|known| **known == table) {
+            return Ok(Some(Arc::clone(same))); // what was made of it stays good
+        }
         if known.forgotten == forgotten {
             if known.tables.len() >= TABLES_MAX {
                 known.tables.clear();
@@ -291,6 +323,11 @@ impl Catalog {
         known.tables.clear();
         known.published = None;
         known.forgotten = known.forgotten.wrapping_add(1);
+    }
+
+    /// Grows whenever something is forgotten: what was made of earlier answers may not hold.
+    pub fn forgotten(&self) -> u64 {
+        self.known().forgotten
     }
 
     /// The tables in our publications, as of at most a second ago, by OID.
@@ -356,7 +393,8 @@ impl Catalog {
         let asked = Instant::now();
         let rows = self.ask(connection, |c| &c.published, &[&self.publications]).await?;
         let published = rows.iter().map(|row| {
-            Ok(Published { oid: row.try_get(0)?, schema: row.try_get(1)?, name: row.try_get(2)? })
+            let (oid, schema, name) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            Ok(Published { oid, schema, name, by_partition: row.try_get(3)? })
         });
         let published: Arc<[Published]> =
             published.collect::<Result<_, _>>().map_err(Error::Query)?;
@@ -439,11 +477,18 @@ struct Definition {
     kind: Kind,
     replica_identity: char,
     row_security: bool,
-    root: Option<QualifiedName>,
+    root: Option<RootDefinition>,
     primary_key: Box<[Box<str>]>,
     columns: Vec<ColumnDefinition>,
     types: Vec<TypeDefinition>,
     roles: Vec<RoleDefinition>,
+}
+
+#[derive(Deserialize)]
+struct RootDefinition {
+    oid: u32,
+    #[serde(flatten)]
+    name: QualifiedName,
 }
 
 #[derive(Deserialize)]
@@ -512,7 +557,8 @@ impl Definition {
             row_security: self.row_security,
             columns,
             primary_key: self.primary_key,
-            partition_root: self.root,
+            partition_root_oid: self.root.as_ref().map(|root| root.oid),
+            partition_root: self.root.map(|root| root.name),
             row_access: row_access.collect(),
             readable: self.roles.into_iter().map(|role| (role.name, role.columns)).collect(),
         }

@@ -74,11 +74,10 @@ const RETAINED_BYTES_MUCH: i64 = 1024 * 1024 * 1024;
 /// leak), first minor without CVE-2025-8713 (statistics show values that policies hide). An older
 /// way to the same leak, CVE-2023-2455, was closed before the first of these.
 /// Source: postgresql.org/support/security
-const SAFE_MINORS: &[(i32, i32, i32)] =
-    &[(13, 17, 22), (14, 14, 19), (15, 9, 14), (16, 5, 10), (17, 1, 6)];
+const SAFE_MINORS: &[(i32, i32, i32)] = &[(14, 14, 19), (15, 9, 14), (16, 5, 10), (17, 1, 6)];
 
 /// The oldest major version with all that we use.
-const MAJOR_MIN: i32 = 13;
+const MAJOR_MIN: i32 = 14;
 
 #[derive(Default)]
 struct Findings(Vec<Finding>);
@@ -378,7 +377,7 @@ fn our_slot(name: &str, row: &Row, findings: &mut Findings) {
     match row.get::<_, Option<&str>>("wal_status") {
         Some("lost") => findings.red(
             format!("slot {name} is lost: it fell behind max_slot_wal_keep_size"),
-            by_hand(format!("{drop}   -- walcast does it at its next start, and tells clients")),
+            by_hand(format!("{drop}   -- walcast does it by itself, and tells clients")),
         ),
         Some("unreserved") => findings.red(
             format!("slot {name} is about to be lost: it holds back {shown} of WAL"),
@@ -627,7 +626,7 @@ mod tests {
 
     #[test]
     fn minor_versions_without_the_fixes_are_named() {
-        assert_eq!(level(120_022), Level::Red);
+        assert_eq!(level(130_022), Level::Red);
         assert_eq!(level(150_008), Level::Red);
         assert_eq!(level(150_009), Level::Warn);
         assert_eq!(level(150_014), Level::Ok);

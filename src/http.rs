@@ -4,50 +4,19 @@
 //! Out:    101 and a running socket, or a refusal as JSON; probes and metrics.
 //! Never:  logs a path or a query: both may hold a token.
 
-use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::Serialize;
 use tokio::time::sleep;
 
-use crate::hub::outbox::Outbox;
+use crate::transport::admit::{Admit, Refusal};
 use crate::transport::listener::Connections;
-use crate::transport::websocket::{self, HandshakeError, Peer};
-
-/// Decides on a request for a socket before it is answered, and makes the session it will run.
-pub trait Admit: Send + Sync + 'static {
-    /// What runs on the socket.
-    type Peer: Peer + 'static;
-
-    /// Who is asking, and may they? Path, query, headers and the peer's address
-    /// (`ConnectInfo<SocketAddr>` in the extensions) are in `request`. The closure is called once
-    /// the socket is open, with its outbox.
-    ///
-    /// # Errors
-    /// What to answer instead of 101.
-    fn admit(
-        &self,
-        request: &Parts,
-    ) -> Result<impl FnOnce(Arc<Outbox>) -> Self::Peer + Send + 'static, Refusal>;
-}
-
-/// Why a request gets no socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// Status of the response.
-    pub status: StatusCode,
-    /// The text of `{"error": text}`; the body is empty when there is none.
-    pub error: Option<Cow<'static, str>>,
-    /// How long the answer waits, so that a client in a retry loop is slowed.
-    pub delay: Duration,
-}
+use crate::transport::websocket::{self, HandshakeError};
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {

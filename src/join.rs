@@ -14,16 +14,18 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Client;
 use tracing::warn;
 
 use crate::auth::Claims;
 use crate::auth::rls::{Authorizer, ProbeError};
-use crate::catalog::{Catalog, Published, RowAccess, Table};
+use crate::catalog::{Catalog, Kind, Published, RowAccess, Table};
 use crate::config;
 use crate::db::Login;
 use crate::hub::{
     Format, Hub, Interest, Membership, Registration, Subscriber, Subscription, SubscriptionError,
+    Turn,
 };
 use crate::subscribe::{self, Check, Column, Operators, Refused};
 use crate::telemetry;
@@ -54,7 +56,7 @@ pub struct Joined {
     /// For each element that was asked, in order: the id its events carry, and members to add to
     /// its echo.
     pub subscriptions: Vec<(u32, Option<Cow<'static, str>>)>,
-    /// The place in the hub, when something is subscribed.
+    /// The place in the hub, when row changes were asked for; outside when they were refused.
     pub membership: Option<Membership>,
     /// Whether row changes were asked for, so that the client is told what became of that.
     pub asked: bool,
@@ -124,7 +126,8 @@ impl Joiner {
             joined.subscriptions = parsed.iter().map(|(id, _)| (*id, None)).collect();
         }
         joined.asked = true;
-        let interests = tokio::time::timeout(WAIT_MAX, self.interests(&request.claims, parsed));
+        let deadline = Instant::now() + WAIT_MAX;
+        let interests = timeout_at(deadline, self.interests(&request.claims, parsed));
         match interests.await.unwrap_or(Err(Problem::Unavailable)) {
             Ok((interests, modes)) => {
                 for ((_, extra), mode) in joined.subscriptions.iter_mut().zip(modes) {
@@ -132,34 +135,50 @@ impl Joiner {
                 }
                 // From now on somebody may be owed the deletion of a row that he could see before.
                 self.authorizer.keep_history(true);
-                joined.membership = Some(self.hub.join(registration(request, interests)));
+                let membership = self.hub.join(registration(request, interests));
+                // What was decoded before this channel was there, but cannot be read yet, would be
+                // missing both in what the client fetches after the answer and in what it is sent.
+                match timeout_at(deadline, self.authorizer.wait_decoded_visible()).await {
+                    Ok(Ok(())) => joined.membership = Some(membership),
+                    Ok(Err(_)) | Err(_) => joined.unavailable = Some(self.unavailable()),
+                }
             }
-            Err(Problem::Refused(text)) => joined.problem = Some(text),
+            Err(Problem::Refused(text)) => {
+                joined.membership = Some(self.hub.outside(request.subscriber));
+                joined.problem = Some(text);
+            }
             Err(Problem::Unavailable) => joined.unavailable = Some(self.unavailable()),
         }
         joined
     }
 
-    /// Puts a channel under new claims, its subscriptions checked again.
+    /// Puts a channel under new claims, its subscriptions checked again. None: a later refresh
+    /// has begun, or the channel is gone, and there is nothing to say.
     ///
     /// # Errors
-    /// What the client is told; the channel then gets no more row changes.
+    /// What the client is told; the channel gets no more row changes until the next refresh.
     pub async fn refresh(
         &self,
         membership: &Arc<Membership>,
+        turn: Turn,
         request: Request,
-    ) -> Result<(), String> {
+    ) -> Option<Result<(), String>> {
         let parsed = parse(&request);
         let mut wait = Duration::from_millis(100);
         loop {
-            match self.interests(&request.claims, parsed.clone()).await {
+            let checked = self.interests(&request.claims, parsed.clone());
+            let checked = tokio::time::timeout(WAIT_MAX, checked).await;
+            if !membership.is_awaiting(turn) {
+                return None;
+            }
+            match checked.unwrap_or(Err(Problem::Unavailable)) {
                 Ok((interests, _)) => {
-                    self.hub.refresh(membership, registration(request, interests));
-                    return Ok(());
+                    self.hub.refresh(membership, turn, registration(request, interests));
+                    return Some(Ok(()));
                 }
                 Err(Problem::Refused(text)) => {
-                    self.hub.leave(membership);
-                    return Err(text);
+                    self.hub.suspend(membership, turn);
+                    return Some(Err(text));
                 }
                 // Until the answer is known the old claims hold, at most to their own expiry.
                 Err(Problem::Unavailable) => tokio::time::sleep(wait).await,
@@ -191,7 +210,8 @@ impl Joiner {
             let tables = self.tables(&subscription).await?;
             modes.push(self.delete_mode(&tables));
             if subscription.conditions.is_empty() && subscription.is_of_many() {
-                interests.push(Interest { subscription, conditions: Box::default() });
+                let conditions = Box::default();
+                interests.push(Interest { subscription, conditions, partitioned: false });
                 continue;
             }
             for published in &tables {
@@ -204,7 +224,11 @@ impl Joiner {
     /// The published tables that a subscription is about.
     async fn tables(&self, subscription: &Subscription) -> Result<Vec<Published>, Problem> {
         let of = |published: &[Published]| -> Vec<Published> {
-            let covered = published.iter().filter(|p| subscription.covers(&p.schema, &p.name));
+            // Whoever wants every table gets the partitions under their own names.
+            let of_many = subscription.is_of_many();
+            let covered = published.iter().filter(|p| {
+                subscription.covers(&p.schema, &p.name) && !(of_many && p.by_partition)
+            });
             covered.cloned().collect()
         };
         let mut tables = of(&self.catalog.published().await.map_err(unavailable)?);
@@ -229,9 +253,26 @@ impl Joiner {
         subscription: &Subscription,
         published: &Published,
     ) -> Result<Interest, Problem> {
+        let known = self.catalog.table(published.oid).await.map_err(unavailable)?;
+        let checked = self.check_against(known.clone(), claims, subscription, published).await;
+        let Err(Problem::Refused(text)) = checked else { return checked };
+        // What is known may be a moment old, and a refusal is final.
+        let now = self.catalog.table_now(published.oid).await.map_err(unavailable)?;
+        if now == known {
+            return Err(Problem::Refused(text));
+        }
+        self.check_against(now, claims, subscription, published).await
+    }
+
+    async fn check_against(
+        &self,
+        table: Option<Arc<Table>>,
+        claims: &Arc<Claims>,
+        subscription: &Subscription,
+        published: &Published,
+    ) -> Result<Interest, Problem> {
         let refused =
             |refused: &Refused| Problem::Refused(subscription.exception(&refused.to_string()));
-        let table = self.catalog.table(published.oid).await.map_err(unavailable)?;
         let Some(table) = table else {
             return Err(Problem::Refused(subscription.no_such_table()));
         };
@@ -273,7 +314,8 @@ impl Joiner {
         }
         // A wildcard with conditions becomes one interest for each table.
         let subscription = subscription.narrowed(&published.schema, &published.name);
-        Ok(Interest { subscription, conditions })
+        let partitioned = table.kind == Kind::Partitioned;
+        Ok(Interest { subscription, conditions, partitioned })
     }
 
     async fn client(&self) -> Result<Client, Problem> {

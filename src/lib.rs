@@ -19,5 +19,6 @@ pub mod session;
 pub mod transport;
 pub mod http;
 pub mod doctor;
+pub mod upkeep;
 pub mod server;
 pub mod dev;

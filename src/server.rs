@@ -24,21 +24,16 @@ use crate::config::Config;
 use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
-use crate::feed::{Feed, Filters, Status};
+use crate::feed::{Feed, Filters, Gap, Status};
 use crate::http::{Service, router};
 use crate::hub::Hub;
+use crate::hub::outbox::CloseReason;
 use crate::join::Joiner;
 use crate::telemetry;
 use crate::transport::deadlines::Deadlines;
 use crate::transport::listener::{self, Connections};
 use crate::transport::realtime::{Endpoint, Realtime};
-
-/// How often the catalog's fingerprint is compared: the longest time that a change of roles or
-/// functions goes unnoticed. Table definitions, grants and policies are noticed in the log itself.
-const CATALOG_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often metrics are brought up to date.
-const METRICS_INTERVAL: Duration = Duration::from_secs(1);
+use crate::upkeep;
 
 /// Runs until `shutdown` or until something fails that no waiting heals.
 ///
@@ -61,26 +56,46 @@ pub async fn run_on(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let verifier = Arc::new(Verifier::new(&config.jwt, &config.database.roles)?);
-    install_objects(&config).await?;
+    let owner = owner(&config)?;
+    if let Some(owner) = &owner {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            installed = Box::pin(install_objects(owner, &config)) => installed?,
+        }
+    }
     let logins = Logins::open(&config).await.context("cannot get the logins of this service")?;
+    let logins = Arc::new(logins);
     for warning in &logins.warnings {
         warn!("{warning}");
     }
     warn_of_version(&logins.check).await;
-    let result = serve(&config, verifier, listener, &logins, shutdown).await;
+    let result = Box::pin(serve(&config, verifier, listener, &logins, owner, shutdown)).await;
     if let Err(error) = logins.close().await {
         warn!(error = telemetry::chain(&error), "the logins of this instance were not dropped");
     }
     result
 }
 
-async fn install_objects(config: &Config) -> anyhow::Result<()> {
-    if config.database.url.is_empty() {
-        return Ok(());
+/// The login for installing, when there is one.
+fn owner(config: &Config) -> anyhow::Result<Option<Login>> {
+    let url = &config.database.url;
+    if url.is_empty() {
+        return Ok(None);
     }
     let timeout = Duration::from_millis(config.database.connect_timeout_ms);
-    let owner = Login::parse(config.database.url.expose(), timeout)?;
-    let report = install::install(&owner, config).await.context("cannot install")?;
+    Ok(Some(Login::parse(url.expose(), timeout).context("DATABASE_URL")?))
+}
+
+async fn install_objects(owner: &Login, config: &Config) -> anyhow::Result<()> {
+    let report = match install::install(owner, config).await {
+        Ok(report) => report,
+        // What is needed may be there all the same; if it is not, that is said when it is missed.
+        Err(error @ (install::Error::Foreign { .. } | install::Error::Refused { .. })) => {
+            warn!(error = telemetry::chain(&error), "nothing is installed");
+            return Ok(());
+        }
+        Err(error) => return Err(error).context("cannot install"),
+    };
     for (what, why) in &report.skipped {
         warn!(what, why, "not installed");
     }
@@ -113,7 +128,8 @@ async fn serve(
     config: &Config,
     verifier: Arc<Verifier>,
     listener: TcpListener,
-    logins: &Logins,
+    logins: &Arc<Logins>,
+    owner: Option<Login>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let metrics = telemetry::record_metrics().ok();
@@ -134,6 +150,8 @@ async fn serve(
     ));
     let check_timeout = Duration::from_millis(config.database.check_timeout_ms);
     let filters = Filters::new(logins.check.clone(), check_timeout);
+    let connections = Connections::new(&config.server);
+    let everybody = Arc::clone(&connections);
     let feed = Feed {
         login: logins.replication.clone(),
         replication: config.replication.clone(),
@@ -144,10 +162,11 @@ async fn serve(
         hub: Arc::clone(&hub),
         status: Arc::clone(&status),
         ready,
+        // Told to reconnect, clients subscribe again, and then read what they show.
+        gap: Gap(Box::new(move || everybody.close_all(CloseReason::Shutdown))),
     };
     let deadlines = Arc::new(Deadlines::default());
-    let tasks = TaskTracker::new();
-    let connections = Connections::new(&config.server);
+    let (tasks, stop_joins) = (TaskTracker::new(), CancellationToken::new());
     let realtime = Realtime {
         verifier,
         limits: (&config.server).into(),
@@ -155,15 +174,16 @@ async fn serve(
         joiner,
         deadlines: Arc::clone(&deadlines),
         tasks: tasks.clone(),
+        stop: stop_joins.clone(),
         error_backoff: Duration::from_millis(config.server.join_error_backoff_ms),
     };
-    let attached = Arc::clone(&status);
+    let (attached, rendering) = (Arc::clone(&status), metrics.clone());
     let service = Service {
         admit: Endpoint(Arc::new(realtime)),
         connections: Arc::clone(&connections),
         ready: Box::new(move || readiness(&attached)),
         metrics: Box::new(move || {
-            metrics.as_ref().map(PrometheusHandle::render).unwrap_or_default()
+            rendering.as_ref().map(PrometheusHandle::render).unwrap_or_default()
         }),
     };
     let address = listener.local_addr().context("the listening socket has no address")?;
@@ -175,7 +195,7 @@ async fn serve(
     let token = stop_feed.clone();
     running.spawn(async move { ("feed", feed.run(token).await.map_err(Into::into)) });
     let token = stop_feed.clone();
-    let watcher = watch_catalog(catalog, authorizer, Arc::clone(&hub), token);
+    let watcher = upkeep::watch_catalog(catalog, authorizer, Arc::clone(&hub), token);
     running.spawn(async move {
         watcher.await;
         ("catalog watch", Ok(()))
@@ -186,8 +206,22 @@ async fn serve(
         ("deadlines", Ok(()))
     });
     let token = stop_feed.clone();
+    let slot = config.replication.slot.clone();
+    let watcher = upkeep::watch_server(Arc::clone(logins), slot, Arc::clone(&status), token);
     running.spawn(async move {
-        update_metrics(hub, status, token).await;
+        watcher.await;
+        ("server watch", Ok(()))
+    });
+    if let Some(owner) = owner {
+        let partitions = upkeep::rotate_partitions(owner, stop_feed.clone());
+        running.spawn(async move {
+            partitions.await;
+            ("partitions", Ok(()))
+        });
+    }
+    let updates = upkeep::update_metrics(metrics, hub, status, stop_feed.clone());
+    running.spawn(async move {
+        updates.await;
         ("metrics", Ok(()))
     });
     let token = stop_serving.clone();
@@ -217,7 +251,9 @@ async fn serve(
         warn!("some tasks did not stop in time and are aborted");
         running.shutdown().await;
     }
+    stop_joins.cancel();
     tasks.close();
+    tasks.wait().await;
     debug!("stopped");
     if result.is_ok() {
         info!("stopped");
@@ -243,50 +279,4 @@ fn readiness(status: &Status) -> Result<(), String> {
         return Err("changes are held until Postgres answers".into());
     }
     Ok(())
-}
-
-/// Forgets what was cached when the catalog changed in a way the log does not tell.
-async fn watch_catalog(
-    catalog: Arc<Catalog>,
-    authorizer: Arc<Authorizer>,
-    hub: Arc<Hub>,
-    shutdown: CancellationToken,
-) {
-    let mut tick = tokio::time::interval(CATALOG_INTERVAL);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        let listening = hub.subscribers() > 0;
-        authorizer.keep_history(listening);
-        if !listening {
-            continue;
-        }
-        match catalog.changed().await {
-            Ok(false) => {}
-            Ok(true) => {
-                debug!("the catalog changed");
-                authorizer.forget(None);
-            }
-            Err(error) => debug!(error = telemetry::chain(&error), "the catalog cannot be read"),
-        }
-    }
-}
-
-async fn update_metrics(hub: Arc<Hub>, status: Arc<Status>, shutdown: CancellationToken) {
-    let mut tick = tokio::time::interval(METRICS_INTERVAL);
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        let count = u32::try_from(hub.subscribers()).unwrap_or(u32::MAX);
-        metrics::gauge!(telemetry::SUBSCRIPTIONS).set(f64::from(count));
-        let head = status.head.load(Ordering::Relaxed);
-        let lag = head.saturating_sub(status.published.load(Ordering::Relaxed));
-        metrics::gauge!(telemetry::WAL_LAG_BYTES)
-            .set(f64::from(u32::try_from(lag).unwrap_or(u32::MAX)));
-    }
 }

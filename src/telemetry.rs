@@ -35,7 +35,9 @@ pub const JOINS: &str = "walcast_joins_total";
 pub const CHANGES: &str = "walcast_changes_total";
 /// Frames offered to subscribers.
 pub const DELIVERIES: &str = "walcast_deliveries_total";
-/// Row changes withheld from somebody who asked, by [`REASON`].
+/// Row changes withheld from somebody who asked, by [`REASON`]: once for each party (subscribers
+/// of one channel and the same claims) that a policy keeps it from, once for each audience
+/// otherwise.
 pub const WITHHELD: &str = "walcast_withheld_total";
 /// Bytes of WAL between the server's head and what was published.
 pub const WAL_LAG_BYTES: &str = "walcast_wal_lag_bytes";

@@ -4,7 +4,7 @@
 -- out:    one row; none when the table is gone
 --         definition json
 --             schema, name text · kind, replica_identity "char" · row_security boolean
---             root {schema, name}: the topmost partitioned table above a partition, else null
+--             root {oid, schema, name}: the topmost partitioned table above a partition, else null
 --             primary_key [text] in key order
 --             columns [{attnum, name, type oid, collation oid (0: none), generated boolean}] in attribute order
 --             types [{oid, name, base oid (domains), element oid and delimiter (arrays),
@@ -56,7 +56,9 @@ select pg_catalog.json_build_object(
     'replica_identity', relation.relreplident,
     'row_security', relation.relrowsecurity,
     'root', (
-        select pg_catalog.json_build_object('schema', n.nspname, 'name', c.relname)
+        select pg_catalog.json_build_object(
+            'oid', c.oid::pg_catalog.int8, 'schema', n.nspname, 'name', c.relname
+        )
         from pg_catalog.pg_class as c
         join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
         where c.oid = pg_catalog.pg_partition_root(relation.oid) and c.oid <> relation.oid

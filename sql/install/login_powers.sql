@@ -7,6 +7,7 @@
 --         · dangerous text[] roles it could become through them that stand above policies
 --         · owned text[]    published tables that it, or a role beyond the configured, owns
 --         · missing text[]  configured roles that exist and it may not become
+--         · usable bigint   how many of the configured roles it may become
 -- caller: db/logins.rs, on the login itself
 with reachable as (
     select
@@ -63,6 +64,7 @@ select
             and r.rolname <> session_user
             and not pg_catalog.pg_has_role(session_user, r.oid, 'member')
         order by 1
-    ) as missing
+    ) as missing,
+    (select pg_catalog.count(*) from reachable as r where r.configured) as usable
 from pg_catalog.pg_roles as me
 where me.rolname = session_user;

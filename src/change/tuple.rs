@@ -78,6 +78,13 @@ impl Tuple {
         Self::copied(values.collect::<Vec<_>>())
     }
 
+    /// The columns at these places, in this order; a place beyond the last reads as unchanged.
+    #[must_use]
+    pub fn rearranged(&self, places: &[usize]) -> Self {
+        let slot = |place: &usize| self.slots.get(*place).copied().unwrap_or(Slot::Unchanged);
+        Self { bytes: self.bytes.clone(), slots: places.iter().map(slot).collect() }
+    }
+
     /// A tuple with memory of its own.
     pub fn copied<'a>(values: impl IntoIterator<Item = Value<'a>>) -> Self {
         let mut bytes = Vec::new();
@@ -165,6 +172,17 @@ mod tests {
         let mut builder = TupleBuilder::new(Bytes::from_static(b"ab"), 1);
         builder.push(Value::Text(b"foreign bytes, longer than the builder's own"));
         assert_eq!(builder.build().get(0), Value::Unchanged);
+    }
+
+    #[test]
+    fn columns_can_be_taken_in_another_order() {
+        let tuple = Tuple::copied([Value::Text(b"1"), Value::Null, Value::Text(b"3")]);
+        let values = |places: &[usize]| {
+            let tuple = tuple.rearranged(places);
+            tuple.values().map(|value| format!("{value:?}")).collect::<Vec<_>>()
+        };
+        assert_eq!(values(&[2, 0, 1]), ["Text([51])", "Text([49])", "Null"]);
+        assert_eq!(values(&[1, 9]), ["Null", "Unchanged"]);
     }
 
     #[test]

@@ -32,6 +32,13 @@ fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
             );
         }
     }
+    if let Some(walcast::wal::Error::SlotLost { .. }) = error.downcast_ref() {
+        return Some("drop it with `select pg_drop_replication_slot(…)`; a start makes a new one");
+    }
+    let taken = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    if taken == Some(io::ErrorKind::AddrInUse) {
+        return Some("stop what listens there, or set WALCAST_BIND to another address");
+    }
     let text = error.to_string();
     if text.starts_with("Postgres did not answer within") {
         return Some(UNREACHABLE);

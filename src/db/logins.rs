@@ -6,7 +6,7 @@
 //! Never:  a plain password in SQL text (the server may log it); a check login that could do more
 //!         than the configured roles together.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -30,9 +30,13 @@ pub const ORPHAN_AGE: Duration = Duration::from_mins(15);
 const REPLICATION_CONNECTIONS: usize = 6;
 
 /// Connections of the check login besides its pool: for each role its own, with two that hold an
-/// older snapshot, and one for the catalog and its successor.
-const CHECK_CONNECTIONS: usize = 8;
+/// older snapshot, and one for the catalog and one for watching the server, with their successors.
+const CHECK_CONNECTIONS: usize = 10;
 const CHECK_CONNECTIONS_PER_ROLE: usize = 6;
+
+/// How long the server may take to notice that our connections are closed, and how often we look.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+const CLOSE_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often a statement is repeated that lost a race with another instance's.
 const RACES_MAX: u32 = 20;
@@ -69,6 +73,19 @@ pub enum Error {
     RoleTooPowerful {
         /// The role.
         role: String,
+    },
+    /// Every token would be refused.
+    #[error(
+        "none of the roles {roles} {problem}; {mend}, or name the roles of your tokens in \
+         WALCAST_ROLES"
+    )]
+    NoRoles {
+        /// The configured roles.
+        roles: String,
+        /// What is the matter with them.
+        problem: &'static str,
+        /// What to run.
+        mend: String,
     },
     /// `DATABASE_URL` may not make logins here: make them by hand.
     #[error(
@@ -207,8 +224,14 @@ impl Logins {
         Ok(Self { replication, check, warnings, made })
     }
 
+    /// Names of the logins that are ours to keep; none when both were given.
+    pub fn made(&self) -> Vec<&str> {
+        let pair = self.made.iter().flat_map(|made| &made.pair);
+        pair.map(|credentials| credentials.name.as_str()).collect()
+    }
+
     /// Makes our logins again, with the same passwords, when somebody dropped them: to be called
-    /// after the server refused one of them.
+    /// after the server refused one of them, or does not know it.
     ///
     /// # Errors
     /// [`Error`]; try again later.
@@ -216,15 +239,30 @@ impl Logins {
         let Some(made) = &self.made else { return Ok(()) };
         let client = made.owner.connect("walcast logins").await?;
         prepare(&client).await?;
-        made.make(&client).await
+        made.make(&client).await?;
+        // Connections of the dropped login may do nothing any more, and would not notice.
+        let ended = client
+            .execute(
+                "select pg_catalog.pg_terminate_backend(a.pid) \
+                 from pg_catalog.pg_stat_activity as a \
+                 where a.datname = pg_catalog.current_database() \
+                     and a.application_name like 'walcast %' \
+                     and not exists (select from pg_catalog.pg_roles as r where r.oid = a.usesysid)",
+                &[],
+            )
+            .await;
+        if let Err(error) = ended {
+            warn!(error = message(&error), "connections of dropped logins stay until they end");
+        }
+        Ok(())
     }
 
     /// Drops our logins. Their connections must be closed before.
     ///
     /// # Errors
     /// [`Error`]; the next start of any instance drops what stays.
-    pub async fn close(self) -> Result<(), Error> {
-        let Some(made) = self.made else { return Ok(()) };
+    pub async fn close(&self) -> Result<(), Error> {
+        let Some(made) = &self.made else { return Ok(()) };
         let client = made.owner.connect("walcast logins").await?;
         prepare(&client).await?;
         made.drop_all(&client).await
@@ -324,9 +362,22 @@ impl Made {
     }
 
     async fn drop_all(&self, client: &Client) -> Result<(), Error> {
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
         let mut result = Ok(());
         for credentials in &self.pair {
-            match drop_login(client, &credentials.name).await {
+            let dropped = loop {
+                match drop_login(client, &credentials.name).await {
+                    // The functions of a check go with its connection, a moment after our end.
+                    Err(error)
+                        if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST)
+                            && Instant::now() < deadline =>
+                    {
+                        tokio::time::sleep(CLOSE_PAUSE).await;
+                    }
+                    dropped => break dropped,
+                }
+            };
+            match dropped {
                 Ok(()) => info!(login = credentials.name, "login dropped"),
                 Err(source) => result = Err(failed("drop our logins")(source)),
             }
@@ -455,6 +506,13 @@ async fn existing_roles(client: &Client, roles: &[String]) -> Result<Vec<String>
         return Err(Error::RoleTooPowerful { role: row.get(0) });
     }
     let found: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    if found.is_empty() {
+        return Err(Error::NoRoles {
+            roles: roles.join(", "),
+            problem: "exists",
+            mend: "make them with: walcast migrate, as an administrator".into(),
+        });
+    }
     for role in roles.iter().filter(|role| !found.contains(role)) {
         warn!(role, "configured role does not exist; its tokens are refused");
     }
@@ -504,6 +562,17 @@ pub async fn verify_check(login: &Login, config: &Config) -> Result<Vec<String>,
         warnings.push("the login of WALCAST_CHECK_URL may create databases".into());
     }
     let missing = list("missing");
+    if row.get::<_, i64>("usable") == 0 {
+        return Err(Error::NoRoles {
+            roles: roles.join(", "),
+            problem: "is one that the login of WALCAST_CHECK_URL may become",
+            mend: format!(
+                "run: grant {} to {}",
+                roles.iter().map(|role| quote(role)).collect::<Vec<_>>().join(", "),
+                row.get::<_, &str>("name"),
+            ),
+        });
+    }
     if !missing.is_empty() {
         warnings.push(format!(
             "the login of WALCAST_CHECK_URL may not become {missing}; their tokens are refused"

@@ -13,6 +13,9 @@ use crate::db::{self, Login};
 use crate::hub::{Image, Predicate, Side};
 use crate::subscribe::{self, Answer, Operators};
 
+/// Timeouts of one statement that the server may be silent beyond what its questions may take.
+const SILENCE: u32 = 3;
+
 /// Why no filter was decided: hold the batch and ask again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -25,6 +28,9 @@ pub(super) enum Error {
     /// The session could not be prepared.
     #[error("a session for filters could not be prepared")]
     Prepare(#[from] tokio_postgres::Error),
+    /// The server is silent, though it should have stopped by itself.
+    #[error("no answer about filters")]
+    Silent(#[from] tokio::time::error::Elapsed),
 }
 
 /// A predicate, if it is still there, and the row image it looked at.
@@ -58,8 +64,9 @@ impl Filters {
         Self { login, timeout, operators, client }
     }
 
-    /// One answer for each predicate. A predicate that is gone accepts nothing.
-    pub(super) async fn ask(&self, asked: &[Asked<'_>]) -> Result<Vec<bool>, Error> {
+    /// One answer for each predicate. A predicate that is gone accepts nothing; one of which a
+    /// comparison failed or took too long has failed.
+    pub(super) async fn ask(&self, asked: &[Asked<'_>]) -> Result<Vec<Answer>, Error> {
         let mut questions = Vec::new();
         let mut counts = Vec::with_capacity(asked.len());
         for (predicate, image) in asked {
@@ -81,16 +88,27 @@ impl Filters {
             client.batch_execute(&format!("set statement_timeout = {timeout}")).await?;
             client
         };
-        let answers = subscribe::ask(&client, &self.operators, &questions).await?;
+        // All in one statement, or each in one of its own: the server ends each in time.
+        let each = u32::try_from(questions.len()).unwrap_or(u32::MAX).saturating_add(SILENCE);
+        let limit = self.timeout.saturating_mul(each);
+        let answers = subscribe::ask(&client, &self.operators, &questions);
+        let answers = tokio::time::timeout(limit, answers).await??;
         *slot = Some(client);
         let mut answers = answers.into_iter();
-        let all = |count: Option<usize>| match count {
+        let mut all = |count: Option<usize>| {
+            let Some(count) = count else { return Answer::No };
+            let mut result = Answer::Yes;
             // Each must be taken, whatever the first ones say.
-            Some(count) => {
-                answers.by_ref().take(count).filter(|answer| *answer != Answer::Yes).count() == 0
+            for answer in answers.by_ref().take(count) {
+                match answer {
+                    Answer::Yes => {}
+                    Answer::No => result = Answer::No,
+                    Answer::Failed if result == Answer::Yes => result = Answer::Failed,
+                    Answer::Failed => {}
+                }
             }
-            None => false,
+            result
         };
-        Ok(counts.into_iter().map(all).collect())
+        Ok(counts.into_iter().map(&mut all).collect())
     }
 }

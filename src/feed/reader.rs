@@ -53,17 +53,35 @@ pub(super) struct Definition {
 }
 
 impl Definition {
-    /// The relation as the rest of the house knows it.
-    pub(super) fn complete(&self, table: Option<&Table>) -> Relation {
-        let identity = match self.replica_identity {
+    fn identity(&self) -> u8 {
+        match self.replica_identity {
             pgoutput::ReplicaIdentity::Default => b'd',
             pgoutput::ReplicaIdentity::Nothing => b'n',
             pgoutput::ReplicaIdentity::Full => b'f',
             pgoutput::ReplicaIdentity::Index => b'i',
-        };
+        }
+    }
+
+    /// The relation as the rest of the house knows it.
+    pub(super) fn complete(&self, table: Option<&Table>) -> Relation {
         let columns = self.columns.iter();
         let columns = columns.map(|c| (u8::from(c.in_identity), &*c.name, c.type_oid));
-        Relation::from_message(self.oid, &self.schema, &self.table, identity, columns, table)
+        let (schema, name) = (&self.schema, &self.table);
+        Relation::from_message(self.oid, schema, name, self.identity(), columns, table)
+    }
+
+    /// This partition as rows of `root`, the partitioned table above it: the columns that the log
+    /// carries in the root's order, and their places in this partition's tuples.
+    pub(super) fn within(&self, root: &Table) -> (Relation, Box<[usize]>) {
+        let place = |name: &str| self.columns.iter().position(|column| *column.name == *name);
+        let places: Box<[usize]> =
+            root.columns.iter().filter_map(|column| place(&column.name)).collect();
+        let columns = places.iter().filter_map(|place| self.columns.get(*place));
+        let columns = columns.map(|c| (u8::from(c.in_identity), &*c.name, c.type_oid));
+        let (schema, name, identity) = (&root.schema, &root.name, self.identity());
+        let relation =
+            Relation::from_message(root.oid, schema, name, identity, columns, Some(root));
+        (relation, places)
     }
 }
 
@@ -102,8 +120,10 @@ pub(super) struct Touched {
     pub commit: Commit,
     /// Tables it wrote to.
     pub tables: Box<[u32]>,
-    /// Its row changes so far.
+    /// Its changes so far.
     pub changes: u32,
+    /// Whether that is all it did.
+    pub whole: bool,
 }
 
 /// A run of changes in which each table has one definition.
@@ -114,18 +134,23 @@ pub(super) struct Segment {
     /// Every transaction seen, wanted or not, whose effects the decision may depend on.
     pub xids: Vec<u32>,
     /// Tables whose definition, grants or policies may have changed before these changes.
-    pub redefined: Vec<u32>,
+    pub redefined: Vec<Arc<Definition>>,
     /// The catalog changed before these changes, in a way that no table tells.
     pub catalog_changed: bool,
     /// What transactions did, wanted or not, when somebody listens to anything.
     pub transactions: Vec<Touched>,
-    /// Tables with a row that the server could not print; nobody gets that row.
-    pub unreadable: Vec<u32>,
+    /// Tables with rows that the server could not print; nobody gets these rows. Each once.
+    pub unreadable: Vec<Arc<Definition>>,
     /// End of the last transaction that is complete with this segment.
     pub committed: Option<Lsn>,
 }
 
 impl Segment {
+    /// Whether the catalog must be asked, whatever the changes are.
+    pub(super) fn asks_the_catalog(&self) -> bool {
+        !self.redefined.is_empty() || self.catalog_changed || !self.unreadable.is_empty()
+    }
+
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
@@ -146,8 +171,30 @@ struct Known {
 struct Transaction {
     commit: Commit,
     ordinal: u32,
+    /// Tables that were emptied: changes that are no rows.
+    truncated: u32,
     history: bool,
     touched: Vec<u32>,
+    /// It touched more tables than are remembered.
+    overflowed: bool,
+}
+
+impl Transaction {
+    fn new(commit: Commit, history: bool) -> Self {
+        let touched = Vec::new();
+        Self { commit, ordinal: 0, truncated: 0, history, touched, overflowed: false }
+    }
+
+    fn touch(&mut self, oid: u32) {
+        if self.touched.last() == Some(&oid) || self.touched.contains(&oid) {
+            return;
+        }
+        if self.touched.len() < TOUCHED_MAX {
+            self.touched.push(oid);
+        } else {
+            self.overflowed = true;
+        }
+    }
 }
 
 /// What is kept between batches of one connection.
@@ -159,7 +206,9 @@ pub(super) struct Reader {
     live_from: Lsn,
     /// Last change that was published, when its transaction was not complete.
     published: Option<(Lsn, u32)>,
-    generation: Option<u64>,
+    generation: Option<(u64, u64)>,
+    /// Whether somebody asked for a table that is known.
+    wanting: bool,
     /// Row changes seen so far, wanted or not.
     pub changes_decoded: u64,
 }
@@ -174,29 +223,32 @@ impl Reader {
             live_from,
             published,
             generation: None,
+            wanting: false,
             changes_decoded: 0,
         }
     }
 
-    /// Reads one batch. `wants` tells which tables somebody asked for; its answers hold as long as
-    /// `generation` stays the same. `one_transaction`: what follows the first commit is left, to be
-    /// read again over another connection.
+    /// Reads one batch. `wants` tells which tables somebody asked for (true: defined anew); its
+    /// answers hold as long as `generation` stays the same. `listening`: what transactions did is
+    /// to be told, whether or not their rows are wanted. `one_transaction`: what follows the first
+    /// commit is left, to be read again over another connection.
     ///
     /// # Errors
     /// A message that is not valid, or out of order: the caller must not go on with this stream.
     pub(super) fn read(
         &mut self,
         batch: &Batch,
-        generation: u64,
+        generation: (u64, u64),
+        listening: bool,
         one_transaction: bool,
-        wants: impl Fn(&str, &str) -> bool,
+        wants: impl Fn(&Definition, bool) -> bool,
     ) -> Result<Vec<Segment>, Error> {
         if self.generation.replace(generation) != Some(generation) {
             for known in self.known.values_mut() {
-                known.wanted = wants(&known.definition.schema, &known.definition.table);
+                known.wanted = wants(&known.definition, false);
             }
+            self.wanting = self.known.values().any(|known| known.wanted);
         }
-        let listening = self.known.values().any(|known| known.wanted);
         let mut segments = Vec::new();
         let mut segment = Segment::default();
         segment.xids.extend(self.transaction.as_ref().map(|t| t.commit.xid));
@@ -206,12 +258,11 @@ impl Reader {
                     let (lsn, time) = (begin.commit_lsn, begin.time);
                     let commit = Commit { xid: begin.xid, lsn, time };
                     let history = commit.lsn < self.live_from;
-                    let touched = Vec::new();
-                    self.transaction = Some(Transaction { commit, ordinal: 0, history, touched });
+                    self.transaction = Some(Transaction::new(commit, history));
                     segment.xids.push(begin.xid);
                 }
                 Message::Commit(commit) => {
-                    self.leave_transaction(&mut segment, listening);
+                    self.leave_transaction(&mut segment, listening, true);
                     self.transaction = None;
                     segment.committed = Some(commit.end_lsn);
                     if one_transaction {
@@ -219,19 +270,21 @@ impl Reader {
                     }
                 }
                 Message::Relation(relation) => {
-                    let wanted = wants(&relation.schema, &relation.table);
-                    let definition = define(relation);
+                    let definition = Arc::new(define(relation));
+                    let wanted = wants(&definition, true);
                     let oid = definition.oid;
                     let same = |pending: &Pending| pending.definition.oid == oid;
                     if segment.changes.iter().any(same) {
+                        self.leave_transaction(&mut segment, listening, false);
                         segments.push(close(&mut segment));
                     }
-                    segment.redefined.push(oid);
-                    let known = Known { definition: Arc::new(definition), wanted };
-                    self.known.insert(oid, known);
+                    segment.redefined.push(Arc::clone(&definition));
+                    self.wanting |= wanted;
+                    self.known.insert(oid, Known { definition, wanted });
                 }
                 Message::Logical(message) if message.prefix == DDL_PREFIX => {
                     if !segment.changes.is_empty() {
+                        self.leave_transaction(&mut segment, listening, false);
                         segments.push(close(&mut segment));
                     }
                     segment.catalog_changed = true;
@@ -252,23 +305,34 @@ impl Reader {
                         Ok((Some((delete.kind, delete.old)), None))
                     })?;
                 }
-                Message::Truncate(_)
-                | Message::Logical(_)
-                | Message::Origin(_)
-                | Message::Type(_) => {}
+                Message::Truncate(truncate) => {
+                    if let Some(transaction) = &mut self.transaction {
+                        for oid in truncate.relations() {
+                            transaction.truncated = transaction.truncated.saturating_add(1);
+                            transaction.touch(oid);
+                        }
+                    }
+                }
+                Message::Logical(_) | Message::Origin(_) | Message::Type(_) => {}
             }
         }
-        self.leave_transaction(&mut segment, listening);
+        self.leave_transaction(&mut segment, listening, false);
         segments.push(close(&mut segment));
         Ok(segments)
     }
 
-    fn leave_transaction(&self, segment: &mut Segment, listening: bool) {
-        if let (true, Some(transaction)) = (listening, &self.transaction) {
+    /// Tables described over this connection.
+    pub(super) fn relations(&self) -> usize {
+        self.known.len()
+    }
+
+    fn leave_transaction(&self, segment: &mut Segment, listening: bool, complete: bool) {
+        if let (true, Some(transaction)) = (listening || self.wanting, &self.transaction) {
             segment.transactions.push(Touched {
                 commit: transaction.commit,
                 tables: transaction.touched.as_slice().into(),
-                changes: transaction.ordinal,
+                changes: transaction.ordinal.saturating_add(transaction.truncated),
+                whole: complete && !transaction.overflowed,
             });
         }
     }
@@ -285,12 +349,7 @@ impl Reader {
         let transaction = self.transaction.as_mut().ok_or(Error::OutOfOrder(oid))?;
         let ordinal = transaction.ordinal;
         transaction.ordinal += 1;
-        if transaction.touched.last() != Some(&oid)
-            && transaction.touched.len() < TOUCHED_MAX
-            && !transaction.touched.contains(&oid)
-        {
-            transaction.touched.push(oid);
-        }
+        transaction.touch(oid);
         let known = self.known.get(&oid).ok_or(Error::OutOfOrder(oid))?;
         if !known.wanted || transaction.history {
             return Ok(());
@@ -305,7 +364,9 @@ impl Reader {
         };
         let new = new.map(|data| tuple(batch, &data)).transpose()?;
         if matches!(old, Some((_, None))) || matches!(new, Some(None)) {
-            segment.unreadable.push(oid);
+            if !segment.unreadable.iter().any(|known| known.oid == oid) {
+                segment.unreadable.push(Arc::clone(&known.definition));
+            }
             return Ok(());
         }
         let old_record = old.and_then(|(kind, tuple)| {
@@ -363,5 +424,294 @@ fn define(relation: pgoutput::Relation<'_>) -> Definition {
         table: relation.table.into(),
         replica_identity: relation.replica_identity,
         columns: columns.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: u32 = 10;
+    const U: u32 = 20;
+
+    fn text(text: &str) -> Vec<u8> {
+        [text.as_bytes(), b"\0"].concat()
+    }
+
+    fn begin(lsn: u64, xid: u32) -> Vec<u8> {
+        [&b"B"[..], &lsn.to_be_bytes(), &[0; 8], &xid.to_be_bytes()].concat()
+    }
+
+    /// The end is one after the commit record.
+    fn commit(lsn: u64) -> Vec<u8> {
+        [&b"C\0"[..], &lsn.to_be_bytes(), &(lsn + 1).to_be_bytes(), &[0; 8]].concat()
+    }
+
+    /// A table with one `int4` and one `text`.
+    fn relation(oid: u32, name: &str) -> Vec<u8> {
+        let column = |flags: u8, name: &str, type_oid: u32| {
+            [&[flags][..], &text(name), &type_oid.to_be_bytes(), &[255; 4]].concat()
+        };
+        let columns = [&[0, 2][..], &column(1, "id", 23), &column(0, "note", 25)].concat();
+        [&b"R"[..], &oid.to_be_bytes(), &text("public"), &text(name), b"f", &columns].concat()
+    }
+
+    fn tuple(id: &str, kind: u8) -> Vec<u8> {
+        let value = |kind: u8, value: &str| {
+            let length = u32::try_from(value.len()).unwrap();
+            [&[kind][..], &length.to_be_bytes(), value.as_bytes()].concat()
+        };
+        [&[0, 2][..], &value(b't', id), &value(kind, "note")].concat()
+    }
+
+    fn insert(oid: u32, id: &str) -> Vec<u8> {
+        [&b"I"[..], &oid.to_be_bytes(), b"N", &tuple(id, b't')].concat()
+    }
+
+    fn unreadable(oid: u32, id: &str) -> Vec<u8> {
+        [&b"I"[..], &oid.to_be_bytes(), b"N", &tuple(id, b'b')].concat()
+    }
+
+    /// An update of a row whose note stays, so that it is not sent.
+    fn update_unchanged(oid: u32, id: &str) -> Vec<u8> {
+        let id_text = [&b"t"[..], &u32::try_from(id.len()).unwrap().to_be_bytes(), id.as_bytes()];
+        let new = [&[0, 2][..], &id_text.concat(), b"u"].concat();
+        [&b"U"[..], &oid.to_be_bytes(), b"O", &tuple(id, b't'), b"N", &new].concat()
+    }
+
+    fn truncate(oid: u32) -> Vec<u8> {
+        [&b"T"[..], &1_u32.to_be_bytes(), b"\0", &oid.to_be_bytes()].concat()
+    }
+
+    fn ddl() -> Vec<u8> {
+        [&b"M\x01"[..], &[0; 8], &text(DDL_PREFIX), &[0; 4]].concat()
+    }
+
+    fn only_t(table: &Definition, _: bool) -> bool {
+        *table.table == *"t"
+    }
+
+    fn reader() -> Reader {
+        Reader::new(Lsn::ZERO, None)
+    }
+
+    fn read(reader: &mut Reader, payloads: &[Vec<u8>]) -> Vec<Segment> {
+        reader.read(&Batch::of(payloads), (1, 0), false, false, only_t).unwrap()
+    }
+
+    fn redefined(segment: &Segment) -> Vec<u32> {
+        segment.redefined.iter().map(|definition| definition.oid).collect()
+    }
+
+    fn ids(segment: &Segment) -> Vec<(u64, u32, String)> {
+        let id = |change: &Pending| match change.record.as_ref().unwrap().get(0) {
+            Value::Text(text) => str::from_utf8(text).unwrap().to_owned(),
+            other @ (Value::Null | Value::Unchanged) => panic!("{other:?}"),
+        };
+        segment.changes.iter().map(|c| (c.commit.lsn.get(), c.ordinal, id(c))).collect()
+    }
+
+    #[test]
+    fn changes_are_numbered_whether_or_not_they_are_wanted() {
+        let segments = read(
+            &mut reader(),
+            &[
+                begin(100, 7),
+                relation(U, "u"),
+                insert(U, "0"),
+                relation(T, "t"),
+                insert(T, "1"),
+                insert(U, "2"),
+                insert(T, "3"),
+                commit(100),
+            ],
+        );
+        let [segment] = &segments[..] else { panic!("{segments:?}") };
+        assert_eq!(ids(segment), [(100, 1, "1".into()), (100, 3, "3".into())]);
+        assert_eq!(segment.xids, [7]);
+        assert_eq!(redefined(segment), [U, T]);
+        assert_eq!(segment.committed, Some(Lsn::new(101)));
+        let [touched] = &segment.transactions[..] else { panic!("{segment:?}") };
+        assert_eq!((&*touched.tables, touched.changes, touched.whole), (&[U, T][..], 4, true));
+    }
+
+    #[test]
+    fn a_transaction_goes_on_in_the_next_batch() {
+        let mut reader = reader();
+        let first = read(&mut reader, &[begin(100, 7), relation(T, "t"), insert(T, "0")]);
+        assert_eq!(first[0].committed, None);
+        assert!(!first[0].transactions[0].whole, "more may follow");
+        let second = read(&mut reader, &[insert(T, "1"), commit(100), begin(200, 8)]);
+        assert_eq!(ids(&second[0]), [(100, 1, "1".into())]);
+        assert_eq!(second[0].xids, [7, 8]);
+        let known: Vec<_> =
+            second[0].transactions.iter().map(|t| (t.commit.xid, t.whole)).collect();
+        assert_eq!(known, [(7, true), (8, false)]);
+        assert_eq!(second[0].committed, Some(Lsn::new(101)));
+    }
+
+    #[test]
+    fn a_new_definition_of_a_table_begins_a_segment() {
+        let segments = read(
+            &mut reader(),
+            &[
+                begin(100, 7),
+                relation(U, "u"),
+                insert(U, "x"),
+                relation(T, "t"),
+                insert(T, "0"),
+                relation(U, "u"),
+                relation(T, "t"),
+                insert(T, "1"),
+                commit(100),
+            ],
+        );
+        let [first, second] = &segments[..] else { panic!("{segments:?}") };
+        assert_eq!((redefined(first), redefined(second)), (vec![U, T, U], vec![T]));
+        assert_eq!((first.committed, second.committed), (None, Some(Lsn::new(101))));
+        assert_eq!((first.xids.as_slice(), second.xids.as_slice()), (&[7][..], &[7][..]));
+        // What the first one's changes are decided by includes what else the transaction did.
+        let [touched] = &first.transactions[..] else { panic!("{first:?}") };
+        assert_eq!((&*touched.tables, touched.whole), (&[U, T][..], false));
+        assert!(!Arc::ptr_eq(&first.changes[0].definition, &second.changes[0].definition));
+    }
+
+    #[test]
+    fn a_change_of_the_catalog_begins_a_segment() {
+        let payloads =
+            [begin(100, 7), relation(T, "t"), insert(T, "0"), ddl(), insert(T, "1"), commit(100)];
+        let segments = read(&mut reader(), &payloads);
+        let [first, second] = &segments[..] else { panic!("{segments:?}") };
+        assert!(!first.catalog_changed && second.catalog_changed && second.asks_the_catalog());
+        assert_eq!(first.transactions.len(), 1);
+        assert!(!first.transactions[0].whole);
+    }
+
+    #[test]
+    fn what_was_published_before_a_reconnect_comes_once() {
+        let payloads = [
+            begin(100, 7),
+            relation(T, "t"),
+            insert(T, "0"),
+            insert(T, "1"),
+            insert(T, "2"),
+            commit(100),
+            begin(200, 8),
+            insert(T, "3"),
+            commit(200),
+        ];
+        let mut reader = Reader::new(Lsn::ZERO, Some((Lsn::new(100), 1)));
+        let segments = read(&mut reader, &payloads);
+        assert_eq!(ids(&segments[0]), [(100, 2, "2".into()), (200, 0, "3".into())]);
+    }
+
+    #[test]
+    fn nobody_is_owed_what_committed_before() {
+        let mut reader = Reader::new(Lsn::new(150), None);
+        let segments = read(
+            &mut reader,
+            &[
+                begin(100, 7),
+                relation(T, "t"),
+                insert(T, "0"),
+                commit(100),
+                begin(150, 8),
+                insert(T, "1"),
+                commit(150),
+            ],
+        );
+        assert_eq!(ids(&segments[0]), [(150, 0, "1".into())]);
+        assert_eq!(segments[0].xids, [7, 8]);
+        assert_eq!(segments[0].transactions.len(), 2, "it may have changed who sees what");
+    }
+
+    #[test]
+    fn a_table_described_before_anybody_asked_is_read_once_they_do() {
+        let mut reader = reader();
+        let one = |id| [begin(100, 7), insert(T, id), commit(100)];
+        let nobody = |_: &Definition, _: bool| false;
+        let described =
+            [vec![begin(90, 6), relation(T, "t"), commit(90)], one("0").into()].concat();
+        let first = reader.read(&Batch::of(&described), (1, 0), false, false, nobody).unwrap();
+        assert!(first[0].changes.is_empty() && first[0].transactions.is_empty());
+        let second = reader.read(&Batch::of(&one("1")), (2, 0), false, false, only_t).unwrap();
+        assert_eq!(second[0].changes.len(), 1);
+        let third = reader.read(&Batch::of(&one("2")), (3, 0), false, false, nobody).unwrap();
+        assert!(third[0].changes.is_empty());
+    }
+
+    #[test]
+    fn transactions_are_told_when_somebody_listens_to_anything() {
+        let mut reader = reader();
+        let payloads = [begin(100, 7), relation(U, "u"), insert(U, "0"), truncate(T), commit(100)];
+        let quiet = reader.read(&Batch::of(&payloads), (1, 0), false, false, only_t).unwrap();
+        assert!(quiet[0].transactions.is_empty());
+        let told = reader.read(&Batch::of(&payloads), (1, 0), true, false, only_t).unwrap();
+        let [touched] = &told[0].transactions[..] else { panic!("{told:?}") };
+        assert_eq!((&*touched.tables, touched.changes, touched.whole), (&[U, T][..], 2, true));
+    }
+
+    #[test]
+    fn a_transaction_of_more_tables_than_are_remembered_is_not_whole() {
+        let mut payloads = vec![begin(100, 7), relation(T, "t")];
+        payloads.extend((0..=u32::try_from(TOUCHED_MAX).unwrap()).map(|oid| truncate(1000 + oid)));
+        payloads.push(commit(100));
+        let segments = read(&mut reader(), &payloads);
+        assert_eq!(segments[0].transactions[0].tables.len(), TOUCHED_MAX);
+        assert!(!segments[0].transactions[0].whole);
+    }
+
+    #[test]
+    fn an_unprintable_row_names_its_table_once() {
+        let segments = read(
+            &mut reader(),
+            &[
+                begin(100, 7),
+                relation(T, "t"),
+                unreadable(T, "0"),
+                unreadable(T, "1"),
+                insert(T, "2"),
+                commit(100),
+            ],
+        );
+        let tables: Vec<_> = segments[0].unreadable.iter().map(|table| &*table.table).collect();
+        assert_eq!(tables, ["t"]);
+        assert_eq!(ids(&segments[0]), [(100, 2, "2".into())]);
+    }
+
+    #[test]
+    fn an_unchanged_value_comes_from_the_old_row() {
+        let payloads = [begin(100, 7), relation(T, "t"), update_unchanged(T, "0"), commit(100)];
+        let segments = read(&mut reader(), &payloads);
+        let change = &segments[0].changes[0];
+        assert_eq!(change.record.as_ref().unwrap().get(1), Value::Text(b"note"));
+        assert_eq!(change.operation, Operation::Update);
+    }
+
+    #[test]
+    fn only_one_transaction_is_read_where_that_is_asked() {
+        let payloads = [
+            begin(100, 7),
+            relation(T, "t"),
+            insert(T, "0"),
+            commit(100),
+            begin(200, 8),
+            insert(T, "1"),
+        ];
+        let batch = Batch::of(&payloads);
+        let segments = reader().read(&batch, (1, 0), false, true, only_t).unwrap();
+        assert_eq!(ids(&segments[0]), [(100, 0, "0".into())]);
+    }
+
+    #[test]
+    fn what_is_out_of_order_ends_the_stream() {
+        for payloads in [
+            vec![relation(T, "t"), insert(T, "0")],
+            vec![begin(100, 7), insert(T, "0")],
+            vec![begin(100, 7), b"?".to_vec()],
+        ] {
+            let read = reader().read(&Batch::of(&payloads), (1, 0), false, false, only_t);
+            assert!(read.is_err(), "{payloads:?}");
+        }
     }
 }

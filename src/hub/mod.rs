@@ -16,11 +16,15 @@ mod predicate;
 mod registry;
 mod subscriber;
 mod subscription;
+#[cfg(test)]
+mod tests;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use hashbrown::HashSet;
 
 use crate::auth::Claims;
 use crate::change::{Change, Operation, Relation};
@@ -71,6 +75,8 @@ pub struct Interest {
     pub subscription: Subscription,
     /// Its conditions as Postgres understands them.
     pub conditions: Box<[Bound]>,
+    /// Its one table is partitioned: changes may come under the names of its partitions.
+    pub partitioned: bool,
 }
 
 /// A place in the hub; dropping it leaves.
@@ -79,6 +85,28 @@ pub struct Membership {
     hub: Weak<Hub>,
     subscriber: Arc<Subscriber>,
     at: Mutex<Place>,
+    turns: AtomicU64,
+}
+
+/// One attempt to put a membership under other claims. Only the latest counts: the older one may
+/// have waited longer for its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Turn(u64);
+
+impl Membership {
+    /// Begins a refresh; those that are under way come to nothing.
+    pub fn begin_refresh(&self) -> Turn {
+        Turn(self.turns.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// Whether this refresh is still wanted: no later one has begun, and the channel is there.
+    pub fn is_awaiting(&self, turn: Turn) -> bool {
+        self.turns.load(Ordering::Relaxed) == turn.0 && !matches!(*self.place(), Place::Gone)
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Membership {
@@ -92,7 +120,10 @@ impl Drop for Membership {
 #[derive(Debug, Clone, Copy)]
 enum Place {
     In(AudienceId, ClaimsId),
+    /// Its subscriptions were refused. Other claims may bring it in.
     Out,
+    /// It left.
+    Gone,
 }
 
 /// Why a binding was found for a change.
@@ -100,7 +131,8 @@ enum Place {
 pub enum Side {
     /// Its filter accepts the new row (for a DELETE: the old row).
     Shown,
-    /// It listens for deletions and accepts the old row of an update, but not the new one.
+    /// It listens for deletions and accepts the old row of an update, but not the new one. While
+    /// Postgres has to say that, the binding comes as [`Self::Shown`] too, before this.
     Left,
 }
 
@@ -169,8 +201,17 @@ impl Hub {
     pub fn join(self: &Arc<Self>, registration: Registration) -> Membership {
         let subscriber = Arc::clone(&registration.subscriber);
         let (audience, claims) = self.lock().join(registration);
-        let at = Mutex::new(Place::In(audience, claims));
-        Membership { hub: Arc::downgrade(self), subscriber, at }
+        self.membership(subscriber, Place::In(audience, claims))
+    }
+
+    /// A place for a subscriber that gets nothing until [`Self::refresh`] brings it in.
+    pub fn outside(self: &Arc<Self>, subscriber: Arc<Subscriber>) -> Membership {
+        self.membership(subscriber, Place::Out)
+    }
+
+    fn membership(self: &Arc<Self>, subscriber: Arc<Subscriber>, place: Place) -> Membership {
+        let (hub, at, turns) = (Arc::downgrade(self), Mutex::new(place), AtomicU64::new(0));
+        Membership { hub, subscriber, at, turns }
     }
 
     /// The join was answered: held frames follow, then live ones.
@@ -182,40 +223,66 @@ impl Hub {
     /// Removes a subscriber. Nothing reaches it after this returns.
     pub fn leave(&self, membership: &Membership) {
         let mut registry = self.lock();
-        let mut place = membership.at.lock().unwrap_or_else(PoisonError::into_inner);
         membership.subscriber.leave();
-        if let Place::In(audience, claims) = std::mem::replace(&mut *place, Place::Out) {
+        let place = std::mem::replace(&mut *membership.place(), Place::Gone);
+        if let Place::In(audience, claims) = place {
             registry.leave(&membership.subscriber, audience, claims);
         }
     }
 
-    /// Puts a subscriber under new claims (and, with another role, newly checked subscriptions).
+    /// Takes a subscriber's subscriptions away, unless a later refresh has begun. Nothing reaches
+    /// it after this returns, until a refresh brings it in again.
+    pub fn suspend(&self, membership: &Membership, turn: Turn) {
+        let mut registry = self.lock();
+        if !membership.is_awaiting(turn) {
+            return;
+        }
+        let place = std::mem::replace(&mut *membership.place(), Place::Out);
+        if let Place::In(audience, claims) = place {
+            registry.leave(&membership.subscriber, audience, claims);
+        }
+    }
+
+    /// Puts a subscriber under new claims and newly checked subscriptions, unless a later refresh
+    /// has begun.
     ///
     /// While a batch is being decided the change waits for its end: no event is decided by the
     /// old claims and sent under the new.
-    pub fn refresh(&self, membership: &Arc<Membership>, registration: Registration) {
+    pub fn refresh(&self, membership: &Arc<Membership>, turn: Turn, registration: Registration) {
         let mut registry = self.lock();
         if registry.in_flight {
-            registry.deferred.push((Arc::clone(membership), registration));
+            registry.deferred.push((Arc::clone(membership), turn, registration));
         } else {
-            Self::move_to(&mut registry, membership, registration);
+            Self::move_to(&mut registry, membership, turn, registration);
         }
     }
 
-    fn move_to(registry: &mut Registry, membership: &Membership, registration: Registration) {
-        let mut place = membership.at.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Place::In(audience, claims) = *place {
-            let expires_at = registration.claims.expires_at;
-            registry.leave(&membership.subscriber, audience, claims);
-            let (audience, claims) = registry.join(registration);
-            membership.subscriber.expire_at(expires_at);
-            *place = Place::In(audience, claims);
+    fn move_to(
+        registry: &mut Registry,
+        membership: &Membership,
+        turn: Turn,
+        registration: Registration,
+    ) {
+        if !membership.is_awaiting(turn) {
+            return;
         }
+        let mut place = membership.place();
+        if let Place::In(audience, claims) = *place {
+            registry.leave(&membership.subscriber, audience, claims);
+        }
+        membership.subscriber.expire_at(registration.claims.expires_at);
+        let (audience, claims) = registry.join(registration);
+        *place = Place::In(audience, claims);
     }
 
     /// Whether anybody asked for this table.
     pub fn wants(&self, schema: &str, table: &str) -> bool {
         self.lock().wants(schema, table)
+    }
+
+    /// Whether anybody asked for a partitioned table.
+    pub fn wants_partitioned(&self) -> bool {
+        self.lock().partitioned > 0
     }
 
     /// Changes whenever the answer of [`Self::wants`] may.
@@ -225,8 +292,20 @@ impl Hub {
 
     /// Takes a table's definition, new or changed: filters are compiled against it. Returns the
     /// audiences with a filter that no longer fits; those filters match nothing.
-    pub fn define(&self, relation: &Arc<Relation>) -> Vec<(AudienceId, Unbound)> {
-        self.lock().define(relation)
+    ///
+    /// `by_partition`: the log names partitions of this table instead. Then the changes are not for
+    /// those who asked for many tables: they get them under the partitions' names.
+    pub fn define(
+        &self,
+        relation: &Arc<Relation>,
+        by_partition: bool,
+    ) -> Vec<(AudienceId, Unbound)> {
+        self.lock().define(relation, by_partition)
+    }
+
+    /// Takes note of a table's name. Returns the audiences that had asked for it under another.
+    pub fn rename(&self, relation: u32, schema: &str, table: &str) -> Vec<AudienceId> {
+        self.lock().rename(relation, schema, table)
     }
 
     /// Which bindings may want these changes, in the order of the changes. Starts a batch: until
@@ -237,9 +316,25 @@ impl Hub {
         registry.candidates(changes, announce_move_out)
     }
 
-    /// Every audience with a binding on this table, whatever its filters.
-    pub fn listeners(&self, relation: u32) -> Vec<(AudienceId, BindingId)> {
-        self.lock().listeners(relation)
+    /// Every audience with a subscription to this table, whatever its filters.
+    pub fn listeners(&self, schema: &str, table: &str) -> HashSet<AudienceId> {
+        self.lock().listeners(schema, table)
+    }
+
+    /// Forgets every table's definition: each is defined anew before its next candidates.
+    pub fn forget_tables(&self) {
+        self.lock().forget_tables();
+    }
+
+    /// Ends a subscription of a whole audience for good, and tells its subscribers.
+    pub fn end_binding(&self, id: BindingId, message: &str) {
+        let told = {
+            let mut registry = self.lock();
+            registry.end_binding(id).map(|audience| registry.everybody(audience))
+        };
+        for subscriber in told.into_iter().flatten() {
+            subscriber.notice(message.to_owned());
+        }
     }
 
     /// What is needed to make an audience's frames; none when its last subscriber left meanwhile.
@@ -274,8 +369,8 @@ impl Hub {
         registry.in_flight = false;
         let deferred = std::mem::take(&mut registry.deferred);
         let mut moved = Vec::with_capacity(deferred.len());
-        for (membership, registration) in deferred {
-            Self::move_to(&mut registry, &membership, registration);
+        for (membership, turn, registration) in deferred {
+            Self::move_to(&mut registry, &membership, turn, registration);
             moved.push(membership);
         }
         // The last owner of a membership leaves by dropping it, which takes the lock.
@@ -304,6 +399,11 @@ impl Hub {
         for audience in audiences {
             self.notice_all(audience, message);
         }
+    }
+
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.lock().is_empty()
     }
 
     /// Subscribers now.

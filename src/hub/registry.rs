@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hashbrown::{Equivalent, HashMap, HashSet};
-use slab::Slab;
 
 use super::index::TableIndex;
 use super::outbox::Outbox;
@@ -16,21 +15,21 @@ use super::predicate::{Image, Match, Predicate, Unbound};
 use super::subscription::{Name, Subscription};
 use super::{
     AudienceView, Candidate, Delivery, Format, Interest, Membership, Recipients, Registration,
-    Side, Subscriber,
+    Side, Subscriber, Turn,
 };
 use crate::change::{Change, OldImage, Operation, Relation};
 
-/// An audience's place in the registry.
+/// Names one audience. Never used twice: what was decided for one that is gone reaches nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AudienceId(usize);
+pub struct AudienceId(u64);
 
-/// Stands for one (role, claims) among current subscribers.
+/// Stands for one (role, claims) among current subscribers. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ClaimsId(usize);
+pub struct ClaimsId(u64);
 
-/// One subscription of one audience.
+/// One subscription of one audience. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BindingId(usize);
+pub struct BindingId(u64);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct AudienceKey {
@@ -76,26 +75,34 @@ impl Equivalent<ClaimsKey> for ClaimsKeyRef<'_> {
 #[derive(Debug)]
 struct Table {
     relation: Arc<Relation>,
+    /// The log names its partitions instead.
+    by_partition: bool,
     index: TableIndex<BindingId>,
     bindings: HashSet<BindingId>,
+    /// Somebody fits only the definition to come.
+    stale: bool,
 }
 
 type TableName = (Option<Box<str>>, Option<Box<str>>);
 
 #[derive(Debug, Default)]
 pub(super) struct Registry {
-    audiences: Slab<Audience>,
+    audiences: HashMap<AudienceId, Audience>,
     audience_ids: HashMap<AudienceKey, AudienceId>,
-    bindings: Slab<Binding>,
-    claims: Slab<Interned>,
+    bindings: HashMap<BindingId, Binding>,
+    claims: HashMap<ClaimsId, Interned>,
     claims_ids: HashMap<ClaimsKey, ClaimsId>,
     tables: HashMap<u32, Table>,
     /// Tables asked for, by schema and table (none: any), with the number of bindings.
     asked: HashMap<TableName, usize>,
+    /// Bindings on a partitioned table.
+    pub(super) partitioned: usize,
+    /// Numbers given out so far.
+    numbers: u64,
     pub(super) generation: u64,
     pub(super) subscribers: usize,
     pub(super) in_flight: bool,
-    pub(super) deferred: Vec<(Arc<Membership>, Registration)>,
+    pub(super) deferred: Vec<(Arc<Membership>, Turn, Registration)>,
 }
 
 impl Registry {
@@ -108,7 +115,8 @@ impl Registry {
             Some(&id) => id,
             None => self.open_audience(key, format),
         };
-        self.audiences[id.0].parties.entry(claims_id).or_default().push(subscriber);
+        let audience = self.audiences.get_mut(&id).expect("it was open or is now");
+        audience.parties.entry(claims_id).or_default().push(subscriber);
         self.subscribers += 1;
         (id, claims_id)
     }
@@ -119,7 +127,7 @@ impl Registry {
         audience: AudienceId,
         claims: ClaimsId,
     ) {
-        let parties = &mut self.audiences[audience.0].parties;
+        let parties = &mut self.audiences.get_mut(&audience).expect("a member's is open").parties;
         let party = parties.get_mut(&claims).expect("a member's party exists");
         let place = party.iter().position(|member| Arc::ptr_eq(member, subscriber));
         party.swap_remove(place.expect("a member is in its party"));
@@ -136,67 +144,104 @@ impl Registry {
 
     fn intern(&mut self, role: &Arc<str>, json: &Arc<str>) -> ClaimsId {
         if let Some(&id) = self.claims_ids.get(&ClaimsKeyRef(role, json)) {
-            self.claims[id.0].uses += 1;
+            self.claims.get_mut(&id).expect("an interned one is there").uses += 1;
             return id;
         }
         let (role, json) = (Arc::clone(role), Arc::clone(json));
         let key = ClaimsKey(Arc::clone(&role), Arc::clone(&json));
-        let id = ClaimsId(self.claims.insert(Interned { role, json, uses: 1 }));
+        let id = ClaimsId(self.number());
+        self.claims.insert(id, Interned { role, json, uses: 1 });
         self.claims_ids.insert(key, id);
         id
     }
 
     fn release(&mut self, id: ClaimsId) {
-        self.claims[id.0].uses -= 1;
-        if self.claims[id.0].uses == 0 {
-            let Interned { role, json, .. } = self.claims.remove(id.0);
-            self.claims_ids.remove(&ClaimsKeyRef(&role, &json));
+        let claims = self.claims.get_mut(&id).expect("claims in use are there");
+        claims.uses -= 1;
+        if claims.uses == 0 {
+            self.claims_ids.remove(&ClaimsKeyRef(&claims.role, &claims.json));
+            self.claims.remove(&id);
         }
     }
 
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
     fn open_audience(&mut self, key: AudienceKey, format: Format) -> AudienceId {
-        self.generation += 1;
-        let entry = self.audiences.vacant_entry();
-        let id = AudienceId(entry.key());
+        let id = AudienceId(self.number());
         let mut bindings = Vec::with_capacity(key.interests.len());
         for interest in &*key.interests {
             let interest = Arc::new(interest.clone());
-            let binding = Binding { audience: id, interest: Arc::clone(&interest) };
-            let binding = BindingId(self.bindings.insert(binding));
-            *self.asked.entry(table_name(&interest.subscription)).or_default() += 1;
+            let binding = BindingId(self.number());
+            let asked = self.asked.entry(table_name(&interest.subscription)).or_default();
+            *asked += 1;
+            if *asked == 1 {
+                self.generation += 1;
+            }
+            if interest.partitioned {
+                self.partitioned += 1;
+                self.generation += 1;
+            }
             for table in self.tables.values_mut() {
-                if covers(&interest.subscription, &table.relation) {
-                    // A relation that changed since the check is defined anew with its next row.
-                    let _ = table.add(binding, &interest);
+                if table.is_covered_by(&interest.subscription) {
+                    // The table changed since its last row. Its next one defines it anew, and then
+                    // whoever does not fit is told.
+                    table.stale |= table.add(binding, &interest).is_err();
                 }
             }
+            self.bindings.insert(binding, Binding { audience: id, interest });
             bindings.push(binding);
         }
         let (bindings, parties) = (bindings.into(), HashMap::new());
-        entry.insert(Audience { key: key.clone(), format, bindings, parties });
+        self.audiences.insert(id, Audience { key: key.clone(), format, bindings, parties });
         self.audience_ids.insert(key, id);
         id
     }
 
     fn close_audience(&mut self, id: AudienceId) {
-        self.generation += 1;
-        let audience = self.audiences.remove(id.0);
-        self.audience_ids.remove(&audience.key);
+        let Some(audience) = self.audiences.remove(&id) else { return };
+        if self.audience_ids.get(&audience.key) == Some(&id) {
+            self.audience_ids.remove(&audience.key);
+        }
         for binding in audience.bindings {
-            let Binding { interest, .. } = self.bindings.remove(binding.0);
-            let name = table_name(&interest.subscription);
-            if let Some(count) = self.asked.get_mut(&name) {
-                *count -= 1;
-                if *count == 0 {
-                    self.asked.remove(&name);
-                }
-            }
-            for table in self.tables.values_mut() {
-                if table.bindings.remove(&binding) {
-                    table.index.remove(binding);
-                }
+            self.close_binding(binding);
+        }
+    }
+
+    fn close_binding(&mut self, id: BindingId) {
+        let Some(Binding { interest, .. }) = self.bindings.remove(&id) else { return };
+        if interest.partitioned {
+            self.partitioned -= 1;
+            self.generation += 1;
+        }
+        let name = table_name(&interest.subscription);
+        if let Some(count) = self.asked.get_mut(&name) {
+            *count -= 1;
+            if *count == 0 {
+                self.asked.remove(&name);
+                self.generation += 1;
             }
         }
+        for table in self.tables.values_mut() {
+            if table.bindings.remove(&id) {
+                table.index.remove(id);
+            }
+        }
+    }
+
+    /// Ends one subscription of an audience for good. Whoever asks for the same later has to be
+    /// checked anew, and does not come into this audience.
+    pub(super) fn end_binding(&mut self, id: BindingId) -> Option<AudienceId> {
+        let audience = self.bindings.get(&id)?.audience;
+        self.close_binding(id);
+        if let Some(Audience { key, .. }) = self.audiences.get(&audience)
+            && self.audience_ids.get(key) == Some(&audience)
+        {
+            self.audience_ids.remove(key);
+        }
+        Some(audience)
     }
 
     pub(super) fn wants(&self, schema: &str, table: &str) -> bool {
@@ -210,25 +255,49 @@ impl Registry {
     }
 
     /// Returns the audiences whose filters no longer fit the table.
-    pub(super) fn define(&mut self, relation: &Arc<Relation>) -> Vec<(AudienceId, Unbound)> {
+    pub(super) fn define(
+        &mut self,
+        relation: &Arc<Relation>,
+        by_partition: bool,
+    ) -> Vec<(AudienceId, Unbound)> {
         let mut unfit = Vec::new();
-        if self.tables.get(&relation.oid).is_some_and(|table| table.relation == *relation) {
+        let known = self.tables.get(&relation.oid);
+        let same =
+            |t: &Table| !t.stale && t.by_partition == by_partition && t.relation == *relation;
+        if known.is_some_and(same) {
             return unfit;
         }
         let mut table = Table {
             relation: Arc::clone(relation),
+            by_partition,
             index: TableIndex::default(),
             bindings: HashSet::new(),
+            stale: false,
         };
         for (id, binding) in &self.bindings {
-            if covers(&binding.interest.subscription, relation)
-                && let Err(error) = table.add(BindingId(id), &binding.interest)
+            if table.is_covered_by(&binding.interest.subscription)
+                && let Err(error) = table.add(*id, &binding.interest)
             {
                 unfit.push((binding.audience, error));
             }
         }
         self.tables.insert(relation.oid, table);
         unfit
+    }
+
+    pub(super) fn rename(&mut self, relation: u32, schema: &str, table: &str) -> Vec<AudienceId> {
+        let Some(known) = self.tables.get(&relation) else { return Vec::new() };
+        if *known.relation.schema == *schema && *known.relation.table == *table {
+            return Vec::new();
+        }
+        // Defined anew with its next row, if anybody asked for it under its new name.
+        let bindings = self.tables.remove(&relation).into_iter().flat_map(|known| known.bindings);
+        let asked = bindings.filter_map(|id| self.bindings.get(&id));
+        let lost = asked.filter(|binding| !binding.interest.subscription.covers(schema, table));
+        let mut audiences: Vec<_> = lost.map(|binding| binding.audience).collect();
+        audiences.sort_unstable();
+        audiences.dedup();
+        audiences
     }
 
     pub(super) fn candidates(&self, changes: &[Change], move_out: bool) -> Vec<Candidate> {
@@ -238,7 +307,7 @@ impl Registry {
             let Some(table) = self.tables.get(&change.relation.oid) else { continue };
             let number = u32::try_from(number).expect("a batch holds fewer changes than 2^32");
             let mut push = |binding: BindingId, side, old_matches, answer| {
-                let Some(entry) = self.bindings.get(binding.0) else { return };
+                let Some(entry) = self.bindings.get(&binding) else { return };
                 let (audience, ask) = (entry.audience, answer == Match::Ask);
                 let change = number;
                 found.push(Candidate { change, audience, binding, side, old_matches, ask });
@@ -279,6 +348,10 @@ impl Registry {
                     for &(binding, answer) in &new {
                         let was = old.binary_search_by_key(&binding, |&(id, _)| id);
                         push(binding, Side::Shown, was.is_ok(), answer);
+                        if let (Match::Ask, Ok(was)) = (answer, was) {
+                            // If Postgres says that the new row is not accepted, this holds.
+                            push(binding, Side::Left, true, old[was].1);
+                        }
                     }
                     if old.is_empty() {
                         continue;
@@ -295,28 +368,34 @@ impl Registry {
         found
     }
 
-    pub(super) fn listeners(&self, relation: u32) -> Vec<(AudienceId, BindingId)> {
-        let bindings = self.tables.get(&relation).into_iter().flat_map(|table| &table.bindings);
-        bindings.filter_map(|&id| Some((self.bindings.get(id.0)?.audience, id))).collect()
+    /// Looks at every binding: for what happens rarely.
+    pub(super) fn listeners(&self, schema: &str, table: &str) -> HashSet<AudienceId> {
+        let bindings = self.bindings.values();
+        let concerned = bindings.filter(|b| b.interest.subscription.covers(schema, table));
+        concerned.map(|binding| binding.audience).collect()
+    }
+
+    pub(super) fn forget_tables(&mut self) {
+        self.tables.clear();
     }
 
     pub(super) fn view(&self, id: AudienceId) -> Option<AudienceView> {
-        let audience = self.audiences.get(id.0)?;
-        let parties = audience.parties.keys();
+        let audience = self.audiences.get(&id)?;
+        let json = |id: &ClaimsId| Arc::clone(&self.claims[id].json);
         Some(AudienceView {
             format: audience.format,
             topic: Arc::clone(&audience.key.topic),
             role: Arc::clone(&audience.key.role),
-            parties: parties.map(|&id| (id, Arc::clone(&self.claims[id.0].json))).collect(),
+            parties: audience.parties.keys().map(|id| (*id, json(id))).collect(),
         })
     }
 
     pub(super) fn audiences(&self) -> Vec<AudienceId> {
-        self.audiences.iter().map(|(id, _)| AudienceId(id)).collect()
+        self.audiences.keys().copied().collect()
     }
 
     pub(super) fn interest(&self, id: BindingId) -> Option<Arc<Interest>> {
-        self.bindings.get(id.0).map(|binding| Arc::clone(&binding.interest))
+        self.bindings.get(&id).map(|binding| Arc::clone(&binding.interest))
     }
 
     pub(super) fn predicate(&self, id: BindingId, relation: u32) -> Option<Predicate> {
@@ -324,13 +403,26 @@ impl Registry {
     }
 
     pub(super) fn everybody(&self, audience: AudienceId) -> Vec<Arc<Subscriber>> {
-        let audience = self.audiences.get(audience.0).into_iter();
+        let audience = self.audiences.get(&audience).into_iter();
         audience.flat_map(|audience| audience.parties.values().flatten()).cloned().collect()
     }
 
     pub(super) fn party(&self, audience: AudienceId, claims: ClaimsId) -> Vec<Arc<Subscriber>> {
-        let audience = self.audiences.get(audience.0);
+        let audience = self.audiences.get(&audience);
         audience.and_then(|a| a.parties.get(&claims)).cloned().unwrap_or_default()
+    }
+
+    /// Whether nothing is kept of anybody.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.audiences.is_empty()
+            && self.audience_ids.is_empty()
+            && self.bindings.is_empty()
+            && self.claims.is_empty()
+            && self.claims_ids.is_empty()
+            && self.asked.is_empty()
+            && self.deferred.is_empty()
+            && self.tables.values().all(|t| t.bindings.is_empty() && t.index.is_empty())
     }
 
     /// Queues frames; returns how many, and the outboxes that want a flush.
@@ -338,7 +430,7 @@ impl Registry {
         let mut dirty = Vec::new();
         let mut delivered = 0;
         for Delivery { audience, to, frames } in deliveries {
-            let Some(audience) = self.audiences.get(audience.0) else { continue };
+            let Some(audience) = self.audiences.get(audience) else { continue };
             match to {
                 Recipients::All => {
                     for party in audience.parties.values() {
@@ -370,7 +462,26 @@ fn offer_all(
     u64::try_from(party.len() * frames.len()).unwrap_or(u64::MAX)
 }
 
+/// For tests of what is done with ids that a registry gives out.
+#[cfg(test)]
+impl AudienceId {
+    pub(crate) const fn of(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+#[cfg(test)]
+impl ClaimsId {
+    pub(crate) const fn of(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 impl Table {
+    fn is_covered_by(&self, subscription: &Subscription) -> bool {
+        covers(subscription, &self.relation) && !(self.by_partition && subscription.is_of_many())
+    }
+
     fn add(&mut self, binding: BindingId, interest: &Interest) -> Result<(), Unbound> {
         let predicate = Predicate::compile(&interest.conditions, &self.relation)?;
         self.index.insert(binding, interest.subscription.events, predicate);

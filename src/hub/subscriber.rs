@@ -108,4 +108,10 @@ impl Subscriber {
         self.state.store(GONE, Ordering::Release);
         self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
+
+    /// What waits for the join's answer.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> Vec<Bytes> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }

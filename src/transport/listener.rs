@@ -32,6 +32,7 @@ use tracing::{debug, info, warn};
 use super::websocket::{self, Limits, Peer, Room};
 use crate::config;
 use crate::hub::outbox::{CloseReason, Outbox};
+use crate::telemetry;
 
 /// How long hyper may take to hand over an upgraded socket.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -243,6 +244,8 @@ impl Place {
         connections.tasks.spawn(async move {
             let reason = websocket::run(outbox, read, limits, peer).await;
             debug!(connection = entry.id, reason = reason.label(), ?reason, "socket closed");
+            let closed = telemetry::CONNECTIONS_CLOSED;
+            metrics::counter!(closed, telemetry::REASON => reason.label()).increment(1);
             drop(entry);
         });
     }

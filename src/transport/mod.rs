@@ -1,5 +1,6 @@
 //! How events reach a client: one module for each protocol, and the listening socket.
 
+pub mod admit;
 pub mod deadlines;
 pub mod listener;
 pub mod phoenix;

@@ -15,16 +15,17 @@ use axum::http::request::Parts;
 use bytes::Bytes;
 use hashbrown::HashMap;
 use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::admit::{Admit, Refusal};
 use super::deadlines::{DeadlineId, Deadlines, Expires};
 use super::phoenix::{self, Version};
 use super::websocket::{Peer, text_frame};
 use crate::auth::Claims;
 use crate::auth::jwt::Verifier;
 use crate::change::Operation;
-use crate::http::{Admit, Refusal};
 use crate::hub::outbox::{CloseReason, Outbox};
 use crate::hub::{Format, Hub, Inbox, Membership, Subscriber};
 use crate::join::{Joined, Joiner, Request};
@@ -52,8 +53,20 @@ pub struct Realtime {
     pub deadlines: Arc<Deadlines>,
     /// Joins under way.
     pub tasks: TaskTracker,
+    /// Ends them.
+    pub stop: CancellationToken,
     /// How long refusals wait.
     pub error_backoff: Duration,
+}
+
+impl Realtime {
+    /// Runs what takes time, at most until the service stops.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled_owned(work).await;
+        });
+    }
 }
 
 /// For [`Realtime`] behind the HTTP routes.
@@ -158,6 +171,24 @@ impl Inbox for Notices {
 struct Place {
     membership: Option<Arc<Membership>>,
     request: Arc<Kept>,
+    _counted: Counted,
+}
+
+/// One channel in the metrics, as long as it lives.
+#[derive(Debug)]
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        metrics::gauge!(telemetry::CHANNELS).increment(1);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::gauge!(telemetry::CHANNELS).decrement(1);
+    }
 }
 
 /// What a refresh needs of the join.
@@ -259,7 +290,7 @@ impl Socket {
             return self.send(message);
         }
         let (mailbox, frame) = (Arc::downgrade(mailbox), self.frame(message));
-        self.realtime.tasks.spawn(async move {
+        self.realtime.spawn(async move {
             tokio::time::sleep(wait).await;
             if let Some(mailbox) = mailbox.upgrade() {
                 mailbox.delayed.fetch_sub(1, Ordering::Relaxed);
@@ -284,7 +315,7 @@ impl Socket {
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
         let ask = self.request(&kept, request.claims);
         self.joining.insert(channel, kept);
-        self.realtime.tasks.spawn(async move {
+        self.realtime.spawn(async move {
             let outcome = joiner.join(ask).await;
             if let Some(mailbox) = mailbox.upgrade() {
                 mailbox.post(Mail::Joined(channel, outcome));
@@ -314,11 +345,13 @@ impl Socket {
     fn refresh(&mut self, channel: ChannelId, claims: Arc<Claims>) {
         let Some(place) = self.joined.get(&channel) else { return };
         let Some(membership) = place.membership.clone() else { return };
+        let turn = membership.begin_refresh();
         let request = self.request(&place.request, claims);
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
-        self.realtime.tasks.spawn(async move {
-            let refreshed = joiner.refresh(&membership, request).await;
-            if let Some(mailbox) = mailbox.upgrade() {
+        self.realtime.spawn(async move {
+            if let Some(refreshed) = joiner.refresh(&membership, turn, request).await
+                && let Some(mailbox) = mailbox.upgrade()
+            {
                 mailbox.post(Mail::Refreshed(channel, refreshed));
             }
         });
@@ -329,9 +362,12 @@ impl Socket {
             return ControlFlow::Continue(());
         };
         let Joined { subscriptions, membership, asked, problem, unavailable } = joined;
+        let membership = membership.map(Arc::new);
         let outcome = if let Some(reason) = unavailable {
             JoinOutcome::Error { reason }
         } else {
+            let place = Place { membership: membership.clone(), request, _counted: Counted::new() };
+            self.joined.insert(channel, place);
             let system = match problem {
                 Some(problem) => vec![SystemMessage::not_subscribed(problem)],
                 None if !asked => Vec::new(),
@@ -342,8 +378,6 @@ impl Socket {
             let subscriptions = subscriptions.into_iter().map(subscribed).collect();
             JoinOutcome::Ok { subscriptions, system }
         };
-        let membership = membership.map(Arc::new);
-        self.joined.insert(channel, Place { membership: membership.clone(), request });
         let flow = self.input(Input::Joined { channel, outcome });
         // The reply is in the outbox: what was held may follow it.
         if let Some(membership) = membership
@@ -410,7 +444,11 @@ impl Peer for Socket {
                     let message = SystemMessage::not_subscribed(problem);
                     self.input(Input::System { channel, message })?;
                 }
-                Mail::Expired(channel) => self.input(Input::Expired { channel })?,
+                Mail::Expired(channel) => {
+                    // It was called; if the clock was set back since, it has to be set again.
+                    self.deadline = None;
+                    self.input(Input::Expired { channel })?;
+                }
             }
         }
         ControlFlow::Continue(())
@@ -420,6 +458,10 @@ impl Peer for Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         metrics::gauge!(telemetry::CONNECTIONS).decrement(1);
+        // A refresh under way may hold a membership for longer.
+        for membership in self.joined.values().filter_map(|place| place.membership.as_ref()) {
+            self.realtime.hub.leave(membership);
+        }
         if let Some((_, id)) = self.deadline.take() {
             self.realtime.deadlines.remove(id);
         }

@@ -586,7 +586,7 @@ fn unproved(error: &io::Error) -> Error {
 /// What a refusal at start-up means for the caller.
 fn startup_error(error: ServerError) -> Error {
     let problem = match error.code.as_str() {
-        "28000" | "28P01" => "the replication login was refused: check user, password, pg_hba.conf",
+        "28000" | "28P01" => return Error::LoginRefused(Box::new(error)),
         "3D000" => "the database does not exist",
         "42501" => {
             "the login may not replicate: run `alter role … replication`, or on Amazon RDS \
@@ -594,7 +594,11 @@ fn startup_error(error: ServerError) -> Error {
         }
         "08P01" if error.message.contains("startup parameter") => POOLER,
         "42704" | "22023" => "the server does not know a setting we need: it is older than 14",
-        // Starting, stopping, recovering, all connections or walsenders taken: it will pass.
+        "53300" => {
+            let advice = "raise max_wal_senders or max_connections, or end another connection";
+            return lost(io::Error::other(format!("{error}; {advice}")));
+        }
+        // Starting, stopping, recovering: it will pass.
         _ => return lost(io::Error::other(error)),
     };
     Error::Refused { problem: problem.to_owned(), source: Some(Box::new(error)) }
@@ -660,6 +664,11 @@ mod tests {
         };
         assert!(problem("42501", "must be superuser").contains("alter role"));
         assert!(problem("08P01", "unsupported startup parameter: replication").contains("pooler"));
+        let password = ServerError { code: "28P01".into(), message: String::new(), hint: None };
+        assert!(matches!(startup_error(password), Error::LoginRefused(_)));
+        let full = ServerError { code: "53300".into(), message: "full".into(), hint: None };
+        let Error::Disconnected(full) = startup_error(full) else { panic!("it will pass") };
+        assert!(full.to_string().contains("raise max_wal_senders"), "{full}");
         let passing = ServerError { code: "57P03".into(), message: String::new(), hint: None };
         assert!(matches!(startup_error(passing), Error::Disconnected(_)));
     }

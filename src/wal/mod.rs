@@ -61,11 +61,15 @@ pub enum Error {
         reason: String,
     },
     /// Create the publication as its owner, then open again. Do not try faster than once a second.
-    #[error("publication {publication} does not exist")]
+    #[error("publication {publication} does not exist: create it with `create publication {}`", slot::quoted(.publication))]
     PublicationMissing {
         /// Its name.
         publication: String,
     },
+    /// The server does not let this login in. Make it again when it is one of ours; otherwise a
+    /// person must act.
+    #[error("the replication login was refused: check its user, password and line in pg_hba.conf")]
+    LoginRefused(#[source] Box<ServerError>),
     /// One row is too large for the server to write as text. Open again with [`Format::Binary`],
     /// publish that stretch without its values, and come back with [`Format::Text`].
     #[error("a row is too large for the server to send as text")]
@@ -142,6 +146,13 @@ impl Batch {
     /// ends them.
     pub fn messages(&self) -> Messages<'_> {
         Messages { rest: &self.bytes }
+    }
+
+    /// As a server would send these payloads.
+    #[cfg(test)]
+    pub(crate) fn of(payloads: &[Vec<u8>]) -> Self {
+        let frames = payloads.iter().flat_map(|payload| tests::frame(b'w', 24, payload));
+        Self { bytes: frames.collect::<Vec<_>>().into() }
     }
 
     /// The part as bytes that share this batch's memory. `part` must lie within the batch; one
@@ -399,7 +410,7 @@ fn start_position(resume: Lsn, confirmed: Lsn, head: Lsn) -> Lsn {
 mod tests {
     use super::*;
 
-    fn frame(kind: u8, header: usize, payload: &[u8]) -> Vec<u8> {
+    pub(super) fn frame(kind: u8, header: usize, payload: &[u8]) -> Vec<u8> {
         let body = [&[kind][..], &vec![0; header], payload].concat();
         let length = u32::try_from(body.len() + 4).unwrap();
         [&b"d"[..], &length.to_be_bytes(), &body].concat()

@@ -734,16 +734,17 @@ async fn c71_column_privileges() {
 
         let ids = socket.subscribe(TOPIC, all_of(&keyless)).await;
         run(&admin, &format!("truncate {keyless}; insert into {keyless} values (1, 'v')")).await;
-        let payload = socket.expect("postgres_changes").await.payload;
         assert_eq!(
-            payload,
+            unauthorised(&mut socket).await,
             json!({ "ids": ids, "data": {
                 "schema": "public", "table": keyless, "type": "INSERT", "commit_timestamp": null,
                 "columns": [], "record": {}, "errors": ["Error 401: Unauthorized"],
             } })
         );
-        // A grant counts from then on, also for those who wait.
+        // A grant counts for those who subscribe again.
         run(&admin, &format!("grant select on {keyless} to anon")).await;
+        leave(&mut socket).await;
+        socket.subscribe(TOPIC, all_of(&keyless)).await;
         run(&admin, &format!("insert into {keyless} values (2, 'v')")).await;
         assert_eq!(socket.change().await["record"], json!({ "id": 2, "value": "v" }));
         run(
@@ -754,6 +755,19 @@ async fn c71_column_privileges() {
         )
         .await;
     }
+}
+
+/// The event that says no more than that something happened, and the word that the subscription
+/// ended with it, in either order.
+async fn unauthorised(socket: &mut Socket) -> Value {
+    let mut messages = [socket.next().await, socket.next().await];
+    messages.sort_by(|a, b| a.event.cmp(&b.event));
+    let [event, system] = messages;
+    assert_eq!((&*event.event, &*system.event), ("postgres_changes", "system"));
+    assert_eq!(system.payload["status"], "error");
+    let message = system.payload["message"].as_str().unwrap();
+    assert!(message.ends_with(" ended: the primary key may not be read."), "{message}");
+    event.payload
 }
 
 #[tokio::test]
@@ -948,15 +962,16 @@ async fn c77_one_bad_subscription_or_policy_costs_nobody_else_anything() {
     let mut id = 0_i64;
     for version in VERSIONS {
         let mut alice = service.subscribe(version, &user(ALICE), all_of(&t)).await;
-        // Her policy divides by zero on rows of level 3.
-        // One party is told once in a while, so those of the other version are another party.
+        // Her policy divides by zero on rows of level 3. A notice is not repeated for a while to the
+        // same claims, so each round has its own.
         let round = version.vsn();
         let poisoned = json!({ "role": "authenticated", "sub": ALICE, "level": 3, "round": round });
         let poisoned = token(&poisoned);
         let mut poisoned = service.subscribe(version, &poisoned, all_of(&t)).await;
         // A subject that is no uuid, and a filter on a type without an equality.
-        let nameless = json!({ "role": "authenticated", "sub": "not a uuid", "round": round });
-        let mut nameless = service.connect(version, &token(&nameless)).await;
+        let nameless =
+            token(&json!({ "role": "authenticated", "sub": format!("no uuid {round}") }));
+        let mut nameless = service.connect(version, &nameless).await;
         let (_, told) = nameless.try_subscribe(TOPIC, all_of(&t)).await;
         let mut odd = service.connect(version, &user(ALICE)).await;
         let on_json = json!([{ "schema": "public", "table": t, "filter": "doc=eq.{}" }]);
@@ -1098,5 +1113,223 @@ async fn c79_nothing_is_lost_while_the_database_cannot_be_reached() {
             assert_eq!(socket.change().await["record"]["id"], id, "of {last}");
         }
         socket.nothing_came().await;
+    }
+}
+
+/// Ends when the check of a row waits in `pg_sleep`.
+async fn a_check_sleeps(admin: &Client) {
+    let sql = "select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event = 'PgSleep'";
+    let until = Instant::now() + DEADLINE;
+    while admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        assert!(Instant::now() < until, "no check sleeps");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Whoever comes into the place of somebody who left while a row was being decided must not get
+/// what was decided for the other.
+#[tokio::test]
+async fn a_decision_for_somebody_who_left_reaches_nobody_else() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    let t = service.owned_table("value text").await;
+    // The answer about alice takes a second.
+    run(
+        &admin,
+        &format!(
+            "create function slow(value text) returns bool language plpgsql as $$ begin
+                if value = 'slow' and auth.uid() = '{ALICE}' then perform pg_sleep(1); end if;
+                return true;
+            end $$;
+            alter policy own on {t} using (owner = auth.uid() and slow(value))"
+        ),
+    )
+    .await;
+    for version in VERSIONS {
+        for others_stay in [true, false] {
+            let bystander = token(&json!({ "role": "authenticated" }));
+            let bystander = service.subscribe(version, &bystander, all_of(&t)).await;
+            if !others_stay {
+                drop(bystander);
+            }
+            let mut alice = service.subscribe(version, &user(ALICE), all_of(&t)).await;
+            run(&admin, &format!("insert into {t} values (1, '{ALICE}', 'slow')")).await;
+            a_check_sleeps(&admin).await;
+            leave(&mut alice).await;
+            let mut bob = service.subscribe(version, &user(BOB), all_of(&t)).await;
+            run(&admin, &format!("insert into {t} values (2, '{BOB}', 'his')")).await;
+            assert_eq!(bob.change().await["record"]["value"], "his");
+            run(&admin, &format!("truncate {t}")).await;
+        }
+    }
+}
+
+/// A filter is a question about the row: whoever may no longer read its column gets no answers.
+#[tokio::test]
+async fn c71_a_filter_on_a_column_that_was_revoked_answers_nothing() {
+    let service = shared().await;
+    let admin = service.admin().await;
+    let t = service.table("value text, secret text").await;
+    for version in VERSIONS {
+        // The grant counts for a join that follows at once.
+        run(&admin, &format!("truncate {t}; grant select on {t} to anon")).await;
+        let parameters = json!([
+            { "schema": "public", "table": t, "filter": "secret=eq.s" },
+            { "schema": "public", "table": t, "filter": "value=eq.v" },
+        ]);
+        let mut socket = service.connect(version, &anon()).await;
+        let ids = socket.subscribe(TOPIC, parameters).await;
+        run(&admin, &format!("insert into {t} values (1, 'v', 's')")).await;
+        let payload = socket.expect("postgres_changes").await.payload;
+        assert_eq!(payload["ids"].as_array().unwrap().len(), 2, "{payload}");
+        run(
+            &admin,
+            &format!("revoke select on {t} from anon; grant select (id, value) on {t} to anon"),
+        )
+        .await;
+        run(&admin, &format!("insert into {t} values (2, 'v', 's'), (3, 'w', 's')")).await;
+        run(&admin, &format!("insert into {t} values (4, 'v', 't')")).await;
+        let mut told = Vec::new();
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            let message = socket.next().await;
+            if message.event == "system" {
+                told.push(message.payload["message"].as_str().unwrap().to_owned());
+                continue;
+            }
+            assert_eq!(message.payload["ids"], json!([ids[1]]), "{message:?}");
+            seen.push(message.payload["data"]["record"].clone());
+        }
+        assert_eq!(seen, [json!({ "id": 2, "value": "v" }), json!({ "id": 4, "value": "v" })]);
+        let text = "ended: column secret, which it filters by, may not be read.";
+        assert!(told.len() == 1 && told[0].ends_with(text), "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn c71_without_any_privilege_only_that_something_happened_is_told() {
+    let service = shared().await;
+    let admin = service.admin().await;
+    let t = service.table("value text").await;
+    run(&admin, &format!("alter table {t} replica identity full; revoke all on {t} from anon"))
+        .await;
+    for version in VERSIONS {
+        let mut socket = service.subscribe(version, &anon(), all_of(&t)).await;
+        run(&admin, &format!("insert into {t} values (1, 'v')")).await;
+        let insert = unauthorised(&mut socket).await;
+        assert_eq!(insert["data"]["errors"], json!(["Error 401: Unauthorized"]));
+        assert_eq!(insert["data"]["record"], json!({}));
+        let mut socket = service.subscribe(version, &anon(), all_of(&t)).await;
+        run(&admin, &format!("delete from {t}")).await;
+        let delete = socket.change().await;
+        assert_eq!((&delete["columns"], &delete["old_record"]), (&json!([]), &json!({})));
+    }
+}
+
+/// Tables change while they are listened to.
+#[tokio::test]
+async fn tables_may_change_shape_in_mid_stream() {
+    let service = shared().await;
+    let admin = service.admin().await;
+    for version in VERSIONS {
+        let t = service.table("value text, gone text").await;
+        let mut socket = service.subscribe(version, &anon(), all_of(&t)).await;
+        let on_value = json!([{ "schema": "public", "table": t, "filter": "value=eq.v" }]);
+        let mut filtered = service.subscribe(version, &anon(), on_value).await;
+        // Old and new shapes in one transaction, rows of each as they were written.
+        run(
+            &admin,
+            &format!(
+                "begin;
+                insert into {t} values (1, 'v', 'g');
+                alter table {t} add more int default 7;
+                insert into {t} values (2, 'v', 'g');
+                alter table {t} drop gone;
+                insert into {t} values (3, 'v', 8);
+                alter table {t} alter more type text;
+                insert into {t} values (4, 'v', 'nine');
+                commit"
+            ),
+        )
+        .await;
+        for socket in [&mut socket, &mut filtered] {
+            let rows = [
+                json!({ "id": 1, "value": "v" }),
+                json!({ "id": 2, "value": "v", "more": 7 }),
+                json!({ "id": 3, "value": "v", "more": 8 }),
+                json!({ "id": 4, "value": "v", "more": "nine" }),
+            ];
+            for row in rows {
+                let change = socket.change().await;
+                assert_eq!(change["record"]["id"], row["id"]);
+                for (name, value) in row.as_object().unwrap() {
+                    assert_eq!(change["record"][name], *value, "{name} of {change}");
+                }
+            }
+        }
+        // A filter whose column is gone cannot be decided: its subscriber is told, the others go on.
+        run(&admin, &format!("alter table {t} rename value to other")).await;
+        run(&admin, &format!("insert into {t} values (5, 'v', 'x')")).await;
+        assert_eq!(socket.change().await["record"]["other"], "v");
+        let system = filtered.expect("system").await.payload;
+        assert_eq!(system["status"], "error", "{system}");
+        // Another table by that name is the same subscription's again.
+        run(
+            &admin,
+            &format!(
+                "drop table {t};
+                create table {t} (id int primary key, value text);
+                grant all on {t} to anon;
+                alter publication supabase_realtime add table {t};
+                insert into {t} values (6, 'v')"
+            ),
+        )
+        .await;
+        for socket in [&mut socket, &mut filtered] {
+            assert_eq!(socket.change().await["record"], json!({ "id": 6, "value": "v" }));
+        }
+    }
+}
+
+#[tokio::test]
+async fn partitions_are_published_as_the_publication_says() {
+    for (via_root, expected) in [(true, "parted"), (false, "parted_one")] {
+        let service = Service::start().await;
+        let admin = service.admin().await;
+        run(
+            &admin,
+            &format!(
+                "create table parted (id int, owner uuid, primary key (id)) partition by range (id);
+                create table parted_one partition of parted for values from (0) to (10);
+                create table parted_two partition of parted for values from (10) to (20);
+                grant all on parted, parted_one, parted_two to authenticated;
+                alter table parted enable row level security;
+                alter table parted_one enable row level security;
+                alter table parted_two enable row level security;
+                create policy own on parted to authenticated using (owner = auth.uid());
+                create policy own on parted_one to authenticated using (owner = auth.uid());
+                create policy own on parted_two to authenticated using (owner = auth.uid());
+                alter publication supabase_realtime set (publish_via_partition_root = {via_root});
+                alter publication supabase_realtime add table parted"
+            ),
+        )
+        .await;
+        for version in VERSIONS {
+            let parameters = json!([{ "event": "*", "schema": "public", "table": expected }]);
+            let mut socket = service.subscribe(version, &user(ALICE), parameters).await;
+            run(
+                &admin,
+                &format!("insert into parted values (1, '{BOB}'), (2, '{ALICE}'), (12, '{BOB}')"),
+            )
+            .await;
+            let change = socket.change().await;
+            assert_eq!((&change["table"], &change["record"]["id"]), (&json!(expected), &json!(2)));
+            run(&admin, &format!("update parted set owner = '{BOB}'; truncate parted")).await;
+            run(&admin, &format!("insert into parted values (3, '{ALICE}')")).await;
+            let change = socket.change().await;
+            assert_eq!((&change["type"], &change["record"]["id"]), (&json!("INSERT"), &json!(3)));
+            run(&admin, "truncate parted").await;
+        }
     }
 }

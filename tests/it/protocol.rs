@@ -353,9 +353,9 @@ async fn c12_a_silent_socket_is_closed_and_heartbeats_keep_it() {
     })
     .await;
     let mut silent = service.connect(Version::V2, &anon()).await;
-    assert_eq!(silent.join("realtime:test", &nothing()).await["status"], "ok");
     let mut lively = service.connect(Version::V1, &anon()).await;
     let start = Instant::now();
+    assert_eq!(silent.join("realtime:test", &nothing()).await["status"], "ok");
     let mut beats = 0;
     let keep_alive = async {
         let mut pause = tokio::time::interval(IDLE / 5);
@@ -716,4 +716,28 @@ async fn an_expired_connection_token_ends_channels_and_not_the_socket() {
     assert_eq!(refusal["status"], "error");
     let with = json!({ "config": {}, "access_token": anon() });
     assert_eq!(socket.join("realtime:test", &with).await["status"], "ok");
+}
+
+#[tokio::test]
+async fn a_stop_says_goodbye_and_a_restart_goes_on() {
+    let mut service = Service::start().await;
+    let admin = service.admin().await;
+    let t = service.table("value text").await;
+    for (version, id) in VERSIONS.into_iter().zip(1_i64..) {
+        let mut socket = service.subscribe(version, &anon(), all_of(&t)).await;
+        let mut idle = service.connect(version, &anon()).await;
+        let (stopped, idle, subscribed) =
+            tokio::join!(service.stop(), idle.closed(), socket.closed());
+        stopped.unwrap();
+        assert_eq!((idle, subscribed), (Some(1012), Some(1012)), "clients come back after it");
+        // What is written while nobody listens is history for those who join afterwards.
+        let insert = format!("insert into {t} values ($1, 'missed')");
+        admin.execute(&insert, &[&(id + 10)]).await.unwrap();
+        service.start_again().await;
+        let mut socket = service.subscribe(version, &anon(), all_of(&t)).await;
+        let insert = format!("insert into {t} values ($1, 'new')");
+        admin.execute(&insert, &[&id]).await.unwrap();
+        let message = socket.expect("postgres_changes").await;
+        assert_eq!(message.payload["data"]["record"]["value"], "new");
+    }
 }

@@ -447,6 +447,12 @@ impl Socket {
         assert_eq!(reply.payload, json!({ "status": "ok", "response": {} }));
     }
 
+    /// What came so far.
+    pub(crate) async fn rest(&mut self) -> Vec<Received> {
+        self.heartbeat().await;
+        self.passed.drain(..).collect()
+    }
+
     /// Asserts that nothing but answers to heartbeats came so far.
     pub(crate) async fn nothing_came(&mut self) {
         self.heartbeat().await;

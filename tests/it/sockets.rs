@@ -19,8 +19,9 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 use walcast::config;
-use walcast::http::{Admit, Refusal, Service, router};
+use walcast::http::{Service, router};
 use walcast::hub::outbox::{CloseReason, DirtyList, Outbox};
+use walcast::transport::admit::{Admit, Refusal};
 use walcast::transport::listener::{Connections, serve};
 use walcast::transport::websocket::{Peer, binary_frame, text_frame};
 

@@ -708,10 +708,19 @@ impl Checker {
         let facts = &self.tables.get(&table)?.facts;
         let company = lock(job.touched).company(change.commit.xid, table);
         match change.operation {
-            Operation::Delete if company.rows || facts.is_opaque() => {
+            Operation::Delete
+                if company.rows
+                    || !company.whole
+                    || facts.is_opaque()
+                    || facts.reads_unlogged() =>
+            {
                 Some((Visibility::No, Visibility::No))
             }
-            Operation::Update if facts.reads_any(company.others.iter().copied()) => {
+            Operation::Update
+                if facts.reads_any(company.others.iter().copied())
+                    || (company.rows && facts.is_opaque())
+                    || (!company.whole && facts.reads_others()) =>
+            {
                 Some((Visibility::Yes, Visibility::Unknown))
             }
             Operation::Insert | Operation::Update | Operation::Delete => None,
@@ -725,8 +734,11 @@ impl Checker {
         let held = job.history.before(xid)?;
         let facts = &self.tables.get(&table)?.facts;
         let touched = lock(job.touched);
-        let others = touched.company(xid, table).others;
-        let relevant = |other| other != table && (others.contains(&other) || facts.reads(other));
+        let company = touched.company(xid, table);
+        let relevant = |other| {
+            other != table
+                && (!company.whole || company.others.contains(&other) || facts.reads(other))
+        };
         let exact = touched.earlier(lsn, xid, relevant).all(|xid| held.snapshot.sees(xid));
         exact.then_some(held)
     }

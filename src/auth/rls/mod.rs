@@ -44,6 +44,9 @@ const ATTEMPTS_MAX: usize = 5;
 const VISIBLE_WAIT_MAX: Duration = Duration::from_secs(5);
 /// First and longest pause between two looks.
 const VISIBLE_PAUSE: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(20));
+/// Decoded transactions that may wait to be looked at, when nobody asks about any row. More cost
+/// memory; fewer, a question to Postgres more often.
+const PENDING_MAX: usize = 4096;
 /// How long a transaction may stay invisible before a person should look: a synchronous standby
 /// that does not answer holds back every event.
 const VISIBLE_ALARM: Duration = Duration::from_secs(3);
@@ -233,10 +236,20 @@ impl Authorizer {
         pending.xids.extend(batch.iter().map(|change| change.commit.xid));
     }
 
-    /// As [`Self::observe`], for a transaction whose rows nobody asked for: the tables it wrote
-    /// to, and its row changes so far.
-    pub fn observe_transaction(&self, commit: Commit, tables: &[u32], changes: u32) {
-        lock(&self.touched).note_transaction(commit, tables, changes, Instant::now());
+    /// As [`Self::observe`], for (a part of) a transaction whether or not anybody asked for its
+    /// rows: the tables it wrote to, its changes so far, and whether that is all it did.
+    pub fn observe_transaction(&self, commit: Commit, tables: &[u32], changes: u32, whole: bool) {
+        lock(&self.touched).note_transaction(commit, tables, changes, whole, Instant::now());
+        lock(&self.pending).xids.insert(commit.xid);
+    }
+
+    /// Takes note that these transactions were decoded: every later answer is from a snapshot that
+    /// sees what they did. Whether so many are waiting for that that somebody should
+    /// [look](Self::look).
+    pub fn observe_decoded(&self, xids: &[u32]) -> bool {
+        let mut pending = lock(&self.pending);
+        pending.xids.extend(xids);
+        pending.xids.len() >= PENDING_MAX
     }
 
     /// Drops what was compiled for a table, or for all: its Relation message came again, or the
@@ -268,27 +281,64 @@ impl Authorizer {
         lock(&self.pending).xids.extend(xids);
         let started = Instant::now();
         let mut pause = VISIBLE_PAUSE.0;
-        let mut guard = self.guard.lock().await;
+        while !lock(&self.pending).xids.is_empty() && !self.look().await? {
+            self.pause(started, &mut pause).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns once everything decoded before this call is visible to new snapshots. For callers
+    /// of whom there may be many at once.
+    ///
+    /// # Errors
+    /// As [`Self::wait_visible`].
+    pub async fn wait_decoded_visible(&self) -> Result<(), Error> {
+        let awaited: Vec<u32> = lock(&self.pending).xids.iter().copied().collect();
+        let started = Instant::now();
+        let mut pause = VISIBLE_PAUSE.0;
         loop {
-            if lock(&self.pending).xids.is_empty() {
+            let is_waiting = || {
+                let pending = lock(&self.pending);
+                awaited.iter().any(|xid| pending.xids.contains(xid))
+            };
+            if !is_waiting() {
                 return Ok(());
             }
-            let client = match guard.take().filter(|client| !client.is_closed()) {
-                Some(client) => client,
-                None => self.login.connect("walcast guard").await.map_err(unanswered)?,
-            };
-            let timeout = self.check_timeout();
-            let query = client.query_one("select pg_catalog.pg_current_snapshot()::text", &[]);
-            let row = tokio::time::timeout(timeout, query).await.map_err(unanswered)?;
-            let row = row.map_err(unanswered)?;
-            let text: &str = row.try_get(0).map_err(unanswered)?;
-            let snapshot: Snapshot = text.parse().map_err(unanswered)?;
-            *guard = Some(client);
-            if self.settle(&snapshot) {
-                return Ok(());
+            // Whoever looks, looks for all.
+            if let Ok(guard) = self.guard.try_lock() {
+                self.look_with(guard).await?;
+                if !is_waiting() {
+                    return Ok(());
+                }
             }
             self.pause(started, &mut pause).await?;
         }
+    }
+
+    /// Looks once which decoded transactions new snapshots see. Whether it is all of them.
+    ///
+    /// # Errors
+    /// [`Error::Unanswered`] when Postgres cannot be asked.
+    pub async fn look(&self) -> Result<bool, Error> {
+        self.look_with(self.guard.lock().await).await
+    }
+
+    async fn look_with(
+        &self,
+        mut guard: tokio::sync::MutexGuard<'_, Option<Client>>,
+    ) -> Result<bool, Error> {
+        let client = match guard.take().filter(|client| !client.is_closed()) {
+            Some(client) => client,
+            None => self.login.connect("walcast guard").await.map_err(unanswered)?,
+        };
+        let timeout = self.check_timeout();
+        let query = client.query_one("select pg_catalog.pg_current_snapshot()::text", &[]);
+        let row = tokio::time::timeout(timeout, query).await.map_err(unanswered)?;
+        let row = row.map_err(unanswered)?;
+        let text: &str = row.try_get(0).map_err(unanswered)?;
+        let snapshot: Snapshot = text.parse().map_err(unanswered)?;
+        *guard = Some(client);
+        Ok(self.settle(&snapshot))
     }
 
     /// Strikes off what `snapshot` sees. Whether nothing is left.

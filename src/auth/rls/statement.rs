@@ -69,6 +69,7 @@ pub(super) struct Policy {
     needs: Vec<i32>,
     whole_row: bool,
     tables: Vec<u32>,
+    unlogged: bool,
     opaque: bool,
     stable_calls: Vec<String>,
     plan_each_time: bool,
@@ -114,6 +115,17 @@ impl Facts {
     /// Whether what the policies read cannot be told, so that it may be the row itself.
     pub(super) fn is_opaque(&self) -> bool {
         self.policies.iter().any(|policy| policy.opaque)
+    }
+
+    /// Whether some policy reads a table of which the log says nothing: then it does not tell
+    /// either whether a transaction wrote to it.
+    pub(super) fn reads_unlogged(&self) -> bool {
+        self.policies.iter().any(|policy| policy.unlogged)
+    }
+
+    /// Whether some policy reads other rows than the one it decides on, or may.
+    pub(super) fn reads_others(&self) -> bool {
+        self.policies.iter().any(|policy| policy.opaque || !policy.tables.is_empty())
     }
 
     /// Whether some policy reads this table.
@@ -559,6 +571,7 @@ mod tests {
             needs: needs.to_vec(),
             whole_row: false,
             tables: vec![],
+            unlogged: false,
             opaque: false,
             stable_calls: vec!["auth.uid()".into()],
             plan_each_time: false,

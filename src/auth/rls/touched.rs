@@ -21,6 +21,8 @@ struct Transaction {
     tables: BTreeSet<u32>,
     /// Row changes, counted from the first one, whether or not we were shown all of them.
     changes: u32,
+    /// Whether that is all it did.
+    whole: bool,
     at: Instant,
 }
 
@@ -33,12 +35,21 @@ pub(super) struct Touched {
 }
 
 /// What a transaction did beside one row.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Company {
     /// It changed other rows.
     pub(super) rows: bool,
     /// Other tables it wrote to.
     pub(super) others: BTreeSet<u32>,
+    /// Whether that is all. Otherwise it may have done anything else.
+    pub(super) whole: bool,
+}
+
+impl Default for Company {
+    /// None at all.
+    fn default() -> Self {
+        Self { rows: false, others: BTreeSet::new(), whole: true }
+    }
 }
 
 impl Touched {
@@ -51,16 +62,17 @@ impl Touched {
         self.forget_old(now);
     }
 
-    /// Takes note of (a part of) a transaction: the tables it wrote to, and its row changes so
-    /// far.
+    /// Takes note of (a part of) a transaction: the tables it wrote to, and its changes so far.
+    /// `whole`: that is all it did.
     pub(super) fn note_transaction(
         &mut self,
         commit: Commit,
         tables: &[u32],
         changes: u32,
+        whole: bool,
         now: Instant,
     ) {
-        self.add(commit, tables.iter().copied(), changes, now);
+        self.add(commit, tables.iter().copied(), changes, now).whole = whole;
         self.forget_old(now);
     }
 
@@ -70,14 +82,16 @@ impl Touched {
         tables: impl IntoIterator<Item = u32>,
         changes: u32,
         now: Instant,
-    ) {
+    ) -> &mut Transaction {
         let known = self.recent.entry(commit.xid).or_insert_with(|| {
             self.order.push_back(commit.xid);
-            Transaction { lsn: commit.lsn, tables: BTreeSet::new(), changes: 0, at: now }
+            let (lsn, tables) = (commit.lsn, BTreeSet::new());
+            Transaction { lsn, tables, changes: 0, whole: true, at: now }
         });
         known.tables.extend(tables);
         known.changes = known.changes.max(changes);
         known.at = now;
+        known
     }
 
     fn forget_old(&mut self, now: Instant) {
@@ -96,10 +110,12 @@ impl Touched {
         self.recent.get(&xid).map_or_else(Company::default, |transaction| Company {
             rows: transaction.changes > 1,
             others: transaction.tables.iter().copied().filter(|other| *other != table).collect(),
+            whole: transaction.whole,
         })
     }
 
-    /// Transactions that committed before `lsn` and wrote to a table that is `relevant`.
+    /// Transactions that committed before `lsn` and may have written to a table that is
+    /// `relevant`.
     pub(super) fn earlier(
         &self,
         lsn: Lsn,
@@ -108,8 +124,8 @@ impl Touched {
     ) -> impl Iterator<Item = u32> {
         let all = self.recent.iter();
         let earlier = all.filter(move |(other, what)| what.lsn < lsn && **other != xid);
-        let relevant =
-            earlier.filter(move |(_, what)| what.tables.iter().any(|table| relevant(*table)));
+        let relevant = earlier
+            .filter(move |(_, what)| !what.whole || what.tables.iter().any(|t| relevant(*t)));
         relevant.map(|(other, _)| *other)
     }
 }
@@ -148,7 +164,7 @@ mod tests {
         touched.note(&[change(7, 0, 100)], now);
         assert_eq!(touched.company(7, 100), Company::default());
         touched.note(&[change(7, 1, 200)], now);
-        let expected = Company { rows: true, others: BTreeSet::from([200]) };
+        let expected = Company { rows: true, others: BTreeSet::from([200]), whole: true };
         assert_eq!(touched.company(7, 100), expected);
         assert_eq!(touched.company(8, 100), Company::default());
     }
@@ -161,6 +177,20 @@ mod tests {
         assert_eq!(earlier(1).collect::<Vec<_>>(), [5]);
         assert_eq!(earlier(2).collect::<Vec<_>>(), [6]);
         assert_eq!(earlier(3).count(), 0);
+    }
+
+    #[test]
+    fn what_is_not_whole_may_have_done_anything() {
+        let (mut touched, now) = (Touched::default(), Instant::now());
+        let commit = change(5, 0, 1).commit;
+        touched.note_transaction(commit, &[1], 1, false, now);
+        touched.note(&[change(5, 0, 1)], now);
+        assert!(!touched.company(5, 1).whole);
+        assert_eq!(touched.earlier(Lsn::new(7), 7, |_| false).collect::<Vec<_>>(), [5]);
+        touched.note_transaction(commit, &[1, 2], 3, true, now);
+        let expected = Company { rows: true, others: BTreeSet::from([2]), whole: true };
+        assert_eq!(touched.company(5, 1), expected);
+        assert_eq!(touched.earlier(Lsn::new(7), 7, |_| false).count(), 0);
     }
 
     #[test]

@@ -1,0 +1,423 @@
+//! The hub as a whole, against a list of who is where.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::outbox::Outbox;
+use super::predicate::tests::{bound, relation};
+use super::*;
+use crate::change::{Commit, OldImage, Tuple, Value};
+use crate::lsn::Lsn;
+
+const INT: u32 = 23;
+const TEXT: u32 = 25;
+
+/// An outbox that everybody shares: what is held for a join never reaches it.
+fn outbox() -> Arc<Outbox> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (_server, _) = listener.accept().await.unwrap();
+        Arc::new(Outbox::new(client, 1_000_000))
+    })
+}
+
+#[derive(Default)]
+struct Told(Arc<Mutex<Vec<String>>>);
+
+impl Inbox for Told {
+    fn notice(&self, message: String) {
+        self.0.lock().unwrap().push(message);
+    }
+}
+
+fn claims(role: u8, user: u8) -> Arc<Claims> {
+    Arc::new(Claims {
+        role: format!("role{role}").into(),
+        subject: None,
+        json: format!("user{user}").into(),
+        expires_at: SystemTime::now() + Duration::from_hours(1),
+    })
+}
+
+const FORMAT: Format = Format { id: 1, encode: |_, _, _, data| Bytes::copy_from_slice(data) };
+
+/// `table=t`, of rows whose first column is `value`, if one is given.
+fn interest(value: Option<u8>) -> Interest {
+    let Some(value) = value else {
+        let subscription = json!({"schema": "public", "table": "t"});
+        let subscription = Subscription::parse(&subscription).unwrap();
+        return Interest { subscription, conditions: Box::default(), partitioned: false };
+    };
+    let subscription =
+        json!({"schema": "public", "table": "t", "filter": format!("c0=eq.{value}")});
+    let subscription = Subscription::parse(&subscription).unwrap();
+    let operand = Operand::Value(value.to_string().into());
+    Interest {
+        subscription,
+        conditions: [bound(0, INT, Operator::Eq, false, operand)].into(),
+        partitioned: false,
+    }
+}
+
+fn registration(
+    subscriber: &Arc<Subscriber>,
+    claims: Arc<Claims>,
+    interests: impl Into<Arc<[Interest]>>,
+) -> Registration {
+    let (subscriber, topic) = (Arc::clone(subscriber), Arc::from("realtime:t"));
+    Registration { subscriber, format: FORMAT, topic, claims, interests: interests.into() }
+}
+
+fn change(operation: Operation, old: Option<(OldImage, u8)>, new: Option<u8>) -> Change {
+    let tuple = |value: u8| Tuple::copied([Value::Text(value.to_string().as_bytes())]);
+    Change {
+        operation,
+        relation: Arc::new(relation(&[INT])),
+        record: new.map(tuple),
+        old_record: old.map(|(image, value)| (image, tuple(value))),
+        commit: Commit { xid: 1, lsn: Lsn::new(1), time: SystemTime::UNIX_EPOCH },
+        ordinal: 0,
+    }
+}
+
+struct World {
+    hub: Arc<Hub>,
+    outbox: Arc<Outbox>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { hub: Arc::default(), outbox: outbox() }
+    }
+
+    fn subscriber(&self) -> Arc<Subscriber> {
+        let later = SystemTime::now() + Duration::from_hours(1);
+        Subscriber::new(Arc::clone(&self.outbox), Box::new(Told::default()), later)
+    }
+
+    fn join(&self, claims: Arc<Claims>, interest: Interest) -> (Arc<Membership>, Arc<Subscriber>) {
+        let subscriber = self.subscriber();
+        let registration = registration(&subscriber, claims, [interest]);
+        (Arc::new(self.hub.join(registration)), subscriber)
+    }
+
+    fn candidates(&self, change: &Change) -> Vec<Candidate> {
+        self.hub.define(&change.relation, false);
+        self.hub.candidates(std::slice::from_ref(change), true)
+    }
+
+    /// A frame with this text for everybody in the audiences of these candidates.
+    fn publish(&self, candidates: &[Candidate], text: &'static str) {
+        let deliveries = candidates.iter().map(|candidate| Delivery {
+            audience: candidate.audience,
+            to: Recipients::All,
+            frames: vec![Bytes::from_static(text.as_bytes())],
+        });
+        self.hub.publish(&deliveries.collect::<Vec<_>>());
+        self.hub.end_batch();
+    }
+}
+
+#[test]
+fn what_was_decided_for_an_audience_never_reaches_the_next_one() {
+    let world = World::new();
+    let (service, _) = world.join(claims(0, 0), interest(None));
+    let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
+    assert_eq!(candidates.len(), 1);
+    world.hub.leave(&service);
+    let (_anonymous, subscriber) = world.join(claims(1, 1), interest(None));
+    world.publish(&candidates, "for role0");
+    assert!(subscriber.held().is_empty());
+}
+
+#[test]
+fn what_was_decided_for_a_party_never_reaches_the_next_one() {
+    let world = World::new();
+    let (_stays, _) = world.join(claims(0, 0), interest(None));
+    let (leaves, _) = world.join(claims(0, 1), interest(None));
+    let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
+    let view = world.hub.audience(candidates[0].audience).unwrap();
+    let party = view.parties.iter().find(|(_, json)| **json == *"user1").unwrap().0;
+    world.hub.leave(&leaves);
+    let (_comes, subscriber) = world.join(claims(0, 2), interest(None));
+    let (audience, to) = (candidates[0].audience, Recipients::Parties([party].into()));
+    world.hub.publish(&[Delivery { audience, to, frames: vec![Bytes::from_static(b"x")] }]);
+    assert!(subscriber.held().is_empty());
+}
+
+#[test]
+fn a_refresh_waits_for_the_batch_that_is_being_decided() {
+    let world = World::new();
+    let (membership, subscriber) = world.join(claims(0, 0), interest(None));
+    let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
+    let turn = membership.begin_refresh();
+    let other = registration(&subscriber, claims(1, 1), [interest(None)]);
+    world.hub.refresh(&membership, turn, other);
+    let role = |candidate: &Candidate| world.hub.audience(candidate.audience).unwrap().role;
+    assert_eq!(&*role(&candidates[0]), "role0");
+    world.publish(&candidates, "decided before");
+    assert_eq!(subscriber.held().len(), 1);
+    let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
+    assert_eq!(&*role(&candidates[0]), "role1");
+    assert_eq!(candidates.len(), 1);
+}
+
+#[test]
+fn only_the_latest_refresh_counts() {
+    let world = World::new();
+    let (membership, subscriber) = world.join(claims(0, 0), interest(None));
+    let (first, second) = (membership.begin_refresh(), membership.begin_refresh());
+    let to = |user| registration(&subscriber, claims(0, user), [interest(None)]);
+    world.hub.refresh(&membership, second, to(2));
+    world.hub.refresh(&membership, first, to(1));
+    world.hub.suspend(&membership, first);
+    let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
+    let view = world.hub.audience(candidates[0].audience).unwrap();
+    assert_eq!(view.parties.iter().map(|(_, json)| &**json).collect::<Vec<_>>(), ["user2"]);
+    assert!(!membership.is_awaiting(first) && membership.is_awaiting(second));
+}
+
+#[test]
+fn a_refused_channel_comes_back_with_claims_that_are_not() {
+    let world = World::new();
+    let (membership, subscriber) = world.join(claims(0, 0), interest(None));
+    world.hub.suspend(&membership, membership.begin_refresh());
+    assert_eq!(world.hub.subscribers(), 0);
+    let turn = membership.begin_refresh();
+    let registration = registration(&subscriber, claims(0, 1), [interest(None)]);
+    world.hub.refresh(&membership, turn, registration);
+    let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
+    world.publish(&candidates, "again");
+    assert_eq!(subscriber.held().len(), 1);
+    world.hub.leave(&membership);
+    assert!(!membership.is_awaiting(turn));
+}
+
+#[test]
+fn a_refresh_never_brings_back_what_left() {
+    let world = World::new();
+    let (membership, subscriber) = world.join(claims(0, 0), interest(None));
+    let turn = membership.begin_refresh();
+    world.hub.leave(&membership);
+    let registration = registration(&subscriber, claims(0, 0), [interest(None)]);
+    world.hub.refresh(&membership, turn, registration);
+    assert_eq!(world.hub.subscribers(), 0);
+}
+
+#[test]
+fn an_ended_subscription_is_told_and_a_new_one_is_not_part_of_it() {
+    let world = World::new();
+    let told = Told::default();
+    let heard = Arc::clone(&told.0);
+    let later = SystemTime::now() + Duration::from_hours(1);
+    let subscriber = Subscriber::new(Arc::clone(&world.outbox), Box::new(told), later);
+    let first = world.hub.join(registration(&subscriber, claims(0, 0), [interest(Some(1))]));
+    let inserted = change(Operation::Insert, None, Some(1));
+    let candidates = world.candidates(&inserted);
+    world.hub.end_binding(candidates[0].binding, "it ended");
+    assert_eq!(*heard.lock().unwrap(), ["it ended"]);
+    assert!(world.candidates(&inserted).is_empty());
+    assert!(!world.hub.wants("public", "t"));
+    let (_second, subscriber) = world.join(claims(0, 0), interest(Some(1)));
+    let candidates = world.candidates(&inserted);
+    world.publish(&candidates, "for the second");
+    assert_eq!(subscriber.held().len(), 1);
+    drop(first);
+    assert_eq!(world.candidates(&inserted).len(), 1);
+}
+
+#[test]
+fn the_generation_changes_with_what_is_wanted_and_only_then() {
+    let world = World::new();
+    let start = world.hub.generation();
+    let (first, _) = world.join(claims(0, 0), interest(None));
+    let one = world.hub.generation();
+    assert_ne!(start, one);
+    let (second, _) = world.join(claims(1, 1), interest(Some(3)));
+    world.hub.leave(&first);
+    assert_eq!(world.hub.generation(), one);
+    world.hub.leave(&second);
+    assert_ne!(world.hub.generation(), one);
+    assert!(!world.hub.wants("public", "t"));
+}
+
+#[test]
+fn a_subscription_checked_against_the_next_definition_fits_once_that_comes() {
+    let world = World::new();
+    let (_other, _) = world.join(claims(0, 0), interest(None));
+    let old = change(Operation::Insert, None, Some(1));
+    assert_eq!(world.candidates(&old).len(), 1);
+    let mut ahead = interest(Some(1));
+    ahead.conditions[0].type_oid = TEXT;
+    ahead.conditions[0].base_oid = TEXT;
+    let (_early, _) = world.join(claims(0, 0), ahead);
+    // Until then, those who fit the old definition go on.
+    assert_eq!(world.hub.candidates(std::slice::from_ref(&old), true).len(), 1);
+    let relation = Arc::new(relation(&[TEXT]));
+    assert!(world.hub.define(&relation, false).is_empty());
+    let new = Change { relation, ..old.clone() };
+    assert_eq!(world.hub.candidates(&[new], true).len(), 2);
+    let unfit = world.hub.define(&old.relation, false);
+    assert_eq!(unfit.len(), 1, "{unfit:?}");
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Join { role: u8, user: u8, filter: Option<u8> },
+    Leave(usize),
+    Refresh { who: usize, user: u8 },
+    Suspend(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let filter = || prop_oneof![Just(None), (0..3_u8).prop_map(Some)];
+    prop_oneof![
+        4 => (0..2_u8, 0..3_u8, filter())
+            .prop_map(|(role, user, filter)| Step::Join { role, user, filter }),
+        2 => (0..8_usize).prop_map(Step::Leave),
+        2 => (0..8_usize, 0..3_u8).prop_map(|(who, user)| Step::Refresh { who, user }),
+        1 => (0..8_usize).prop_map(Step::Suspend),
+    ]
+}
+
+/// One subscriber as the model has it.
+struct Member {
+    membership: Arc<Membership>,
+    subscriber: Arc<Subscriber>,
+    role: u8,
+    filter: Option<u8>,
+    /// Whose claims; none: out, or gone.
+    user: Option<u8>,
+    joined_as: u8,
+    gone: bool,
+    received: usize,
+}
+
+fn run(world: &World, members: &mut Vec<Member>, step: &Step) {
+    match *step {
+        Step::Join { role, user, filter } => {
+            let (membership, subscriber) = world.join(claims(role, user), interest(filter));
+            members.push(Member {
+                membership,
+                subscriber,
+                role,
+                filter,
+                user: Some(user),
+                joined_as: user,
+                gone: false,
+                received: 0,
+            });
+        }
+        Step::Leave(who) => {
+            if let Some(member) = members.get_mut(who) {
+                world.hub.leave(&member.membership);
+                (member.user, member.gone) = (None, true);
+            }
+        }
+        Step::Refresh { who, user } => {
+            if let Some(member) = members.get_mut(who) {
+                let turn = member.membership.begin_refresh();
+                let interests = [interest(member.filter)];
+                let claims = claims(member.role, user);
+                let registration = registration(&member.subscriber, claims, interests);
+                world.hub.refresh(&member.membership, turn, registration);
+                if !member.gone {
+                    member.user = Some(user);
+                }
+            }
+        }
+        Step::Suspend(who) => {
+            if let Some(member) = members.get_mut(who) {
+                world.hub.suspend(&member.membership, member.membership.begin_refresh());
+                member.user = None;
+            }
+        }
+    }
+}
+
+proptest! {
+    /// Users see rows with their own number; role 1 sees all. Whoever was there when the
+    /// candidates were found, and still is at the end, gets exactly what it may see by the claims
+    /// of then; whoever is not gets nothing.
+    #[test]
+    fn everybody_gets_what_was_decided_for_their_claims(
+        batches in proptest::collection::vec(
+            (proptest::collection::vec(step(), 0..6), proptest::collection::vec(step(), 0..4), 0..3_u8),
+            1..5),
+    ) {
+        let world = World::new();
+        let mut members: Vec<Member> = Vec::new();
+        for (before, between, value) in &batches {
+            for step in before {
+                run(&world, &mut members, step);
+            }
+            let candidates = world.candidates(&change(Operation::Insert, None, Some(*value)));
+            let mut deliveries = Vec::new();
+            for candidate in &candidates {
+                let view = world.hub.audience(candidate.audience).unwrap();
+                let to = if *view.role == *"role1" {
+                    Recipients::All
+                } else {
+                    let sees = format!("user{value}");
+                    let parties = view.parties.iter().filter(|(_, json)| **json == *sees);
+                    Recipients::Parties(parties.map(|(id, _)| *id).collect())
+                };
+                let frames = vec![Bytes::from(format!("{}", view.role))];
+                deliveries.push(Delivery { audience: candidate.audience, to, frames });
+            }
+            let decided: BTreeMap<usize, bool> = members
+                .iter()
+                .enumerate()
+                .filter_map(|(who, member)| {
+                    let matches = member.filter.is_none_or(|filter| filter == *value);
+                    let sees = member.role == 1 || member.user == Some(*value);
+                    member.user.map(|_| (who, matches && sees))
+                })
+                .collect();
+            let there = members.len();
+            let mut interrupted = Vec::new();
+            for step in between {
+                if let Step::Leave(who) | Step::Suspend(who) = step {
+                    interrupted.push(*who);
+                }
+                run(&world, &mut members, step);
+            }
+            world.hub.publish(&deliveries);
+            world.hub.end_batch();
+            for (who, member) in members.iter_mut().enumerate() {
+                let now = member.subscriber.held();
+                let own = format!("role{}", member.role);
+                prop_assert!(now.iter().all(|frame| **frame == *own.as_bytes()));
+                if member.gone {
+                    prop_assert!(now.is_empty(), "{who} left");
+                    continue;
+                }
+                let got = now.len() - member.received;
+                member.received = now.len();
+                let allowed = decided.get(&who).copied().unwrap_or(false);
+                if who >= there {
+                    // Came in between: into a party that was decided about, or none.
+                    let matches = member.filter.is_none_or(|filter| filter == *value);
+                    let sees = member.role == 1 || member.joined_as == *value;
+                    prop_assert!(got <= usize::from(matches && sees), "{who} got {got}");
+                } else if interrupted.contains(&who) {
+                    prop_assert!(got <= usize::from(allowed), "{who} got {got}");
+                } else {
+                    prop_assert_eq!(got, usize::from(allowed), "{}", who);
+                }
+            }
+            prop_assert_eq!(world.hub.subscribers(), members.iter().filter(|m| m.user.is_some()).count());
+        }
+        for member in &members {
+            world.hub.leave(&member.membership);
+        }
+        prop_assert!(!world.hub.wants("public", "t"));
+        prop_assert!(world.hub.is_empty());
+    }
+}
