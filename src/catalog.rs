@@ -136,11 +136,6 @@ impl Table {
         self.readable.get(role).is_some_and(|columns| columns.iter().any(|name| **name == *column))
     }
 
-    /// Whether a role may select any column at all.
-    pub fn may_read_any(&self, role: &str) -> bool {
-        self.readable.get(role).is_some_and(|columns| !columns.is_empty())
-    }
-
     /// The places in this table's log relation that a role may select. By name: a column that was
     /// renamed since is not among them.
     pub fn readable_in(&self, role: &str, relation: &Relation) -> ColumnSet {

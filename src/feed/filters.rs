@@ -100,12 +100,11 @@ impl Filters {
             let mut result = Answer::Yes;
             // Each must be taken, whatever the first ones say.
             for answer in answers.by_ref().take(count) {
-                match answer {
-                    Answer::Yes => {}
-                    Answer::No => result = Answer::No,
-                    Answer::Failed if result == Answer::Yes => result = Answer::Failed,
-                    Answer::Failed => {}
-                }
+                result = match (result, answer) {
+                    (Answer::No, _) | (_, Answer::No) => Answer::No,
+                    (Answer::Failed, _) | (_, Answer::Failed) => Answer::Failed,
+                    (Answer::Yes, Answer::Yes) => Answer::Yes,
+                };
             }
             result
         };

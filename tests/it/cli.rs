@@ -357,3 +357,75 @@ async fn doctor_without_a_database_says_so() {
     has(&run.out, "red   DATABASE_URL: cannot connect to Postgres");
     assert!(!run.out.contains("hunter2"), "{}", run.out);
 }
+
+#[tokio::test]
+async fn doctor_names_what_is_wrong_with_roles_publications_and_partitions() {
+    let (database, other) = (Database::create().await, Database::create().await);
+    let owner = [("DATABASE_URL", database.url.as_str())];
+    assert_eq!(walcast(&["migrate"], &owner).await.code, 0);
+    let (client, name) = (database.client().await, &database.name);
+    let partition = client
+        .query_one("select 'messages_' || to_char(now() at time zone 'utc', 'YYYY_MM_DD')", &[])
+        .await
+        .unwrap();
+    let sql = format!(
+        "create role above_{name} superuser; create role plain_{name} login;
+         create table public.p (id int primary key);
+         alter table public.p owner to plain_{name};
+         alter table public.p enable row level security;
+         create publication partial_p for table public.p with (publish = 'insert');
+         create publication all_p for all tables;
+         drop table realtime.{};
+         drop event trigger walcast_ddl; drop event trigger walcast_drop;
+         drop function auth.uid() cascade;",
+        partition.get::<_, &str>(0)
+    );
+    client.batch_execute(&sql).await.unwrap();
+    let slot = "select pg_create_logical_replication_slot($1, 'pgoutput')";
+    let foreign = format!("foreign_{name}");
+    other.client().await.query(slot, &[&foreign]).await.unwrap();
+    let roles = format!("authenticated,above_{name},absent_{name},plain_{name}");
+    let environment = [
+        ("DATABASE_URL", database.url.as_str()),
+        ("WALCAST_JWT_SECRET", SECRET),
+        ("WALCAST_ROLES", &roles),
+        ("WALCAST_PUBLICATIONS", "supabase_realtime,partial_p,all_p,absent_p"),
+        ("WALCAST_SLOT", &foreign),
+    ];
+    let run = walcast(&["doctor"], &environment).await;
+    assert_eq!(run.code, 1, "{}", run.out);
+    for line in [
+        &*format!("red   role above_{name} stands above policies; no token may name it\n"),
+        &*format!("red   role absent_{name} does not exist\n"),
+        "warn  publication partial_p leaves out inserts, updates or deletes\n",
+        "warn  publication all_p has all tables, those with secrets included",
+        "red   publication absent_p does not exist\n",
+        &*format!("warn  table public.p: policies do not bind its owner plain_{name}\n"),
+        "red   realtime.messages lacks the partition of today or tomorrow",
+        "warn  changes of policies and grants are not announced in the log",
+        "warn  there is no function auth.uid(), which most policies call\n",
+        &*format!("red   slot {foreign} belongs to another database\n"),
+        "ok    tokens are verified with the shared secret\n",
+    ] {
+        has(&run.out, line);
+    }
+    // As somebody with less power.
+    let plain = database.url.replace("postgres://postgres@", &format!("postgres://plain_{name}@"));
+    let run = walcast(&["doctor"], &[("DATABASE_URL", &plain)]).await;
+    has(&run.out, "warn  DATABASE_URL is no superuser and probably may not make the two logins\n");
+    has(&run.out, "create role walcast_repl login replication noinherit");
+}
+
+#[tokio::test]
+async fn doctor_warns_of_a_database_without_an_encoding() {
+    let database = Database::create().await;
+    let name = format!("ascii_{}", database.name);
+    let sql = format!(
+        "create database {name} template template0 encoding 'SQL_ASCII' lc_collate 'C' \
+         lc_ctype 'C'"
+    );
+    database.client().await.batch_execute(&sql).await.unwrap();
+    let url = crate::cluster::cluster().url(&name);
+    let run = walcast(&["doctor"], &[("DATABASE_URL", &url)]).await;
+    has(&run.out, "warn  the database has no encoding (SQL_ASCII)");
+}

@@ -248,6 +248,19 @@ async fn a_log_without_logical_decoding_ends_serve() {
     let url = cluster.url("postgres");
     let advice = "run `alter system set wal_level = logical` and restart Postgres";
     refuses(&[("DATABASE_URL", &url)], &["wal_level = replica", advice]).await;
+    let doctor = Command::new(env!("CARGO_BIN_EXE_walcast"))
+        .arg("doctor")
+        .env_clear()
+        .env("DATABASE_URL", &url)
+        .output();
+    let doctor = doctor.await.unwrap();
+    assert_eq!(doctor.status.code(), Some(1));
+    let text = String::from_utf8(doctor.stdout).unwrap();
+    assert!(
+        text.contains("red   wal_level is replica, so row changes are not in the log"),
+        "{text}"
+    );
+    assert!(text.contains("alter system set wal_level = logical;"), "{text}");
 }
 
 #[tokio::test]

@@ -341,7 +341,7 @@ async fn case_57_58_only_granted_columns_are_shown_and_a_hidden_key_shows_nothin
         "system error: The subscription to public.t ended: the primary key may not be read.";
     assert_eq!(seen[0], [r#"UPDATE t {} old {} ["Error 401: Unauthorized"]"#, ended]);
     let seen = world.seen("revoke all on t from authenticated; delete from t").await;
-    assert_eq!(seen[0], Vec::<String>::new(), "nothing of it is theirs to know");
+    assert_eq!(seen[0], Vec::<String>::new(), "it has ended");
 }
 
 #[tokio::test]

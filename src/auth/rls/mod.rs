@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 use tracing::{error, warn};
 
 use crate::change::{Change, Commit};
@@ -192,6 +192,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The snapshot that an answer holds.
+fn snapshot_in(answer: &[SimpleQueryMessage]) -> Result<Snapshot, Error> {
+    let text = answer.iter().find_map(|message| {
+        if let SimpleQueryMessage::Row(row) = message { row.get(0) } else { None }
+    });
+    text.ok_or_else(|| unanswered("no row"))?.parse().map_err(unanswered)
+}
+
 impl Authorizer {
     /// Connects nothing yet. `login` is NOINHERIT and a member of exactly the roles in `settings`.
     ///
@@ -332,11 +340,11 @@ impl Authorizer {
             None => self.login.connect("walcast guard").await.map_err(unanswered)?,
         };
         let timeout = self.check_timeout();
-        let query = client.query_one("select pg_catalog.pg_current_snapshot()::text", &[]);
-        let row = tokio::time::timeout(timeout, query).await.map_err(unanswered)?;
-        let row = row.map_err(unanswered)?;
-        let text: &str = row.try_get(0).map_err(unanswered)?;
-        let snapshot: Snapshot = text.parse().map_err(unanswered)?;
+        // One message there and one back: a statement to be prepared would be two of each, and
+        // every change waits for this.
+        let query = client.simple_query("select pg_catalog.pg_current_snapshot()::text");
+        let answer = tokio::time::timeout(timeout, query).await.map_err(unanswered)?;
+        let snapshot = snapshot_in(&answer.map_err(unanswered)?)?;
         *guard = Some(client);
         Ok(self.settle(&snapshot))
     }
