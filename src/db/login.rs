@@ -225,7 +225,8 @@ impl Login {
     pub async fn connect(&self, name: &str) -> Result<Client, Error> {
         let mut config = self.config.clone();
         config.application_name(name);
-        self.within(async {
+        // Boxed, for it is large and part of many others.
+        self.within(Box::pin(async {
             if self.tls.demand() == Demand::Never {
                 let (client, connection) = config.connect(NoTls).await?;
                 tokio::spawn(connection);
@@ -234,7 +235,7 @@ impl Login {
             let (client, connection) = config.connect(self.connector()).await?;
             tokio::spawn(connection);
             Ok(client)
-        })
+        }))
         .await
     }
 
@@ -244,13 +245,13 @@ impl Login {
     /// # Errors
     /// [`Error::Connect`] or [`Error::Timeout`].
     pub async fn cancel(&self, token: &CancelToken) -> Result<(), Error> {
-        self.within(async {
+        self.within(Box::pin(async {
             if self.tls.demand() == Demand::Never {
                 token.cancel_query(NoTls).await
             } else {
                 token.cancel_query(self.connector()).await
             }
-        })
+        }))
         .await
     }
 

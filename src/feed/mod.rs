@@ -210,7 +210,8 @@ struct Memory {
     /// By table and role.
     columns: HashMap<(u32, Arc<str>), Readable>,
     roots: Roots,
-    notices: HashMap<(ClaimsId, u32), Instant>,
+    /// Party, its claims and the table: an id is given again once its party has left.
+    notices: HashMap<(ClaimsId, Arc<str>, u32), Instant>,
 }
 
 /// What a role may read of a relation, as long as both definitions stay.
@@ -867,7 +868,11 @@ impl Feed {
             if memory.notices.len() >= NOTICES_MAX {
                 memory.notices.clear();
             }
-            let last = memory.notices.entry((*claims, *oid)).or_insert(now);
+            let views = audiences.values().filter(|(_, tables)| tables.contains(oid));
+            let mut parties = views.flat_map(|(view, _)| &view.parties);
+            let Some((_, json)) = parties.find(|(party, _)| party == claims) else { continue };
+            let key = (*claims, Arc::clone(json), *oid);
+            let last = memory.notices.entry(key).or_insert(now);
             if *last != now && now.duration_since(*last) < NOTICE_INTERVAL {
                 continue;
             }

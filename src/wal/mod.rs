@@ -320,7 +320,7 @@ impl WalStream {
     }
 
     /// Whether, since the last call, the server left changes out because a publication did not exist
-    /// at their place in the log (PostgreSQL 18 and later; before, the stream ends in an error).
+    /// at their place in the log (version 18 and later; before, the stream ends in an error).
     pub fn publication_skipped(&self) -> bool {
         self.positions.publication_skipped.swap(false, Ordering::Relaxed)
     }

@@ -9,7 +9,7 @@ use walcast::change::{Column as RelationColumn, Relation, ReplicaIdentity, Tuple
 use walcast::hub::{Bound, Image, Match, Operator, Predicate, parse};
 use walcast::subscribe::{Answer, Check, Column, Error, Operators, ask, check};
 
-use crate::cluster::Database;
+use crate::cluster::{self, Database};
 
 /// One table of one column `c`, its rows' text, and how to filter them.
 struct Fixture {
@@ -466,7 +466,6 @@ async fn every_other_type_is_asked_about() {
         ("point", &["(1,2)"], &["1,2"]),
         ("box", &["(1,1),(0,0)"], &["0,0,1,1"]),
         ("money", &["$1.00", "-$2.50"], &["1"]),
-        ("\"char\"", &["a", "b"], &["ab"]),
         ("tsvector", &["'a' 'b'"], &["b a"]),
         ("macaddr", &["08:00:2b:01:02:03"], &["08002b010203"]),
         ("pg_lsn", &["16/B374D848"], &["0/0"]),
@@ -475,6 +474,10 @@ async fn every_other_type_is_asked_about() {
         ("regclass", &["pg_class"], &["1259", "pg_catalog.pg_class", "-"]),
     ] {
         check_type(column, column, values, more, false).await;
+    }
+    // Version 14 prints half a letter for this type, which no connection in UTF-8 can read.
+    if cluster::version(&Database::create().await.client().await).await >= 150_000 {
+        check_type("\"char\"", "\"char\"", &["a", "b"], &["ab"], false).await;
     }
     check_type("bit(3)", "varbit", &["101"], &["1", "102"], false).await;
     check_type("varbit", "varbit", &["101", ""], &["1", "102"], false).await;
