@@ -1,0 +1,109 @@
+//! How far this process has come in the log, across connections.
+//!
+//! In:     what each connection found of the server and the slot.
+//! Out:    where to resume, what is owed to nobody, whether changes are missing.
+//! Never:  IO.
+
+use crate::lsn::Lsn;
+use crate::wal::{Format, Identity};
+
+/// How far this process has come, across connections.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    /// Commits before this were made before this process listened.
+    pub(super) live_from: Option<Lsn>,
+    /// End of the last transaction that is completely published.
+    pub(super) committed: Lsn,
+    /// How far we moved the slot: beyond `committed` where there was nothing to publish.
+    pub(super) flushed: Lsn,
+    /// Last published change of an incomplete one.
+    pub(super) within: Option<(Lsn, u32)>,
+    /// Text, but for a stretch that the server cannot print.
+    pub(super) format: Format,
+    /// System identifier and timeline of the log that these positions are of.
+    pub(super) history: Option<(String, u32)>,
+}
+
+impl Place {
+    /// Takes note of what a new connection found. Some: why changes are missing between what was
+    /// published and what comes now.
+    pub(super) fn attach(&mut self, identity: &Identity) -> Option<&'static str> {
+        let history = (identity.system_id.clone(), identity.timeline);
+        let before = self.history.replace(history.clone());
+        let Some(before) = before else {
+            self.live_from = Some(identity.head);
+            return None;
+        };
+        let reason = if before != history {
+            "another_history"
+        } else if identity.created_slot {
+            "slot_recreated"
+        } else if identity.start > self.committed.max(self.flushed) {
+            // Somebody else read on meanwhile, or moved it.
+            "slot_moved"
+        } else {
+            return None;
+        };
+        // Positions of before say nothing about this log.
+        self.live_from = Some(identity.start);
+        (self.committed, self.flushed, self.within) = (identity.start, identity.start, None);
+        Some(reason)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(timeline: u32, start: u64, created_slot: bool) -> Identity {
+        Identity {
+            system_id: "7".into(),
+            timeline,
+            server_version: 150_018,
+            head: Lsn::new(100),
+            start: Lsn::new(start),
+            created_slot,
+        }
+    }
+
+    #[test]
+    fn the_first_attachment_owes_nobody_the_past() {
+        let mut place = Place::default();
+        assert_eq!(place.attach(&identity(1, 10, true)), None);
+        assert_eq!((place.live_from, place.committed), (Some(Lsn::new(100)), Lsn::ZERO));
+    }
+
+    #[test]
+    fn a_reconnect_goes_on_where_it_was() {
+        let mut place = Place::default();
+        place.attach(&identity(1, 10, false));
+        (place.committed, place.within) = (Lsn::new(150), Some((Lsn::new(160), 3)));
+        assert_eq!(place.attach(&identity(1, 150, false)), None);
+        assert_eq!(place.live_from, Some(Lsn::new(100)));
+        assert_eq!((place.committed, place.within), (Lsn::new(150), Some((Lsn::new(160), 3))));
+    }
+
+    #[test]
+    fn a_slot_that_followed_an_idle_log_is_no_gap() {
+        let mut place = Place::default();
+        place.attach(&identity(1, 10, false));
+        (place.committed, place.flushed) = (Lsn::new(150), Lsn::new(165));
+        assert_eq!(place.attach(&identity(1, 165, false)), None);
+    }
+
+    #[test]
+    fn a_new_slot_or_another_history_is_a_gap_and_starts_afresh() {
+        for (found, reason) in [
+            (identity(1, 170, false), "slot_moved"),
+            (identity(1, 170, true), "slot_recreated"),
+            (identity(2, 170, false), "another_history"),
+        ] {
+            let mut place = Place::default();
+            place.attach(&identity(1, 10, false));
+            (place.committed, place.within) = (Lsn::new(150), Some((Lsn::new(160), 3)));
+            assert_eq!(place.attach(&found), Some(reason));
+            assert_eq!(place.live_from, Some(Lsn::new(170)));
+            assert_eq!((place.committed, place.within), (Lsn::new(170), None));
+        }
+    }
+}
