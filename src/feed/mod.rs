@@ -391,6 +391,7 @@ impl Feed {
             error!(reason, "changes are missing: a publication did not exist at their place");
             metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
             self.hub.notice_everybody(LEFT_OUT);
+            (self.gap.0)();
             look_now.notify_one();
         }
     }

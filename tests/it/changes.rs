@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 
 use crate::service::{
-    ALICE, BOB, DEADLINE, SECRET, Service, Socket, VERSIONS, anon, now, service_role, shared, sign,
-    token, user,
+    ALICE, BOB, DEADLINE, SECRET, Service, Socket, VERSIONS, Version, anon, now, service_role,
+    shared, sign, token, user,
 };
 
 /// How long may pass until deliveries follow new claims.
@@ -1335,4 +1335,57 @@ async fn partitions_are_published_as_the_publication_says() {
             run(&admin, "truncate parted").await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_publication_that_was_missing_for_a_while_is_a_gap_that_everybody_is_told_of() {
+    let mut service = Service::start().await;
+    let admin = service.admin().await;
+    let t = service.table("value text").await;
+    let mut socket = service.subscribe(Version::V2, &anon(), all_of(&t)).await;
+    run(&admin, "drop publication supabase_realtime").await;
+    run(&admin, &format!("insert into {t} values (1, 'lost')")).await;
+    // The server ends the stream here, or, from version 18 on, goes on without the row.
+    let attached = async || service.request("/readyz").await.starts_with("HTTP/1.1 200 ");
+    let detached = async {
+        while attached().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, detached).await.expect("the stream is given up");
+    run(&admin, &format!("create publication supabase_realtime for table {t}")).await;
+    if crate::cluster::version(&admin).await < 180_000 {
+        // The slot can never pass that place: a person must give it up.
+        assert_eq!(socket.closed().await, Some(1012));
+        let error = format!("{:#}", service.stop().await.unwrap_err());
+        assert!(error.contains("a place where a publication did not exist"), "{error}");
+        return;
+    }
+    // A gap ends every socket, so that its client subscribes and reads again.
+    let code = loop {
+        match socket.try_next().await {
+            Ok(told) => assert_eq!(told.event, "system", "{told:?}"),
+            Err(code) => break code,
+        }
+    };
+    assert_eq!(code, Some(1012));
+    let again = async {
+        while !attached().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, again).await.expect("the stream goes on");
+    // Each time the server passes the place, everybody is told; then rows arrive as before.
+    let seen = async {
+        for id in 2_i64.. {
+            let mut socket = service.subscribe(Version::V2, &anon(), all_of(&t)).await;
+            run(&admin, &format!("insert into {t} values ({id}, 'seen')")).await;
+            while let Ok(next) = socket.try_next().await {
+                if next.event == "postgres_changes" {
+                    return;
+                }
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, seen).await.expect("rows arrive again");
 }
