@@ -134,6 +134,13 @@ pub(crate) async fn version(client: &Client) -> i32 {
     client.query_one(version, &[]).await.unwrap().get(0)
 }
 
+/// What a publication may say of a table to leave columns and rows out; nothing before version 15,
+/// which cannot.
+pub(crate) async fn narrowing<'a>(columns: &'a str, rows: &'a str) -> Option<(&'a str, &'a str)> {
+    let client = connect(&cluster().url("postgres")).await;
+    (version(&client).await >= 150_000).then_some((columns, rows))
+}
+
 /// Starts the server at the first call.
 pub(crate) fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();

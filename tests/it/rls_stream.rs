@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 
+use crate::cluster;
 use crate::service::{ALICE, BOB, anon, service_role, user};
 use crate::stream::{World, all_of, nothing};
 
@@ -438,7 +439,9 @@ async fn case_62_63_an_unchanged_large_value_decides_and_is_never_null() {
 
 #[tokio::test]
 async fn case_64_65_66_generated_columns_column_lists_and_row_filters() {
-    let mut world = World::start(
+    let narrowing = cluster::narrowing("(id, shown)", "where (n > 10)").await;
+    let (columns, rows) = narrowing.unwrap_or_default();
+    let mut world = World::start(&format!(
         "create table g (id int primary key, a int, g int generated always as (a * 2) stored);
         alter table g enable row level security;
         create policy p on g to authenticated using (g is distinct from 60);
@@ -448,8 +451,8 @@ async fn case_64_65_66_generated_columns_column_lists_and_row_filters() {
         create table f (id int primary key, n int);
         alter table f replica identity full;
         grant all on g, l, f to authenticated, service_role;
-        alter publication supabase_realtime add table g, l (id, shown), f where (n > 10);",
-    )
+        alter publication supabase_realtime add table g, l {columns}, f {rows};",
+    ))
     .await;
     let everything = || [all_of("g"), all_of("l"), all_of("f")].concat();
     world.join(&user(ALICE), everything()).await;
@@ -458,6 +461,9 @@ async fn case_64_65_66_generated_columns_column_lists_and_row_filters() {
     let seen = world.seen("insert into g values (1, 30), (2, 31)").await;
     assert_eq!(seen[0], [r#"INSERT g {"a":31,"id":2}"#]);
     assert_eq!(seen[1].len(), 2);
+    if narrowing.is_none() {
+        return;
+    }
     // 65: a column that only the policy needs is looked up; only published ones are shown.
     let sql = format!("insert into l values (1, 'a', '{ALICE}'), (2, 'b', '{BOB}')");
     let seen = world.seen(&sql).await;

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 use walcast::config::Config;
 
+use crate::cluster;
 use crate::service::{DEADLINE, Service, Socket, Version, anon};
 
 /// A row in it comes after all that was committed before: whoever has it has seen the rest.
@@ -298,17 +299,22 @@ async fn what_a_transaction_takes_back_or_empties_says_nothing_and_stops_nothing
 
 #[tokio::test]
 async fn generated_columns_are_left_out_and_a_publication_narrows_columns_and_rows() {
-    let mut world = World::start(
+    let narrowing = cluster::narrowing("(id, shown)", "where (n > 10)").await;
+    let (columns, rows) = narrowing.unwrap_or_default();
+    let mut world = World::start(&format!(
         "create table g (id int primary key, a int, twice int generated always as (a * 2) stored);
         create table l (id int primary key, shown text, hidden text);
         create table f (id int primary key, n int);
         alter table f replica identity full;
         grant select on g, l, f to anon;
-        alter publication supabase_realtime add table g, l (id, shown), f where (n > 10);",
-    )
+        alter publication supabase_realtime add table g, l {columns}, f {rows};",
+    ))
     .await;
     world.join(&anon(), [all_of("g"), all_of("l"), all_of("f")].concat()).await;
     assert_eq!(world.seen("insert into g values (1, 2)").await, [[r#"INSERT g {"a":2,"id":1}"#]]);
+    if narrowing.is_none() {
+        return;
+    }
     let seen = world.seen("insert into l values (1, 'a', 'b'); update l set hidden = 'c'").await;
     let updated = r#"UPDATE l {"id":1,"shown":"a"} old {"id":1}"#;
     assert_eq!(seen, [[r#"INSERT l {"id":1,"shown":"a"}"#, updated]]);
@@ -386,7 +392,12 @@ async fn a_partitions_changes_reach_those_of_the_partition_of_the_whole_and_of_e
     assert_eq!((&seen[1], &seen[2]), (&vec![row("p", 9, 3, "x")], &vec![row("p3", 9, 3, "x")]));
     world.run("alter table p detach partition p1").await;
     let seen = world.seen("insert into p1 values (4, 1, 'd')").await;
-    assert_eq!(seen, nothing::<4>());
+    if cluster::version(&world.admin).await >= 150_000 {
+        assert_eq!(seen, nothing::<4>());
+    } else {
+        // That server goes on sending it, until a publication changes.
+        assert_eq!((&seen[1], &seen[3]), (&vec![], &vec![]));
+    }
     world.run("alter publication supabase_realtime add table p1").await;
     let seen = world.seen("insert into p1 values (5, 1, 'd')").await;
     assert_eq!((&seen[0], &seen[1]), (&vec![row("p1", 5, 1, "d")], &vec![]));
