@@ -33,6 +33,8 @@ pub const CONNECTIONS_CLOSED: &str = "walcast_connections_closed_total";
 pub const JOINS: &str = "walcast_joins_total";
 /// Row changes read from the WAL.
 pub const CHANGES: &str = "walcast_changes_total";
+/// Broadcasts that were accepted.
+pub const BROADCASTS: &str = "walcast_broadcasts_total";
 /// Frames offered to subscribers.
 pub const DELIVERIES: &str = "walcast_deliveries_total";
 /// Row changes withheld from somebody who asked, by [`REASON`]: once for each party (subscribers
@@ -127,6 +129,7 @@ fn describe() {
     describe_counter!(CONNECTIONS_CLOSED, "Connections ended, by reason.");
     describe_counter!(JOINS, "Joins, by result.");
     describe_counter!(CHANGES, "Row changes read from the WAL.");
+    describe_counter!(BROADCASTS, "Broadcasts that were accepted.");
     describe_counter!(DELIVERIES, "Frames offered to subscribers.");
     describe_counter!(WITHHELD, "Row changes withheld from somebody who asked, by reason.");
     describe_gauge!(WAL_LAG_BYTES, Unit::Bytes, "WAL not yet published.");

@@ -274,7 +274,7 @@ mod tests {
             Bytes::from(json!({"ids": ids, "data": data}).to_string())
         };
         AudienceView {
-            format: Format { id: 1, encode },
+            format: Format { id: 1, encode, broadcast: |_, _| None, push: |_, _, _| Bytes::new() },
             topic: "realtime:t".into(),
             role: "authenticated".into(),
             parties: parties.iter().map(|id| (*id, Arc::from("{}"))).collect(),

@@ -14,6 +14,7 @@ mod index;
 pub mod outbox;
 mod predicate;
 mod registry;
+mod rooms;
 mod subscriber;
 mod subscription;
 #[cfg(test)]
@@ -28,15 +29,19 @@ use hashbrown::HashSet;
 
 use crate::auth::Claims;
 use crate::change::{Change, Operation, Relation};
+use crate::event::broadcast::Broadcast;
 
 pub use filter::{CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse};
 pub use index::TableIndex;
 pub use predicate::{Bound, Image, Is, Match, Operand, Predicate, Question, Unbound, canonical};
 pub use registry::{AudienceId, BindingId, ClaimsId};
+pub use rooms::{Entrant, Occupancy, RoomName};
 pub use subscriber::{Inbox, Subscriber};
 pub use subscription::{Events, Name, Subscription, SubscriptionError};
 
+use outbox::DirtyList;
 use registry::Registry;
+use rooms::Rooms;
 
 /// How an audience's frames are written: one function for each wire format.
 #[derive(Clone, Copy)]
@@ -45,6 +50,10 @@ pub struct Format {
     pub id: u8,
     /// Topic, ids of the subscriptions that matched, operation as shown, `data` object → frame.
     pub encode: fn(&str, &[u32], Operation, &[u8]) -> Bytes,
+    /// Topic, broadcast → frame; none when the format cannot say it.
+    pub broadcast: fn(&str, &Broadcast) -> Option<Bytes>,
+    /// Topic, event, payload (a JSON object) → frame.
+    pub push: fn(&str, &str, &str) -> Bytes,
 }
 
 impl std::fmt::Debug for Format {
@@ -190,6 +199,7 @@ pub struct Delivery {
 #[derive(Debug, Default)]
 pub struct Hub {
     registry: Mutex<Registry>,
+    rooms: Arc<Rooms>,
 }
 
 impl Hub {
@@ -197,7 +207,7 @@ impl Hub {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a subscriber; its frames are held until [`Self::go_live`].
+    /// Adds a subscriber; its frames are held until [`Subscriber::go_live`].
     pub fn join(self: &Arc<Self>, registration: Registration) -> Membership {
         let subscriber = Arc::clone(&registration.subscriber);
         let (audience, claims) = self.lock().join(registration);
@@ -212,12 +222,6 @@ impl Hub {
     fn membership(self: &Arc<Self>, subscriber: Arc<Subscriber>, place: Place) -> Membership {
         let (hub, at, turns) = (Arc::downgrade(self), Mutex::new(place), AtomicU64::new(0));
         Membership { hub, subscriber, at, turns }
-    }
-
-    /// The join was answered: held frames follow, then live ones.
-    pub fn go_live(&self, membership: &Membership) {
-        let _registry = self.lock();
-        membership.subscriber.go_live();
     }
 
     /// Removes a subscriber. Nothing reaches it after this returns.
@@ -273,6 +277,17 @@ impl Hub {
         membership.subscriber.expire_at(registration.claims.expires_at);
         let (audience, claims) = registry.join(registration);
         *place = Place::In(audience, claims);
+    }
+
+    /// A channel enters a room; its frames are held until [`Subscriber::go_live`].
+    pub fn enter(&self, room: RoomName, entrant: Entrant) -> Occupancy {
+        self.rooms.enter(room, entrant)
+    }
+
+    /// Says something to everybody in a room. Returns how many frames were handed over; they go
+    /// out when the list is flushed.
+    pub fn broadcast(&self, room: &RoomName, what: &Broadcast, dirty: &mut DirtyList) -> u64 {
+        self.rooms.broadcast(room, what, dirty)
     }
 
     /// Whether anybody asked for this table.

@@ -490,6 +490,11 @@ impl DirtyList {
         Ok(())
     }
 
+    /// Takes a connection that an offer has made dirty.
+    pub fn push(&mut self, outbox: &Arc<Outbox>) {
+        self.dirty.push(Arc::clone(outbox));
+    }
+
     /// Queues several frames for one connection.
     ///
     /// # Errors

@@ -455,7 +455,7 @@ fn offer_all(
     dirty: &mut Vec<Arc<Outbox>>,
 ) -> u64 {
     for subscriber in party {
-        if subscriber.offer(frames, now) {
+        if subscriber.offer_valid(frames, now) {
             dirty.push(Arc::clone(subscriber.outbox()));
         }
     }

@@ -2,11 +2,11 @@
 //!
 //! In:     finished frames, in commit order.
 //! Out:    the connection's outbox; before the join is answered, a held list.
-//! Never:  a frame at or after `expires_at`, before the join reply, or after it left.
+//! Never:  a row change at or after `expires_at`; a frame before the join reply, or after it left.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -43,7 +43,7 @@ impl fmt::Debug for Subscriber {
     }
 }
 
-fn unix_seconds(time: SystemTime) -> u64 {
+pub(super) fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
@@ -73,16 +73,24 @@ impl Subscriber {
         self.inbox.notice(message);
     }
 
-    /// Queues frames; true when the outbox was empty before and wants a flush. `now` is in seconds
-    /// since 1970. The caller holds the hub's lock, so this never races with [`Self::go_live`].
-    pub(super) fn offer(&self, frames: &[Bytes], now: u64) -> bool {
-        if now >= self.expires_at.load(Ordering::Relaxed) {
-            return false;
+    /// [`Self::offer`], unless the claims that row changes are decided by have expired. `now` is
+    /// in seconds since 1970.
+    pub(super) fn offer_valid(&self, frames: &[Bytes], now: u64) -> bool {
+        now < self.expires_at.load(Ordering::Relaxed) && self.offer(frames)
+    }
+
+    /// Queues frames; true when the outbox was empty before and wants a flush. Whoever offers holds
+    /// the lock of the list that it found the subscriber in, and so does whoever takes it off that
+    /// list: nothing comes after that.
+    pub(super) fn offer(&self, frames: &[Bytes]) -> bool {
+        if self.state.load(Ordering::Acquire) == LIVE {
+            return self.outbox.offer_many(frames).unwrap_or(false);
         }
+        let mut held = self.held();
+        // It may have changed before the list was ours.
         match self.state.load(Ordering::Acquire) {
             LIVE => self.outbox.offer_many(frames).unwrap_or(false),
             PENDING => {
-                let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
                 if held.len() + frames.len() <= HELD_FRAMES_MAX {
                     held.extend_from_slice(frames);
                 } else {
@@ -94,24 +102,33 @@ impl Subscriber {
         }
     }
 
-    /// The join was answered: what was held follows. The caller holds the hub's lock.
-    pub(super) fn go_live(&self) {
-        let held = std::mem::take(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner));
-        self.state.store(LIVE, Ordering::Release);
-        if !held.is_empty() && self.outbox.offer_many(&held).unwrap_or(false) {
+    /// The join was answered: what was held follows, then live frames.
+    pub fn go_live(&self) {
+        let mut held = self.held();
+        if self.state.load(Ordering::Acquire) != PENDING {
+            return;
+        }
+        let frames = std::mem::take(&mut *held);
+        if !frames.is_empty() && self.outbox.offer_many(&frames).unwrap_or(false) {
             self.outbox.flush();
         }
+        self.state.store(LIVE, Ordering::Release);
     }
 
     /// Nothing more is sent.
     pub(super) fn leave(&self) {
+        let mut held = self.held();
         self.state.store(GONE, Ordering::Release);
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        held.clear();
+    }
+
+    fn held(&self) -> MutexGuard<'_, Vec<Bytes>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What waits for the join's answer.
     #[cfg(test)]
-    pub(super) fn held(&self) -> Vec<Bytes> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(super) fn waiting(&self) -> Vec<Bytes> {
+        self.held().clone()
     }
 }

@@ -45,7 +45,12 @@ fn claims(role: u8, user: u8) -> Arc<Claims> {
     })
 }
 
-const FORMAT: Format = Format { id: 1, encode: |_, _, _, data| Bytes::copy_from_slice(data) };
+const FORMAT: Format = Format {
+    id: 1,
+    encode: |_, _, _, data| Bytes::copy_from_slice(data),
+    broadcast: |_, broadcast| broadcast.payload(),
+    push: |_, _, payload| Bytes::copy_from_slice(payload.as_bytes()),
+};
 
 /// `table=t`, of rows whose first column is `value`, if one is given.
 fn interest(value: Option<u8>) -> Interest {
@@ -133,7 +138,7 @@ fn what_was_decided_for_an_audience_never_reaches_the_next_one() {
     world.hub.leave(&service);
     let (_anonymous, subscriber) = world.join(claims(1, 1), interest(None));
     world.publish(&candidates, "for role0");
-    assert!(subscriber.held().is_empty());
+    assert!(subscriber.waiting().is_empty());
 }
 
 #[test]
@@ -148,7 +153,7 @@ fn what_was_decided_for_a_party_never_reaches_the_next_one() {
     let (_comes, subscriber) = world.join(claims(0, 2), interest(None));
     let (audience, to) = (candidates[0].audience, Recipients::Parties([party].into()));
     world.hub.publish(&[Delivery { audience, to, frames: vec![Bytes::from_static(b"x")] }]);
-    assert!(subscriber.held().is_empty());
+    assert!(subscriber.waiting().is_empty());
 }
 
 #[test]
@@ -162,7 +167,7 @@ fn a_refresh_waits_for_the_batch_that_is_being_decided() {
     let role = |candidate: &Candidate| world.hub.audience(candidate.audience).unwrap().role;
     assert_eq!(&*role(&candidates[0]), "role0");
     world.publish(&candidates, "decided before");
-    assert_eq!(subscriber.held().len(), 1);
+    assert_eq!(subscriber.waiting().len(), 1);
     let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
     assert_eq!(&*role(&candidates[0]), "role1");
     assert_eq!(candidates.len(), 1);
@@ -194,7 +199,7 @@ fn a_refused_channel_comes_back_with_claims_that_are_not() {
     world.hub.refresh(&membership, turn, registration);
     let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
     world.publish(&candidates, "again");
-    assert_eq!(subscriber.held().len(), 1);
+    assert_eq!(subscriber.waiting().len(), 1);
     world.hub.leave(&membership);
     assert!(!membership.is_awaiting(turn));
 }
@@ -227,7 +232,7 @@ fn an_ended_subscription_is_told_and_a_new_one_is_not_part_of_it() {
     let (_second, subscriber) = world.join(claims(0, 0), interest(Some(1)));
     let candidates = world.candidates(&inserted);
     world.publish(&candidates, "for the second");
-    assert_eq!(subscriber.held().len(), 1);
+    assert_eq!(subscriber.waiting().len(), 1);
     drop(first);
     assert_eq!(world.candidates(&inserted).len(), 1);
 }
@@ -391,7 +396,7 @@ proptest! {
             world.hub.publish(&deliveries);
             world.hub.end_batch();
             for (who, member) in members.iter_mut().enumerate() {
-                let now = member.subscriber.held();
+                let now = member.subscriber.waiting();
                 let own = format!("role{}", member.role);
                 prop_assert!(now.iter().all(|frame| **frame == *own.as_bytes()));
                 if member.gone {

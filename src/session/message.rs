@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
+use crate::event::broadcast::Encoding;
+
 /// Bytes of a ref's JSON text. Clients count up, or use a word; a session keeps one a channel.
 pub const REF_BYTES_MAX: usize = 256;
 
@@ -94,15 +96,6 @@ pub struct UserBroadcast<'a> {
     pub data: &'a [u8],
 }
 
-/// What the payload of a binary broadcast claims to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Encoding {
-    /// Opaque bytes.
-    Bytes,
-    /// UTF-8 JSON.
-    Json,
-}
-
 /// One message to the client, before its transport writes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -141,6 +134,17 @@ impl Message {
         Self { join_ref, reference, topic, event: "phx_reply", payload }
     }
 
+    /// A reply that something went wrong; its `response` is this JSON.
+    pub(super) fn error(
+        join_ref: Option<RawRef>,
+        reference: Option<RawRef>,
+        topic: Arc<str>,
+        response: &str,
+    ) -> Self {
+        let payload = format!(r#"{{"status":"error","response":{response}}}"#).into();
+        Self { join_ref, reference, topic, event: "phx_reply", payload }
+    }
+
     /// A reply that says what went wrong.
     pub(super) fn refusal(
         join_ref: Option<RawRef>,
@@ -149,8 +153,7 @@ impl Message {
         reason: &str,
     ) -> Self {
         let reason = json_string(reason);
-        let payload = format!(r#"{{"status":"error","response":{{"reason":{reason}}}}}"#).into();
-        Self { join_ref, reference, topic, event: "phx_reply", payload }
+        Self::error(join_ref, reference, topic, &format!(r#"{{"reason":{reason}}}"#))
     }
 
     /// The end of a channel. Clients ignore it unless its ref is their current join's.

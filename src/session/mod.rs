@@ -2,7 +2,7 @@
 //!
 //! In:     decoded frames of a client, and what became of what it asked ([`Input`]), with the time.
 //! Out:    messages for it, and work for the hub ([`Output`]), in order.
-//! Never:  IO, a clock, bytes of a transport; a private channel (nothing here decides those yet).
+//! Never:  IO, a clock, bytes of a transport; a decision about rights (it asks, and waits).
 //! Source: spec of the realtime protocol, sections 1.5-1.7 and 2.4-2.6.
 //!
 //! A channel is *joining* until [`Input::Joined`] answers its [`JoinRequest`], then *joined*.
@@ -12,13 +12,14 @@
 
 mod join;
 mod message;
+mod room;
 #[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -26,14 +27,15 @@ use serde_json::value::RawValue;
 use crate::auth::Claims;
 use crate::auth::jwt::{Fingerprint, TokenError, Verifier};
 use crate::config;
+use crate::event::broadcast::Broadcast;
 use crate::topic::{ParseTopicError, Topic};
 use join::Wishes;
 use message::json_string;
+use room::{Rate, Talk};
 
 pub use join::{BroadcastOptions, JoinRequest, PresenceOptions};
-pub use message::{
-    Encoding, Frame, Message, Payload, REF_BYTES_MAX, RawRef, RefTooLong, UserBroadcast,
-};
+pub use message::{Frame, Message, Payload, REF_BYTES_MAX, RawRef, RefTooLong, UserBroadcast};
+pub use room::Grants;
 
 /// The topic of heartbeats; nothing can be joined there.
 const HEARTBEAT_TOPIC: &str = "phoenix";
@@ -63,6 +65,18 @@ pub struct Limits {
     pub channels_max: usize,
     /// Subscriptions to row changes in one join.
     pub subscriptions_max: usize,
+    /// Joins a second; more close the connection. 0: any number.
+    pub joins_per_second: u32,
+    /// Broadcasts a second; more are refused. 0: any number.
+    pub broadcasts_per_second: u32,
+    /// Bytes of a broadcast's payload.
+    pub payload_bytes_max: usize,
+    /// Presence events of one channel within `presence_window`; more close it. 0: any number.
+    pub presence_events_max: u32,
+    /// See `presence_events_max`.
+    pub presence_window: Duration,
+    /// Whether public channels are refused.
+    pub private_only: bool,
 }
 
 impl From<&config::Server> for Limits {
@@ -70,6 +84,12 @@ impl From<&config::Server> for Limits {
         Self {
             channels_max: settings.channels_per_connection_max,
             subscriptions_max: settings.subscriptions_per_channel_max,
+            joins_per_second: 1000,
+            broadcasts_per_second: 1000,
+            payload_bytes_max: 3_000_000,
+            presence_events_max: 300,
+            presence_window: Duration::from_secs(30),
+            private_only: false,
         }
     }
 }
@@ -92,6 +112,33 @@ pub enum Input<'a> {
         channel: ChannelId,
         /// What.
         message: SystemMessage,
+    },
+    /// A joined channel's client is sent an event of the channel's own.
+    Push {
+        /// Which one.
+        channel: ChannelId,
+        /// Its name.
+        event: &'static str,
+        /// A JSON object.
+        payload: String,
+    },
+    /// The answer to [`Output::CheckWrite`].
+    MayWrite {
+        /// Which channel.
+        channel: ChannelId,
+        /// As it was asked.
+        turn: u32,
+        /// What is allowed; none when that could not be found out: nothing, for now.
+        grants: Option<Grants>,
+    },
+    /// The answer to [`Output::Track`].
+    Tracked {
+        /// Which channel.
+        channel: ChannelId,
+        /// As it was asked.
+        reference: Option<RawRef>,
+        /// Why not, in a sentence that ends the channel.
+        problem: Option<&'static str>,
     },
     /// The channel ends, for a reason that its client is told: it lost a permission.
     Shutdown {
@@ -121,7 +168,9 @@ pub enum JoinOutcome {
     Ok {
         /// One for each subscription that was asked, in its order, also when none is active.
         subscriptions: Vec<Subscribed>,
-        /// What follows the reply.
+        /// Whether stored messages follow the reply: [`Output::Replay`].
+        replays: bool,
+        /// What follows then.
         system: Vec<SystemMessage>,
     },
     /// It is not, and the client is told why, `Code: text`.
@@ -172,6 +221,12 @@ impl SystemMessage {
         Self { extension: Extension::PostgresChanges, success: false, message: message.into() }
     }
 
+    /// What clients wait for that asked when broadcasts from the database flow.
+    pub const fn replication_ready() -> Self {
+        let message = Cow::Borrowed("Replication connection established");
+        Self { extension: Extension::System, success: true, message }
+    }
+
     fn payload(&self, topic: &Topic) -> String {
         let extension = match self.extension {
             Extension::System => "system",
@@ -204,6 +259,45 @@ pub enum Output {
         /// The new claims.
         claims: Arc<Claims>,
     },
+    /// Send the stored messages that the join asked for.
+    Replay {
+        /// Which channel.
+        channel: ChannelId,
+        /// What the frames name.
+        join_ref: Option<RawRef>,
+    },
+    /// Tell the channel's room.
+    Broadcast {
+        /// Which channel.
+        channel: ChannelId,
+        /// What.
+        broadcast: Broadcast,
+        /// Whether the channel hears it too.
+        echo: bool,
+    },
+    /// Make the channel present in its room, answer with [`Input::Tracked`].
+    Track {
+        /// Which channel.
+        channel: ChannelId,
+        /// To be given back.
+        reference: Option<RawRef>,
+        /// What it says of itself, a JSON object.
+        meta: Box<RawValue>,
+    },
+    /// Take the channel's presence back.
+    Untrack {
+        /// Which channel.
+        channel: ChannelId,
+    },
+    /// Find out what these claims may write on a private topic, answer with [`Input::MayWrite`].
+    CheckWrite {
+        /// Which channel.
+        channel: ChannelId,
+        /// Whose right.
+        claims: Arc<Claims>,
+        /// To be given back.
+        turn: u32,
+    },
     /// Close the connection and forget all its channels, after what was sent before.
     Disconnect {
         /// The WebSocket's close code.
@@ -228,6 +322,10 @@ struct Channel {
     claims: Arc<Claims>,
     token: Fingerprint,
     joining: Option<Box<Joining>>,
+    private: bool,
+    acknowledge: bool,
+    echo: bool,
+    talk: Option<Box<Talk>>,
 }
 
 /// One connection's protocol state.
@@ -240,6 +338,8 @@ pub struct Session {
     channels_made: u32,
     /// In the order of their joins. A search walks it: clients have a few, a thousand at most.
     channels: Vec<Channel>,
+    joins: Rate,
+    broadcasts: Rate,
 }
 
 impl fmt::Debug for Session {
@@ -258,7 +358,16 @@ impl Session {
     /// A session for a connection that `token` opened, verified as `claims`.
     pub fn new(token: &str, claims: Arc<Claims>, verifier: Arc<Verifier>, limits: Limits) -> Self {
         let token = Fingerprint::of(token);
-        Self { claims, token, verifier, limits, channels_made: 0, channels: Vec::new() }
+        Self {
+            claims,
+            token,
+            verifier,
+            limits,
+            channels_made: 0,
+            channels: Vec::new(),
+            joins: Rate::default(),
+            broadcasts: Rate::default(),
+        }
     }
 
     /// How many channels there are, joining ones included.
@@ -283,6 +392,18 @@ impl Session {
                 if let Some(channel) = self.joined_channel(channel) {
                     outputs.push(Output::Send(channel.system(&message)));
                 }
+            }
+            Input::Push { channel, event, payload } => {
+                if let Some(channel) = self.joined_channel(channel) {
+                    let (join_ref, topic) = (channel.join_ref.clone(), channel.topic.to_shared());
+                    outputs.push(Output::Send(Message::push(join_ref, topic, event, payload)));
+                }
+            }
+            Input::MayWrite { channel, turn, grants } => {
+                self.may_write(channel, turn, grants, outputs);
+            }
+            Input::Tracked { channel, reference, problem } => {
+                self.tracked(channel, reference, problem, outputs);
             }
             Input::Shutdown { channel, message } => {
                 if let Some(at) = self.position(channel) {
@@ -338,8 +459,9 @@ impl Session {
         match &*event {
             "phx_leave" => self.leave(at, (join_ref, reference), outputs),
             "access_token" => self.refresh(at, payload, now, outputs),
-            // Broadcasts and presence have no handler yet; like unknown events they get no answer.
-            _ => {}
+            "broadcast" => self.broadcast(at, reference, payload, now, outputs),
+            "presence" => self.presence(at, reference, payload, now, outputs),
+            _unknown => {}
         }
     }
 
@@ -374,14 +496,22 @@ impl Session {
                 return;
             }
         };
+        if !self.joins.admit(self.limits.joins_per_second, now) {
+            let reason = "ClientJoinRateLimitReached: Too many joins per second";
+            let refusal = Message::refusal(join_ref, reference, name.into(), reason);
+            outputs.push(Output::Send(refusal));
+            outputs.push(Output::Disconnect { code: 1001, reason: "too many joins" });
+            return;
+        }
         if let Some(at) = self.channels.iter().position(|channel| channel.topic == topic) {
             let old = self.channels.remove(at);
             outputs.push(Output::Leave(old.id));
             outputs.push(Output::Send(Message::close(old.join_ref, old.topic.to_shared())));
         }
-        match self.admit(&topic, payload, now) {
+        match self.admit(payload, now) {
             Ok((id, claims, token, wishes)) => {
                 let postgres_changes: Arc<[_]> = wishes.postgres_changes.into();
+                let manners = (wishes.private, wishes.broadcast.acknowledge, wishes.broadcast.echo);
                 let joining = Joining {
                     reference,
                     postgres_changes: Arc::clone(&postgres_changes),
@@ -400,9 +530,21 @@ impl Session {
                     wait: wishes.wait,
                 })));
                 let joining = Some(Box::new(joining));
+                let (private, acknowledge, echo) = manners;
                 // Most connections have one channel or two: no room is kept for more.
                 self.channels.reserve_exact(usize::from(self.channels.len() < 2));
-                self.channels.push(Channel { id, topic, join_ref, claims, token, joining });
+                self.channels.push(Channel {
+                    id,
+                    topic,
+                    join_ref,
+                    claims,
+                    token,
+                    joining,
+                    private,
+                    acknowledge,
+                    echo,
+                    talk: None,
+                });
             }
             Err(reason) => refuse(outputs, join_ref, reference, &reason),
         }
@@ -411,7 +553,6 @@ impl Session {
     /// Whether a join goes on to the hub. The order of the checks is the reference server's.
     fn admit(
         &mut self,
-        topic: &Topic,
         payload: Payload<'_>,
         now: SystemTime,
     ) -> Result<(ChannelId, Arc<Claims>, Fingerprint, Wishes), String> {
@@ -420,6 +561,9 @@ impl Session {
             Payload::Bytes(_) | Payload::Broadcast(_) => Err("the payload is not JSON".into()),
         };
         let wishes = wishes.map_err(|problem| format!("InvalidJoinPayload: {problem}"))?;
+        if self.limits.private_only && !wishes.private {
+            return Err("PrivateOnly: This project only allows private channels".into());
+        }
         let number = self.channels_made.checked_add(1);
         let (true, Some(number)) = (self.channels.len() < self.limits.channels_max, number) else {
             return Err("ChannelRateLimitReached: Too many channels".into());
@@ -431,13 +575,6 @@ impl Session {
             }
         }
         .map_err(|error| error.reason())?;
-        if wishes.private {
-            let sub_topic = topic.sub_topic();
-            return Err(format!(
-                "Unauthorized: You do not have permissions to read from this Channel topic: \
-                 {sub_topic}"
-            ));
-        }
         self.channels_made = number;
         Ok((ChannelId(number), claims, token, wishes))
     }
@@ -475,14 +612,14 @@ impl Session {
         let Some(joining) = channel.joining.take() else { return };
         let answer = match outcome {
             JoinOutcome::Error { reason } => Err(reason),
-            JoinOutcome::Ok { subscriptions, system } => {
+            JoinOutcome::Ok { subscriptions, replays, system } => {
                 let problem = if subscriptions.len() == joining.postgres_changes.len() {
                     expired(&channel.claims, now).map(|error| error.reason())
                 } else {
                     Some("Unknown Error on Channel".into())
                 };
                 match problem {
-                    None => Ok((subscriptions, system)),
+                    None => Ok((subscriptions, replays, system)),
                     Some(reason) => {
                         outputs.push(Output::Leave(id));
                         Err(reason)
@@ -491,18 +628,23 @@ impl Session {
             }
         };
         match answer {
-            Ok((subscriptions, system)) => {
+            Ok((subscriptions, replays, system)) => {
                 let response = acknowledgement(&joining.postgres_changes, &subscriptions);
                 let topic = channel.topic.to_shared();
                 let join_ref = channel.join_ref.clone();
                 let reply = Message::reply(join_ref, joining.reference, topic, &response);
                 outputs.push(Output::Send(reply));
+                if replays {
+                    let join_ref = channel.join_ref.clone();
+                    outputs.push(Output::Replay { channel: id, join_ref });
+                }
                 let system = system.iter().map(|message| Output::Send(channel.system(message)));
                 outputs.extend(system);
                 if joining.refreshed {
                     let claims = Arc::clone(&channel.claims);
                     outputs.push(Output::Refresh { channel: id, claims });
                 }
+                self.begin_talk(at, outputs);
             }
             Err(reason) => {
                 let channel = self.channels.remove(at);
@@ -551,6 +693,7 @@ impl Session {
                 } else {
                     outputs.push(Output::Refresh { channel: channel.id, claims });
                 }
+                self.forget_grants(at, outputs);
             }
             Err(error) => self.shut_down(at, &Refusal::Token(error), outputs),
         }
@@ -579,6 +722,8 @@ impl Session {
 enum Refusal {
     Token(TokenError),
     Said(String),
+    /// Code and text.
+    Limit(&'static str, &'static str),
 }
 
 impl Refusal {
@@ -586,6 +731,7 @@ impl Refusal {
         match self {
             Self::Token(error) => error.reason(),
             Self::Said(message) => format!("Unauthorized: {message}"),
+            Self::Limit(code, text) => format!("{code}: {text}"),
         }
     }
 
@@ -593,6 +739,7 @@ impl Refusal {
         match self {
             Self::Token(error) => error.message(),
             Self::Said(message) => message.clone().into(),
+            Self::Limit(_, text) => (*text).into(),
         }
     }
 }

@@ -22,21 +22,25 @@ use tracing::debug;
 use super::admit::{Admit, Refusal};
 use super::deadlines::{DeadlineId, Deadlines, Expires};
 use super::phoenix::{self, Version};
-use super::websocket::{Peer, text_frame};
+use super::websocket::{Peer, binary_frame, text_frame};
 use crate::auth::Claims;
 use crate::auth::jwt::Verifier;
 use crate::change::Operation;
-use crate::hub::outbox::{CloseReason, Outbox};
-use crate::hub::{Format, Hub, Inbox, Membership, Subscriber};
-use crate::join::{Joined, Joiner, Request};
+use crate::event::broadcast::Broadcast;
+use crate::hub::outbox::{CloseReason, DirtyList, Outbox};
+use crate::hub::{Format, Hub, Inbox, Membership, Occupancy, Subscriber};
+use crate::join::{Entered, Joined, Joiner, Request};
 use crate::session::{
-    ChannelId, Input, JoinOutcome, JoinRequest, Limits, Message, Output, Session, Subscribed,
-    SystemMessage,
+    ChannelId, Grants, Input, JoinOutcome, JoinRequest, Limits, Message, Output, RawRef, Session,
+    Subscribed, SystemMessage,
 };
 use crate::telemetry;
 
 /// Refusals of one socket that may wait at once; further ones are sent without a wait.
 const DELAYED_MAX: usize = 32;
+
+/// How long a channel waits that asked to be told when broadcasts from the database flow.
+const REPLICATION_WAIT: Duration = Duration::from_secs(60);
 
 /// What all Phoenix sockets share.
 #[derive(Debug)]
@@ -125,6 +129,9 @@ enum Mail {
     Refreshed(ChannelId, Result<(), String>),
     Notice(ChannelId, String),
     Expired(ChannelId),
+    MayWrite(ChannelId, u32, Option<Grants>),
+    /// Whether broadcasts from the database flow, for who asked.
+    Replication(ChannelId, bool),
 }
 
 /// The part of a socket that others hold.
@@ -170,6 +177,9 @@ impl Inbox for Notices {
 #[derive(Debug)]
 struct Place {
     membership: Option<Arc<Membership>>,
+    occupancy: Occupancy,
+    /// Messages to send right after the answer to the join.
+    stored: Vec<Broadcast>,
     request: Arc<Kept>,
     _counted: Counted,
 }
@@ -198,6 +208,9 @@ struct Kept {
     subscriber: Arc<Subscriber>,
     postgres_changes: Arc<[Box<RawValue>]>,
     legacy: bool,
+    private: bool,
+    replay: Option<Box<RawValue>>,
+    announce_replication: bool,
 }
 
 /// The [`Peer`] of a Phoenix socket.
@@ -210,6 +223,8 @@ pub struct Socket {
     joined: HashMap<ChannelId, Place>,
     deadline: Option<(SystemTime, DeadlineId)>,
     outputs: Vec<Output>,
+    /// Whoever was told something in this turn.
+    dirty: DirtyList,
 }
 
 impl Socket {
@@ -235,6 +250,7 @@ impl Socket {
             joined: HashMap::new(),
             deadline: None,
             outputs: Vec::new(),
+            dirty: DirtyList::default(),
         }
     }
 
@@ -263,6 +279,18 @@ impl Socket {
             Output::Join(request) => self.join(*request),
             Output::Leave(channel) => self.leave(channel),
             Output::Refresh { channel, claims } => self.refresh(channel, claims),
+            Output::Replay { channel, join_ref } => self.replay(channel, join_ref.as_ref())?,
+            Output::Broadcast { channel, broadcast, echo } => {
+                if let Some(place) = self.joined.get(&channel) {
+                    let told = place.occupancy.broadcast(&broadcast, echo, &mut self.dirty);
+                    metrics::counter!(telemetry::BROADCASTS).increment(1);
+                    metrics::counter!(telemetry::DELIVERIES).increment(told);
+                }
+            }
+            Output::Track { .. } | Output::Untrack { .. } => {}
+            Output::CheckWrite { channel, turn, .. } => {
+                self.mailbox.post(Mail::MayWrite(channel, turn, None));
+            }
             Output::Disconnect { code, reason } => {
                 return ControlFlow::Break(CloseReason::Session { code, text: reason });
             }
@@ -311,6 +339,9 @@ impl Socket {
             subscriber,
             postgres_changes: request.postgres_changes,
             legacy: request.legacy,
+            private: request.private,
+            replay: request.broadcast.replay,
+            announce_replication: request.broadcast.announce_replication,
         });
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
         let ask = self.request(&kept, request.claims);
@@ -331,6 +362,8 @@ impl Socket {
             claims,
             parameters: Arc::clone(&kept.postgres_changes),
             legacy: kept.legacy,
+            private: kept.private,
+            replay: kept.replay.clone(),
         }
     }
 
@@ -361,31 +394,85 @@ impl Socket {
         let Some(request) = self.joining.remove(&channel) else {
             return ControlFlow::Continue(());
         };
-        let Joined { subscriptions, membership, asked, problem, unavailable } = joined;
+        let Joined { subscriptions, membership, asked, entered, problem, unavailable } = joined;
         let membership = membership.map(Arc::new);
-        let outcome = if let Some(reason) = unavailable {
-            JoinOutcome::Error { reason }
-        } else {
-            let place = Place { membership: membership.clone(), request, _counted: Counted::new() };
-            self.joined.insert(channel, place);
-            let system = match problem {
+        let subscriber = Arc::clone(&request.subscriber);
+        let outcome = if let Some(Entered { occupancy, stored, .. }) = entered
+            && unavailable.is_none()
+        {
+            let mut system = match problem {
                 Some(problem) => vec![SystemMessage::not_subscribed(problem)],
                 None if !asked => Vec::new(),
                 None => vec![SystemMessage::subscribed()],
             };
+            if request.announce_replication {
+                system.extend(self.announce_replication(channel));
+            }
+            let replays = stored.is_some();
+            let stored = stored.unwrap_or_default();
+            let membership = membership.clone();
+            let _counted = Counted::new();
+            let place = Place { membership, occupancy, stored, request, _counted };
+            self.joined.insert(channel, place);
             metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
-            let subscribed = |(id, extra)| Subscribed { id, extra };
-            let subscriptions = subscriptions.into_iter().map(subscribed).collect();
-            JoinOutcome::Ok { subscriptions, system }
+            let acknowledged = |(id, extra)| Subscribed { id, extra };
+            let subscriptions = subscriptions.into_iter().map(acknowledged).collect();
+            JoinOutcome::Ok { subscriptions, replays, system }
+        } else {
+            let reason = unavailable.unwrap_or_else(|| "Unknown Error on Channel".into());
+            JoinOutcome::Error { reason }
         };
         let flow = self.input(Input::Joined { channel, outcome });
         // The reply is in the outbox: what was held may follow it.
-        if let Some(membership) = membership
-            && self.joined.contains_key(&channel)
-        {
-            self.realtime.hub.go_live(&membership);
+        if self.joined.contains_key(&channel) {
+            subscriber.go_live();
         }
         flow
+    }
+
+    /// Sends the stored messages a join asked for; what came meanwhile follows.
+    fn replay(
+        &mut self,
+        channel: ChannelId,
+        join_ref: Option<&RawRef>,
+    ) -> ControlFlow<CloseReason> {
+        let Some(place) = self.joined.get_mut(&channel) else { return ControlFlow::Continue(()) };
+        let stored = std::mem::take(&mut place.stored);
+        let topic = &place.request.topic;
+        for broadcast in &stored {
+            // Text names the join; binary frames have no room for it.
+            let frame = if let Some(payload) = broadcast.payload() {
+                let (version, event) = (self.version, "broadcast");
+                let text = phoenix::encode_push(version, join_ref, topic, event, &payload);
+                Some(text_frame(&text))
+            } else {
+                encode_broadcast(self.version, topic, broadcast)
+            };
+            if let Some(frame) = frame
+                && let Err(reason) = self.mailbox.outbox.send(frame)
+            {
+                return ControlFlow::Break(reason);
+            }
+        }
+        place.occupancy.replayed(stored.iter().filter_map(Broadcast::id).map(Into::into).collect());
+        ControlFlow::Continue(())
+    }
+
+    /// Says that changes flow, now or when they do.
+    fn announce_replication(&self, channel: ChannelId) -> Option<SystemMessage> {
+        let mut ready = self.realtime.joiner.readiness();
+        if *ready.borrow() {
+            return Some(SystemMessage::replication_ready());
+        }
+        let mailbox = Arc::downgrade(&self.mailbox);
+        self.realtime.spawn(async move {
+            let waiting = tokio::time::timeout(REPLICATION_WAIT, ready.wait_for(|ready| *ready));
+            let ready = matches!(waiting.await, Ok(Ok(_)));
+            if let Some(mailbox) = mailbox.upgrade() {
+                mailbox.post(Mail::Replication(channel, ready));
+            }
+        });
+        None
     }
 
     fn watch_expiry(&mut self) {
@@ -444,6 +531,17 @@ impl Peer for Socket {
                     let message = SystemMessage::not_subscribed(problem);
                     self.input(Input::System { channel, message })?;
                 }
+                Mail::MayWrite(channel, turn, grants) => {
+                    self.input(Input::MayWrite { channel, turn, grants })?;
+                }
+                Mail::Replication(channel, true) => {
+                    let message = SystemMessage::replication_ready();
+                    self.input(Input::System { channel, message })?;
+                }
+                Mail::Replication(channel, false) => {
+                    let message = "Replication connection was not established in time".into();
+                    self.input(Input::Shutdown { channel, message })?;
+                }
                 Mail::Expired(channel) => {
                     // It was called; if the clock was set back since, it has to be set again.
                     self.deadline = None;
@@ -452,6 +550,10 @@ impl Peer for Socket {
             }
         }
         ControlFlow::Continue(())
+    }
+
+    fn settled(&mut self) {
+        self.dirty.flush();
     }
 }
 
@@ -470,28 +572,46 @@ impl Drop for Socket {
 
 /// The wire format of an audience.
 fn format(version: Version, legacy: bool) -> Format {
-    match (version, legacy) {
-        (Version::V1, false) => Format {
-            id: 1,
-            encode: |topic, ids, _, data| {
-                text_frame(&phoenix::encode_row_change(Version::V1, topic, ids, data))
-            },
+    type Encode = fn(&str, &[u32], Operation, &[u8]) -> Bytes;
+    let (id, encode): (u8, Encode) = match (version, legacy) {
+        (Version::V1, false) => (1, |topic, ids, _, data| {
+            text_frame(&phoenix::encode_row_change(Version::V1, topic, ids, data))
+        }),
+        (Version::V2, false) => (2, |topic, ids, _, data| {
+            text_frame(&phoenix::encode_row_change(Version::V2, topic, ids, data))
+        }),
+        (Version::V1, true) => {
+            (3, |topic, _, operation, data| legacy_frame(Version::V1, topic, operation, data))
+        }
+        (Version::V2, true) => {
+            (4, |topic, _, operation, data| legacy_frame(Version::V2, topic, operation, data))
+        }
+    };
+    match version {
+        Version::V1 => Format {
+            id,
+            encode,
+            broadcast: |topic, broadcast| encode_broadcast(Version::V1, topic, broadcast),
+            push: |topic, event, payload| push_frame(Version::V1, topic, event, payload),
         },
-        (Version::V2, false) => Format {
-            id: 2,
-            encode: |topic, ids, _, data| {
-                text_frame(&phoenix::encode_row_change(Version::V2, topic, ids, data))
-            },
-        },
-        (Version::V1, true) => Format {
-            id: 3,
-            encode: |topic, _, operation, data| legacy_frame(Version::V1, topic, operation, data),
-        },
-        (Version::V2, true) => Format {
-            id: 4,
-            encode: |topic, _, operation, data| legacy_frame(Version::V2, topic, operation, data),
+        Version::V2 => Format {
+            id,
+            encode,
+            broadcast: |topic, broadcast| encode_broadcast(Version::V2, topic, broadcast),
+            push: |topic, event, payload| push_frame(Version::V2, topic, event, payload),
         },
     }
+}
+
+fn encode_broadcast(version: Version, topic: &str, broadcast: &Broadcast) -> Option<Bytes> {
+    Some(match phoenix::encode_broadcast(version, topic, broadcast)? {
+        phoenix::Content::Text(text) => text_frame(&text),
+        phoenix::Content::Binary(data) => binary_frame(&data),
+    })
+}
+
+fn push_frame(version: Version, topic: &str, event: &str, payload: &str) -> Bytes {
+    text_frame(&phoenix::encode_push(version, None, topic, event, payload.as_bytes()))
 }
 
 /// Joins without a `config` get the operation as the event and the data as the payload.

@@ -48,6 +48,8 @@ pub trait Peer: Send {
     fn binary(&mut self, data: &[u8]) -> ControlFlow<CloseReason>;
     /// After one or more calls of [`Outbox::wake`].
     fn woken(&mut self) -> ControlFlow<CloseReason>;
+    /// All that had come was handed over: what was gathered for others can go out.
+    fn settled(&mut self) {}
 }
 
 /// What one connection may cost.
@@ -298,7 +300,9 @@ struct Pump<'a, P> {
 
 impl<P: Peer> Pump<'_, P> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<CloseReason> {
-        match self.turn(context) {
+        let flow = self.turn(context);
+        self.peer.settled();
+        match flow {
             ControlFlow::Continue(()) => Poll::Pending,
             // Somebody else's reason may have come first.
             ControlFlow::Break(reason) => Poll::Ready(self.outbox.close(reason)),

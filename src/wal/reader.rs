@@ -529,9 +529,10 @@ const fn shortest_pause(socket: &Socket) -> Duration {
 /// The pause after one that gathered this many bytes.
 fn next_pause(socket: &Socket, pause: Duration, gathered: usize) -> Duration {
     let shortest = shortest_pause(socket);
-    let backlog = gathered as u128 >= BACKLOG_BYTES as u128 * pause.as_millis();
+    let milliseconds = usize::try_from(pause.as_millis()).unwrap_or(usize::MAX);
+    let backlog = gathered >= BACKLOG_BYTES.saturating_mul(milliseconds);
     match socket {
         Socket::Tcp(_) | Socket::Tls(_) if backlog => (pause * 2).min(LINGER_BACKLOG),
-        _ => shortest,
+        Socket::Tcp(_) | Socket::Tls(_) | Socket::Unix(_) => shortest,
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
 mod catalog;
+mod broadcast;
 mod changes;
 mod cli;
 mod cluster;

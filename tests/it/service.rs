@@ -461,24 +461,53 @@ impl Socket {
 
     /// Reads one message from the wire.
     async fn read(&mut self) -> Result<Received, Option<u16>> {
-        let text = self.read_text().await?;
-        Ok(self.decode(&text))
+        match self.read_message().await? {
+            Message::Binary(data) => Ok(decode_kind_4(&data)),
+            Message::Text(text) => Ok(self.decode(&text)),
+            other => panic!("an unexpected message: {other:?}"),
+        }
     }
 
     /// Reads the text of one message from the wire.
     pub(crate) async fn read_text(&mut self) -> Result<String, Option<u16>> {
+        match self.read_message().await? {
+            Message::Text(text) => Ok(text.to_string()),
+            other => panic!("an unexpected message: {other:?}"),
+        }
+    }
+
+    async fn read_message(&mut self) -> Result<Message, Option<u16>> {
         loop {
             let message = timeout(DEADLINE, self.stream.next());
             match message.await.expect("something came in time") {
-                Some(Ok(Message::Text(text))) => return Ok(text.to_string()),
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Close(frame))) => {
                     return Err(frame.map(|frame| u16::from(frame.code)));
                 }
-                Some(Ok(other)) => panic!("an unexpected message: {other:?}"),
+                Some(Ok(message)) => return Ok(message),
                 Some(Err(_)) | None => return Err(None),
             }
         }
+    }
+
+    /// Sends a user's broadcast as version 2 does, in a binary frame of kind 3. `json`: what the
+    /// payload claims to be.
+    pub(crate) async fn send_kind_3(
+        &mut self,
+        (join_ref, reference): (&Value, &Value),
+        topic: &str,
+        event: &str,
+        json: bool,
+        payload: &[u8],
+    ) {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let parts = [text(join_ref), text(reference), topic.into(), event.into(), String::new()];
+        let mut frame = vec![3];
+        frame.extend(parts.iter().map(|part| u8::try_from(part.len()).unwrap()));
+        frame.push(u8::from(json));
+        frame.extend(parts.iter().flat_map(|part| part.bytes()));
+        frame.extend_from_slice(payload);
+        self.send_message(Message::binary(frame)).await;
     }
 
     /// What one text frame says; every frame has exactly the members of its version.
@@ -512,6 +541,30 @@ impl Socket {
             }
         }
     }
+}
+
+/// A binary frame of kind 4, as if it had come as text; `binary` holds opaque bytes, and `kind`
+/// tells that it did not.
+fn decode_kind_4(data: &[u8]) -> Received {
+    let [4, topic, event, meta, json, rest @ ..] = data else { panic!("no kind 4: {data:?}") };
+    let mut rest = rest;
+    let mut text = |length: &u8| {
+        let (text, after) = rest.split_at(usize::from(*length));
+        rest = after;
+        std::str::from_utf8(text).unwrap().to_owned()
+    };
+    let (topic, event, meta) = (text(topic), text(event), text(meta));
+    let mut payload = json!({ "kind": 4, "event": event });
+    if !meta.is_empty() {
+        payload["meta"] = serde_json::from_str(&meta).unwrap();
+    }
+    if *json == 0 {
+        payload["binary"] = rest.into();
+    } else {
+        payload["payload"] = serde_json::from_slice(rest).unwrap();
+    }
+    let (join_ref, reference) = (Value::Null, Value::Null);
+    Received { join_ref, reference, topic, event: "broadcast".into(), payload }
 }
 
 #[tokio::test]

@@ -16,7 +16,8 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::session::{Encoding, Frame, Message, Payload, RawRef, UserBroadcast};
+use crate::event::broadcast::{Broadcast, Encoding};
+use crate::session::{Frame, Message, Payload, RawRef, UserBroadcast};
 
 /// How text frames are written, chosen by the client when it connects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -168,8 +169,8 @@ impl<'a> Reader<'a> {
 
 /// A push with an opaque payload.
 const KIND_PUSH: u8 = 0;
-/// A user's broadcast.
-const KIND_USER_BROADCAST: u8 = 3;
+/// A user's broadcast from a client.
+const KIND_USER_BROADCAST_IN: u8 = 3;
 
 /// Decodes one binary message: a kind byte, a length byte for each text, the texts, the payload.
 ///
@@ -192,7 +193,7 @@ pub fn decode_binary(version: Version, bytes: &[u8]) -> Result<Frame<'_>, Decode
                 payload: Payload::Bytes(reader.0),
             })
         }
-        KIND_USER_BROADCAST => {
+        KIND_USER_BROADCAST_IN => {
             let [join_ref, reference, topic, event, meta, encoding] = [
                 reader.byte()?,
                 reader.byte()?,
@@ -291,6 +292,53 @@ pub fn encode_push(
     let mut out = begin(version, (join_ref, None), topic, event, payload.len());
     out.extend_from_slice(payload);
     finish(version, out)
+}
+
+/// The content of a frame, which says what kind of frame it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// For a text frame.
+    Text(Vec<u8>),
+    /// For a binary frame.
+    Binary(Vec<u8>),
+}
+
+/// A broadcast for all receivers of a version; none when it cannot be told to them: opaque bytes
+/// need version 2, and names that fit the length bytes of its frames.
+pub fn encode_broadcast(version: Version, topic: &str, broadcast: &Broadcast) -> Option<Content> {
+    if version == Version::V2
+        && let Broadcast::User(user) = broadcast
+        && let meta = user.meta.to_json().unwrap_or_default()
+        && let Some(frame) = user_broadcast(topic, &user.event, &meta, user.encoding, &user.data)
+    {
+        return Some(Content::Binary(frame));
+    }
+    let payload = broadcast.payload()?;
+    Some(Content::Text(encode_push(version, None, topic, "broadcast", &payload)))
+}
+
+/// A user's broadcast on its way to a client.
+const KIND_USER_BROADCAST_OUT: u8 = 4;
+
+/// None when a name is too long for its length byte.
+fn user_broadcast(
+    topic: &str,
+    event: &str,
+    meta: &str,
+    encoding: Encoding,
+    data: &[u8],
+) -> Option<Vec<u8>> {
+    let length = |text: &str| u8::try_from(text.len()).ok();
+    let json = u8::from(encoding == Encoding::Json);
+    let header = [KIND_USER_BROADCAST_OUT, length(topic)?, length(event)?, length(meta)?, json];
+    let mut out =
+        Vec::with_capacity(header.len() + topic.len() + event.len() + meta.len() + data.len());
+    out.extend_from_slice(&header);
+    for text in [topic, event, meta] {
+        out.extend_from_slice(text.as_bytes());
+    }
+    out.extend_from_slice(data);
+    Some(out)
 }
 
 /// Bytes of an id with its comma.

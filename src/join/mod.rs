@@ -6,6 +6,8 @@
 //!
 //! A subscriber is in the hub before its join is answered: what commits after the answer arrives.
 
+mod room;
+
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -30,6 +32,9 @@ use crate::hub::{
 use crate::subscribe::{self, Check, Column, Operators, Refused};
 use crate::telemetry;
 
+use room::Door;
+pub use room::Entered;
+
 /// How long a join waits for the change stream and for the database. Clients give up after 10 s.
 const WAIT_MAX: Duration = Duration::from_secs(7);
 
@@ -48,6 +53,10 @@ pub struct Request {
     pub parameters: Arc<[Box<RawValue>]>,
     /// The topic itself is the subscription.
     pub legacy: bool,
+    /// Whether policies decide who may be in the room.
+    pub private: bool,
+    /// `config.broadcast.replay`.
+    pub replay: Option<Box<RawValue>>,
 }
 
 /// What became of a join.
@@ -60,6 +69,8 @@ pub struct Joined {
     pub membership: Option<Membership>,
     /// Whether row changes were asked for, so that the client is told what became of that.
     pub asked: bool,
+    /// The place in the room, unless the channel is not joined.
+    pub entered: Option<Entered>,
     /// Why nothing is subscribed, though the channel is joined.
     pub problem: Option<String>,
     /// Why the channel is not joined: `Code: text`. The client tries again.
@@ -78,6 +89,7 @@ enum Problem {
 #[derive(Debug)]
 pub struct Joiner {
     hub: Arc<Hub>,
+    door: Door,
     catalog: Arc<Catalog>,
     authorizer: Arc<Authorizer>,
     login: Login,
@@ -101,6 +113,7 @@ impl Joiner {
         ready: watch::Receiver<bool>,
     ) -> Self {
         Self {
+            door: Door::new(Arc::clone(&hub)),
             hub,
             catalog,
             authorizer,
@@ -116,6 +129,21 @@ impl Joiner {
 
     /// Registers a channel. Takes seconds at most.
     pub async fn join(&self, request: Request) -> Joined {
+        match self.door.enter(&request).await {
+            Err(reason) => Joined { unavailable: Some(reason), ..Joined::default() },
+            Ok(entered) => {
+                let joined = self.subscribe(request).await;
+                Joined { entered: Some(entered), ..joined }
+            }
+        }
+    }
+
+    /// Whether changes flow.
+    pub fn readiness(&self) -> watch::Receiver<bool> {
+        self.ready.clone()
+    }
+
+    async fn subscribe(&self, request: Request) -> Joined {
         let parsed = parse(&request);
         let mut joined = Joined::default();
         if parsed.is_empty() {

@@ -1,0 +1,140 @@
+//! Broadcasts: what somebody says to a room.
+//!
+//! In:     a client's payload, an HTTP body, or a row of `realtime.messages`.
+//! Out:    the payload of a `broadcast` event as JSON text.
+//! Never:  a look into a user's payload; a rendering of opaque bytes as JSON.
+//! Source: spec of the realtime protocol, section 2.3.
+
+use bytes::Bytes;
+
+/// What the payload of a [`UserEvent`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// Opaque bytes.
+    Bytes,
+    /// UTF-8 JSON.
+    Json,
+}
+
+/// What a room is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Broadcast {
+    /// The payload of the `broadcast` event, a JSON object, passed on as it is.
+    Whole(Bytes),
+    /// An event of the user's own; how it is written depends on who receives it.
+    User(UserEvent),
+}
+
+/// An event of the user's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserEvent {
+    /// Its name.
+    pub event: Box<str>,
+    /// What `data` is.
+    pub encoding: Encoding,
+    /// The user's payload: valid JSON, or any bytes.
+    pub data: Bytes,
+    /// What the server adds.
+    pub meta: Meta,
+}
+
+/// What the server says about a broadcast.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Meta {
+    /// Names the stored message it came from, or the sender's own name for it.
+    pub id: Option<Box<str>>,
+    /// It was stored before the receiver joined.
+    pub replayed: bool,
+}
+
+impl Meta {
+    /// A JSON object; none when there is nothing to say.
+    pub fn to_json(&self) -> Option<String> {
+        let replayed = if self.replayed { r#""replayed":true"# } else { "" };
+        let Some(id) = &self.id else {
+            return self.replayed.then(|| format!("{{{replayed}}}"));
+        };
+        let comma = if self.replayed { "," } else { "" };
+        Some(format!(r#"{{{replayed}{comma}"id":{}}}"#, json_string(id)))
+    }
+}
+
+impl Broadcast {
+    /// The payload of the event for those who get it as text; none for opaque bytes.
+    pub fn payload(&self) -> Option<Bytes> {
+        match self {
+            Self::Whole(payload) => Some(payload.clone()),
+            Self::User(user) => user.payload(),
+        }
+    }
+
+    /// The name of the stored message it came from.
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            Self::Whole(_) => None,
+            Self::User(user) => user.meta.id.as_deref(),
+        }
+    }
+}
+
+impl UserEvent {
+    fn payload(&self) -> Option<Bytes> {
+        if self.encoding == Encoding::Bytes {
+            return None;
+        }
+        let event = json_string(&self.event);
+        let meta = self.meta.to_json();
+        let mut json = Vec::with_capacity(self.data.len() + event.len() + 128);
+        json.extend_from_slice(br#"{"event":"#);
+        json.extend_from_slice(event.as_bytes());
+        json.extend_from_slice(br#","payload":"#);
+        json.extend_from_slice(&self.data);
+        json.extend_from_slice(br#","type":"broadcast""#);
+        if let Some(meta) = meta {
+            json.extend_from_slice(br#","meta":"#);
+            json.extend_from_slice(meta.as_bytes());
+        }
+        json.push(b'}');
+        Some(json.into())
+    }
+}
+
+fn json_string(text: &str) -> String {
+    serde_json::to_string(text).expect("text is always a JSON string")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn event(encoding: Encoding, meta: Meta) -> Broadcast {
+        let data = Bytes::from_static(br#"{"a": 1}"#);
+        Broadcast::User(UserEvent { event: "say \"hi\"".into(), encoding, data, meta })
+    }
+
+    fn parsed(broadcast: &Broadcast) -> Value {
+        serde_json::from_slice(&broadcast.payload().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_users_event_becomes_an_object_that_names_it() {
+        assert_eq!(
+            parsed(&event(Encoding::Json, Meta::default())),
+            json!({ "event": "say \"hi\"", "payload": { "a": 1 }, "type": "broadcast" })
+        );
+        let meta = Meta { id: Some("7".into()), replayed: true };
+        assert_eq!(
+            parsed(&event(Encoding::Json, meta))["meta"],
+            json!({ "replayed": true, "id": "7" })
+        );
+        let meta = Meta { id: None, replayed: true };
+        assert_eq!(parsed(&event(Encoding::Json, meta))["meta"], json!({ "replayed": true }));
+    }
+
+    #[test]
+    fn opaque_bytes_are_never_text() {
+        assert_eq!(event(Encoding::Bytes, Meta::default()).payload(), None);
+    }
+}

@@ -1,0 +1,257 @@
+//! Rooms: the channels that hear each other.
+//!
+//! In:     channels that enter and leave; broadcasts for a room.
+//! Out:    frames in the outboxes of those who may hear them; who has to be flushed.
+//! Never:  a decision about rights (whoever enters says what it may hear); a wait.
+//!
+//! A public and a private channel of one name are two rooms. A broadcast is encoded once for each
+//! wire format in the room, whoever many get it. Each room has a lock of its own: a crowded one
+//! does not hold up the others.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use hashbrown::HashMap;
+
+use super::outbox::{CloseReason, DirtyList};
+use super::subscriber::unix_seconds;
+use super::{Format, Subscriber};
+use crate::event::broadcast::Broadcast;
+
+/// Frames that may wait for the stored messages before them.
+const REPLAY_WAITING_MAX: usize = 10_000;
+
+/// Which room.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RoomName {
+    /// The full topic.
+    pub topic: Arc<str>,
+    /// Whether policies decide who may be there.
+    pub private: bool,
+}
+
+/// A channel that enters a room.
+#[derive(Debug)]
+pub struct Entrant {
+    /// Whom to send to.
+    pub subscriber: Arc<Subscriber>,
+    /// Wire format.
+    pub format: Format,
+    /// Whether it hears broadcasts.
+    pub hears: bool,
+    /// When its claims expire: it hears nothing from then on.
+    pub expires_at: SystemTime,
+    /// Whether stored messages come first: until [`Occupancy::replayed`], broadcasts wait.
+    pub replays: bool,
+}
+
+/// Every room that somebody is in.
+#[derive(Debug, Default)]
+pub(super) struct Rooms {
+    open: Mutex<HashMap<RoomName, Arc<Room>>>,
+}
+
+#[derive(Debug)]
+struct Room {
+    name: RoomName,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    members_made: u64,
+    groups: Vec<Group>,
+}
+
+/// The members with one wire format.
+#[derive(Debug)]
+struct Group {
+    format: Format,
+    /// In the order of their numbers.
+    members: Vec<Member>,
+}
+
+#[derive(Debug)]
+struct Member {
+    number: u64,
+    subscriber: Arc<Subscriber>,
+    hears: bool,
+    /// Seconds since 1970.
+    expires_at: u64,
+    replay: Option<Box<Replay>>,
+}
+
+/// What keeps stored messages and live ones apart.
+#[derive(Debug)]
+enum Replay {
+    /// Live ones wait, each with the name of its stored message.
+    Waiting(Vec<(Option<Box<str>>, Bytes)>),
+    /// These were sent from the store, and may still come live.
+    Sent(Box<[Box<str>]>),
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Rooms {
+    pub(super) fn enter(self: &Arc<Self>, name: RoomName, entrant: Entrant) -> Occupancy {
+        let Entrant { subscriber, format, hears, expires_at, replays } = entrant;
+        let mut open = locked(&self.open);
+        let room = open.entry(name).or_insert_with_key(|name| {
+            Arc::new(Room { name: name.clone(), inner: Mutex::default() })
+        });
+        let room = Arc::clone(room);
+        let mut inner = locked(&room.inner);
+        drop(open);
+        inner.members_made += 1;
+        let number = inner.members_made;
+        let replay = replays.then(|| Box::new(Replay::Waiting(Vec::new())));
+        let expires_at = unix_seconds(expires_at);
+        let member = Member { number, subscriber, hears, expires_at, replay };
+        inner.group(format).members.push(member);
+        drop(inner);
+        Occupancy { rooms: Arc::downgrade(self), room, format: format.id, number }
+    }
+
+    /// Returns how many frames were handed over.
+    pub(super) fn broadcast(
+        &self,
+        name: &RoomName,
+        broadcast: &Broadcast,
+        dirty: &mut DirtyList,
+    ) -> u64 {
+        let room = locked(&self.open).get(name).map(Arc::clone);
+        room.map_or(0, |room| room.broadcast(broadcast, None, dirty))
+    }
+}
+
+impl Room {
+    fn broadcast(&self, broadcast: &Broadcast, except: Option<u64>, dirty: &mut DirtyList) -> u64 {
+        let now = unix_seconds(SystemTime::now());
+        let mut delivered = 0;
+        for group in &mut locked(&self.inner).groups {
+            let mut frame = None;
+            for member in &mut group.members {
+                if !member.hears || now >= member.expires_at || except == Some(member.number) {
+                    continue;
+                }
+                if frame.is_none() {
+                    frame = (group.format.broadcast)(&self.name.topic, broadcast);
+                }
+                // What this format cannot say reaches nobody who speaks it.
+                let Some(frame) = &frame else { break };
+                delivered += 1;
+                match member.replay.as_deref_mut() {
+                    None => member.offer(std::slice::from_ref(frame), dirty),
+                    Some(Replay::Sent(ids)) => {
+                        if !broadcast.id().is_some_and(|id| ids.iter().any(|sent| **sent == *id)) {
+                            member.offer(std::slice::from_ref(frame), dirty);
+                        }
+                    }
+                    Some(Replay::Waiting(frames)) if frames.len() < REPLAY_WAITING_MAX => {
+                        frames.push((broadcast.id().map(Into::into), frame.clone()));
+                    }
+                    Some(Replay::Waiting(_)) => {
+                        member.subscriber.outbox().close(CloseReason::TooSlow);
+                    }
+                }
+            }
+        }
+        delivered
+    }
+}
+
+impl Inner {
+    fn group(&mut self, format: Format) -> &mut Group {
+        let at = self.groups.iter().position(|group| group.format.id == format.id);
+        let at = at.unwrap_or_else(|| {
+            // Most rooms are of one or two, and of one format.
+            self.groups.reserve_exact(1);
+            self.groups.push(Group { format, members: Vec::with_capacity(1) });
+            self.groups.len() - 1
+        });
+        &mut self.groups[at]
+    }
+
+    fn member(&mut self, format: u8, number: u64) -> Option<&mut Member> {
+        let group = self.groups.iter_mut().find(|group| group.format.id == format)?;
+        let at = group.members.binary_search_by_key(&number, |member| member.number).ok()?;
+        group.members.get_mut(at)
+    }
+
+    fn remove(&mut self, format: u8, number: u64) {
+        let Some(at) = self.groups.iter().position(|group| group.format.id == format) else {
+            return;
+        };
+        let members = &mut self.groups[at].members;
+        if let Ok(member) = members.binary_search_by_key(&number, |member| member.number) {
+            members.remove(member);
+        }
+        if members.is_empty() {
+            self.groups.swap_remove(at);
+        }
+    }
+}
+
+impl Member {
+    fn offer(&self, frames: &[Bytes], dirty: &mut DirtyList) {
+        if self.subscriber.offer(frames) {
+            dirty.push(self.subscriber.outbox());
+        }
+    }
+}
+
+/// A channel's place in a room; dropping it leaves.
+#[derive(Debug)]
+pub struct Occupancy {
+    rooms: Weak<Rooms>,
+    room: Arc<Room>,
+    format: u8,
+    number: u64,
+}
+
+impl Occupancy {
+    /// Says something to everybody else in the room, and with `echo` to itself too. Returns how
+    /// many frames were handed over; they go out when the list is flushed.
+    pub fn broadcast(&self, broadcast: &Broadcast, echo: bool, dirty: &mut DirtyList) -> u64 {
+        self.room.broadcast(broadcast, (!echo).then_some(self.number), dirty)
+    }
+
+    /// Whether it hears broadcasts from now on, and when its claims expire.
+    pub fn renew(&self, hears: bool, expires_at: SystemTime) {
+        if let Some(member) = locked(&self.room.inner).member(self.format, self.number) {
+            member.hears = hears;
+            member.expires_at = unix_seconds(expires_at);
+        }
+    }
+
+    /// The stored messages with these names were sent, and what came meanwhile may follow; none of
+    /// them is sent twice.
+    pub fn replayed(&self, ids: Box<[Box<str>]>) {
+        let mut dirty = DirtyList::default();
+        if let Some(member) = locked(&self.room.inner).member(self.format, self.number)
+            && let Some(Replay::Waiting(frames)) = member.replay.as_deref_mut()
+        {
+            let frames = std::mem::take(frames).into_iter();
+            let is_new = |id: &Option<Box<str>>| id.as_ref().is_none_or(|id| !ids.contains(id));
+            let frames: Vec<Bytes> =
+                frames.filter(|(id, _)| is_new(id)).map(|(_, frame)| frame).collect();
+            member.offer(&frames, &mut dirty);
+            member.replay = (!ids.is_empty()).then(|| Box::new(Replay::Sent(ids)));
+        }
+    }
+}
+
+impl Drop for Occupancy {
+    fn drop(&mut self) {
+        let Some(rooms) = self.rooms.upgrade() else { return };
+        let mut open = locked(&rooms.open);
+        let mut inner = locked(&self.room.inner);
+        inner.remove(self.format, self.number);
+        if inner.groups.is_empty() {
+            open.remove(&self.room.name);
+        }
+    }
+}

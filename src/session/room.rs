@@ -1,0 +1,415 @@
+//! What a client says to its room: broadcasts, and its presence.
+//!
+//! In:     pushes of a joined or joining channel; whether its claims may write there.
+//! Out:    work for the hub, and the answers to the pushes, in their order.
+//! Never:  a push passed on before the claims in force were found to allow it.
+//! Source: spec of the realtime protocol, sections 4.1, 4.2, 5.3 and 6.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::message::{Message, Payload, RawRef, UserBroadcast};
+use super::{ChannelId, Output, Refusal, Session};
+use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
+
+/// What surrounds a user's payload in a text frame is not counted, up to this.
+const ENVELOPE_BYTES: usize = 500;
+
+/// Pushes of one channel that may wait for its join, or for the check of its right to write.
+const WAITING_MAX: usize = 100;
+
+/// Bytes of one channel's waiting pushes. One that is larger still may wait alone.
+const WAITING_BYTES_MAX: usize = 1024 * 1024;
+
+/// What claims allow on a private topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grants {
+    /// Broadcasts.
+    pub broadcast: bool,
+    /// Presence.
+    pub presence: bool,
+}
+
+/// A channel's dealings with its room. Made with its first push; most channels only listen.
+#[derive(Debug, Default)]
+pub(super) struct Talk {
+    writing: Writing,
+    /// Counts the claims; an answer about older ones is none.
+    turn: u32,
+    waiting: VecDeque<(Option<RawRef>, Said)>,
+    waiting_bytes: usize,
+    presence: Window,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+enum Writing {
+    #[default]
+    Unknown,
+    Asked,
+    Known(Grants),
+}
+
+/// A push that was understood.
+#[derive(Debug)]
+enum Said {
+    Broadcast(Broadcast),
+    Track(Box<RawValue>),
+    Untrack,
+}
+
+impl Said {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Broadcast(Broadcast::Whole(data)) => data.len(),
+            Self::Broadcast(Broadcast::User(user)) => user.event.len() + user.data.len(),
+            Self::Track(meta) => meta.get().len(),
+            Self::Untrack => 0,
+        }
+    }
+}
+
+/// Events within a fixed stretch of time.
+#[derive(Debug, Default, Clone, Copy)]
+struct Window {
+    began: Option<SystemTime>,
+    events: u32,
+}
+
+impl Window {
+    /// Counts one; false when there were `most` in this stretch already. 0: any number.
+    fn admit(&mut self, most: u32, length: Duration, now: SystemTime) -> bool {
+        let fresh = self.began.is_none_or(|began| {
+            // A clock that was set back begins a new stretch.
+            now.duration_since(began).map_or(true, |since| since >= length)
+        });
+        if fresh {
+            *self = Self { began: Some(now), events: 0 };
+        }
+        self.events = self.events.saturating_add(1);
+        most == 0 || self.events <= most
+    }
+}
+
+/// So many a second, with bursts of as many.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Rate {
+    window: Window,
+}
+
+impl Rate {
+    /// Counts one; false when it is one too many. 0: any number.
+    pub(super) fn admit(&mut self, a_second: u32, now: SystemTime) -> bool {
+        self.window.admit(a_second, Duration::from_secs(1), now)
+    }
+}
+
+/// Why a push is refused, whatever its channel.
+enum Unusable {
+    /// In words.
+    Because(&'static str),
+    /// The reply has no content.
+    Silently,
+    /// The reply's response is the bare text that clients know.
+    TooLarge,
+    /// There is nothing to do.
+    Nothing,
+}
+
+impl Session {
+    /// A `broadcast` push.
+    pub(super) fn broadcast(
+        &mut self,
+        at: usize,
+        reference: Option<RawRef>,
+        payload: Payload<'_>,
+        now: SystemTime,
+        outputs: &mut Vec<Output>,
+    ) {
+        let acknowledge = self.channels[at].acknowledge;
+        match broadcast(payload, self.limits.payload_bytes_max) {
+            Ok(broadcast) if self.broadcasts.admit(self.limits.broadcasts_per_second, now) => {
+                self.say(at, reference, Said::Broadcast(broadcast), outputs);
+            }
+            Ok(_) if acknowledge => {
+                let channel = &self.channels[at];
+                outputs.push(channel.refuse(reference, "Too many messages per second"));
+            }
+            Err(Unusable::TooLarge) if acknowledge => {
+                let channel = &self.channels[at];
+                let topic = channel.topic.to_shared();
+                let join_ref = channel.join_ref.clone();
+                let reply =
+                    Message::error(join_ref, reference, topic, r#""payload_size_exceeded""#);
+                outputs.push(Output::Send(reply));
+            }
+            Err(Unusable::Because(reason)) => {
+                outputs.push(self.channels[at].refuse(reference, reason));
+            }
+            Ok(_) | Err(Unusable::TooLarge | Unusable::Silently | Unusable::Nothing) => {}
+        }
+    }
+
+    /// A `presence` push.
+    pub(super) fn presence(
+        &mut self,
+        at: usize,
+        reference: Option<RawRef>,
+        payload: Payload<'_>,
+        now: SystemTime,
+        outputs: &mut Vec<Output>,
+    ) {
+        let said = match presence(payload) {
+            Ok(said) => said,
+            Err(problem) => {
+                let channel = &self.channels[at];
+                outputs.push(match problem {
+                    Unusable::Because(reason) => channel.refuse(reference, reason),
+                    Unusable::Nothing => Output::Send(channel.done(reference)),
+                    Unusable::Silently | Unusable::TooLarge => channel.decline(reference),
+                });
+                return;
+            }
+        };
+        let limits = self.limits;
+        let (most, length) = (limits.presence_events_max, limits.presence_window);
+        if !self.channels[at].talk().presence.admit(most, length, now) {
+            let refusal = Refusal::Limit(
+                "ClientPresenceRateLimitReached",
+                "Client presence rate limit exceeded",
+            );
+            self.shut_down(at, &refusal, outputs);
+            return;
+        }
+        self.say(at, reference, said, outputs);
+    }
+
+    /// Does what was said, or keeps it until it is known whether it may be done.
+    fn say(&mut self, at: usize, reference: Option<RawRef>, said: Said, outputs: &mut Vec<Output>) {
+        let channel = &mut self.channels[at];
+        let joining = channel.joining.is_some();
+        if !joining && !channel.private {
+            outputs.extend(channel.act(reference, said));
+            return;
+        }
+        let talk = channel.talk();
+        if !joining
+            && talk.waiting.is_empty()
+            && let Writing::Known(grants) = talk.writing
+        {
+            outputs.extend(channel.act_if(grants, reference, said));
+            return;
+        }
+        let bytes = talk.waiting_bytes + said.bytes();
+        let full = !talk.waiting.is_empty()
+            && (talk.waiting.len() >= WAITING_MAX || bytes > WAITING_BYTES_MAX);
+        if full {
+            let reason = "Too many messages wait for this channel";
+            outputs.push(channel.refuse(reference, reason));
+            return;
+        }
+        talk.waiting_bytes = bytes;
+        talk.waiting.push_back((reference, said));
+        if !joining {
+            self.ask(at, outputs);
+        }
+    }
+
+    /// Asks whether the claims may write, unless that is under way.
+    fn ask(&mut self, at: usize, outputs: &mut Vec<Output>) {
+        let channel = &mut self.channels[at];
+        let talk = channel.talk.get_or_insert_default();
+        if matches!(talk.writing, Writing::Unknown) {
+            talk.writing = Writing::Asked;
+            let (turn, claims) = (talk.turn, std::sync::Arc::clone(&channel.claims));
+            outputs.push(Output::CheckWrite { channel: channel.id, claims, turn });
+        }
+    }
+
+    /// The channel has joined: what it said before may be done now.
+    pub(super) fn begin_talk(&mut self, at: usize, outputs: &mut Vec<Output>) {
+        let channel = &mut self.channels[at];
+        let private = channel.private;
+        let Some(talk) = channel.talk.as_mut().filter(|talk| !talk.waiting.is_empty()) else {
+            return;
+        };
+        if private {
+            self.ask(at, outputs);
+            return;
+        }
+        talk.waiting_bytes = 0;
+        for (reference, said) in std::mem::take(&mut talk.waiting) {
+            outputs.extend(channel.act(reference, said));
+        }
+    }
+
+    /// The claims changed: what they may write is not known any more.
+    pub(super) fn forget_grants(&mut self, at: usize, outputs: &mut Vec<Output>) {
+        let joining = self.channels[at].joining.is_some();
+        let Some(talk) = &mut self.channels[at].talk else { return };
+        talk.turn = talk.turn.wrapping_add(1);
+        talk.writing = Writing::Unknown;
+        if !joining && !talk.waiting.is_empty() {
+            self.ask(at, outputs);
+        }
+    }
+
+    /// What the claims of that turn may write; none when that could not be found out.
+    pub(super) fn may_write(
+        &mut self,
+        id: ChannelId,
+        turn: u32,
+        grants: Option<Grants>,
+        outputs: &mut Vec<Output>,
+    ) {
+        let Some(at) = self.position(id) else { return };
+        let channel = &mut self.channels[at];
+        let Some(talk) = channel.talk.as_mut().filter(|talk| talk.turn == turn) else { return };
+        talk.writing = grants.map_or(Writing::Unknown, Writing::Known);
+        talk.waiting_bytes = 0;
+        let nothing = Grants { broadcast: false, presence: false };
+        for (reference, said) in std::mem::take(&mut talk.waiting) {
+            outputs.extend(channel.act_if(grants.unwrap_or(nothing), reference, said));
+        }
+    }
+
+    /// What became of [`Output::Track`].
+    pub(super) fn tracked(
+        &mut self,
+        id: ChannelId,
+        reference: Option<RawRef>,
+        problem: Option<&'static str>,
+        outputs: &mut Vec<Output>,
+    ) {
+        let Some(at) = self.position(id) else { return };
+        match problem {
+            None => outputs.push(Output::Send(self.channels[at].done(reference))),
+            Some(problem) => {
+                let refusal = Refusal::Limit("UnableToTrackPresence", problem);
+                self.shut_down(at, &refusal, outputs);
+            }
+        }
+    }
+}
+
+impl super::Channel {
+    fn talk(&mut self) -> &mut Talk {
+        self.talk.get_or_insert_default()
+    }
+
+    fn done(&self, reference: Option<RawRef>) -> Message {
+        Message::done(self.join_ref.clone(), reference, self.topic.to_shared())
+    }
+
+    fn refuse(&self, reference: Option<RawRef>, reason: &str) -> Output {
+        let topic = self.topic.to_shared();
+        Output::Send(Message::refusal(self.join_ref.clone(), reference, topic, reason))
+    }
+
+    /// An error without words.
+    fn decline(&self, reference: Option<RawRef>) -> Output {
+        let topic = self.topic.to_shared();
+        Output::Send(Message::error(self.join_ref.clone(), reference, topic, "{}"))
+    }
+
+    fn act(&self, reference: Option<RawRef>, said: Said) -> impl Iterator<Item = Output> + use<> {
+        let (output, answered) = match said {
+            Said::Broadcast(broadcast) => {
+                let echo = self.echo;
+                (Output::Broadcast { channel: self.id, broadcast, echo }, self.acknowledge)
+            }
+            Said::Track(meta) => {
+                let reference = reference.clone();
+                (Output::Track { channel: self.id, reference, meta }, false)
+            }
+            Said::Untrack => (Output::Untrack { channel: self.id }, true),
+        };
+        let reply = answered.then(|| Output::Send(self.done(reference)));
+        std::iter::once(output).chain(reply)
+    }
+
+    fn act_if(
+        &self,
+        grants: Grants,
+        reference: Option<RawRef>,
+        said: Said,
+    ) -> impl Iterator<Item = Output> + use<> {
+        let (acts, refusal) = match said {
+            Said::Broadcast(_) if !grants.broadcast => {
+                (None, self.acknowledge.then(|| self.refuse(reference, "Unauthorized")))
+            }
+            Said::Track(_) if !grants.presence => (None, Some(self.decline(reference))),
+            said @ (Said::Broadcast(_) | Said::Track(_) | Said::Untrack) => {
+                (Some(self.act(reference, said)), None)
+            }
+        };
+        acts.into_iter().flatten().chain(refusal)
+    }
+}
+
+fn broadcast(payload: Payload<'_>, bytes_max: usize) -> Result<Broadcast, Unusable> {
+    match payload {
+        Payload::Json(payload) if !payload.get().starts_with('{') => {
+            Err(Unusable::Because("Broadcast payload must be a map"))
+        }
+        Payload::Json(payload) if payload.get().len() > bytes_max + ENVELOPE_BYTES => {
+            Err(Unusable::TooLarge)
+        }
+        Payload::Json(payload) => {
+            Ok(Broadcast::Whole(Bytes::copy_from_slice(payload.get().as_bytes())))
+        }
+        Payload::Broadcast(UserBroadcast { event, encoding, data, meta: _ }) => {
+            if data.len() > bytes_max {
+                return Err(Unusable::TooLarge);
+            }
+            // Receivers would fail to read it.
+            if encoding == Encoding::Json && !is_json(data) {
+                return Err(Unusable::Because("Broadcast payload is not valid JSON"));
+            }
+            let data = Bytes::copy_from_slice(data);
+            let (event, meta) = (event.into(), Meta::default());
+            Ok(Broadcast::User(UserEvent { event, encoding, data, meta }))
+        }
+        Payload::Bytes(_) => Err(Unusable::Because("Broadcast payload is not JSON")),
+    }
+}
+
+#[derive(Deserialize)]
+struct Presence<'a> {
+    #[serde(borrow)]
+    event: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    payload: Option<&'a RawValue>,
+}
+
+fn presence(payload: Payload<'_>) -> Result<Said, Unusable> {
+    let Payload::Json(payload) = payload else { return Err(Unusable::Silently) };
+    if !payload.get().starts_with('{') {
+        return Err(Unusable::Silently);
+    }
+    let Presence { event, payload } =
+        serde_json::from_str(payload.get()).map_err(|_| Unusable::Silently)?;
+    let Some(event) = event else { return Err(Unusable::Nothing) };
+    if event.eq_ignore_ascii_case("untrack") {
+        return Ok(Said::Untrack);
+    }
+    if !event.eq_ignore_ascii_case("track") {
+        return Err(Unusable::Silently);
+    }
+    match payload {
+        None => Ok(Said::Track(RawValue::from_string("{}".into()).expect("it is JSON"))),
+        Some(meta) if meta.get().starts_with('{') => Ok(Said::Track(meta.to_owned())),
+        Some(_) => Err(Unusable::Because("Presence track payload must be a map")),
+    }
+}
+
+/// Skipping over a value does not look at its text, hence the first step.
+fn is_json(data: &[u8]) -> bool {
+    let text = std::str::from_utf8(data);
+    text.is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
+}
