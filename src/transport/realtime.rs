@@ -40,7 +40,7 @@ use crate::telemetry;
 const DELAYED_MAX: usize = 32;
 
 /// How long a channel waits that asked to be told when broadcasts from the database flow.
-const REPLICATION_WAIT: Duration = Duration::from_secs(60);
+const REPLICATION_WAIT: Duration = Duration::from_mins(1);
 
 /// What all Phoenix sockets share.
 #[derive(Debug)]
@@ -411,8 +411,7 @@ impl Socket {
             let replays = stored.is_some();
             let stored = stored.unwrap_or_default();
             let membership = membership.clone();
-            let _counted = Counted::new();
-            let place = Place { membership, occupancy, stored, request, _counted };
+            let place = Place { membership, occupancy, stored, request, _counted: Counted::new() };
             self.joined.insert(channel, place);
             metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
             let acknowledged = |(id, extra)| Subscribed { id, extra };

@@ -464,7 +464,12 @@ impl Socket {
         match self.read_message().await? {
             Message::Binary(data) => Ok(decode_kind_4(&data)),
             Message::Text(text) => Ok(self.decode(&text)),
-            other => panic!("an unexpected message: {other:?}"),
+            other @ (Message::Ping(_)
+            | Message::Pong(_)
+            | Message::Close(_)
+            | Message::Frame(_)) => {
+                panic!("an unexpected message: {other:?}")
+            }
         }
     }
 
@@ -472,7 +477,11 @@ impl Socket {
     pub(crate) async fn read_text(&mut self) -> Result<String, Option<u16>> {
         match self.read_message().await? {
             Message::Text(text) => Ok(text.to_string()),
-            other => panic!("an unexpected message: {other:?}"),
+            other @ (Message::Binary(_)
+            | Message::Ping(_)
+            | Message::Pong(_)
+            | Message::Close(_)
+            | Message::Frame(_)) => panic!("an unexpected message: {other:?}"),
         }
     }
 
