@@ -37,7 +37,7 @@ use axum::http::request::Parts;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use walcast::config;
-use walcast::http::{Service, router};
+use walcast::http::{Gate, Operations, Service, router};
 use walcast::hub::outbox::{CloseReason, DirtyList, Outbox};
 use walcast::transport::admit::{Admit, Refusal};
 use walcast::transport::listener::{Connections, serve};
@@ -411,6 +411,9 @@ impl Server {
             connections: Arc::clone(&connections),
             ready: Box::new(|| Ok(())),
             metrics: Box::new(String::new),
+            gate: Gate::default(),
+            operations: Operations::default(),
+            proxy: None,
         }));
         let stop = CancellationToken::new();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();

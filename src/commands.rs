@@ -6,10 +6,10 @@
 //! Never:  a secret from an argument; a secret printed.
 
 mod advice;
+mod healthcheck;
 mod token;
 
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -23,6 +23,7 @@ use walcast::doctor::{self, Level};
 use walcast::{dev, server, telemetry};
 
 pub(crate) use advice::explained;
+pub(crate) use healthcheck::called_by_another_name;
 
 /// Committed Postgres row changes, authorised by Row Level Security, to the WebSocket clients you
 /// already use. Secrets and the database come from the environment (`DATABASE_URL`,
@@ -91,7 +92,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Doctor { fix } => doctor(load(Vec::new())?, fix),
         Command::Token(flags) => token::run(&flags, &load(Vec::new())?.config, SystemTime::now()),
         Command::Uninstall { drop_slot } => uninstall(load(Vec::new())?, drop_slot),
-        Command::Healthcheck => healthcheck(load(Vec::new())?.config.server.bind),
+        Command::Healthcheck => healthcheck::ask(load(Vec::new())?.config.server.bind),
     }
 }
 
@@ -216,41 +217,6 @@ fn uninstall(loaded: Loaded, drop_slot: bool) -> anyhow::Result<ExitCode> {
     // A slot that stays is the one thing that can hurt later.
     let slot_stays = removal.kept.iter().any(|(name, _)| name.starts_with("slot "));
     Ok(if slot_stays { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-/// Asks our own `/healthz`, on the port we would listen on.
-fn healthcheck(bind: SocketAddr) -> anyhow::Result<ExitCode> {
-    let address = match bind.ip() {
-        ip if !ip.is_unspecified() => ip,
-        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-    };
-    let address = SocketAddr::new(address, bind.port());
-    let timeout = Duration::from_secs(3);
-    let ask = || -> std::io::Result<Vec<u8>> {
-        let mut stream = TcpStream::connect_timeout(&address, timeout)?;
-        stream.set_read_timeout(Some(timeout))?;
-        stream.set_write_timeout(Some(timeout))?;
-        let request =
-            format!("GET /healthz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes())?;
-        let mut answer = Vec::new();
-        while answer.len() < 64 && !answer.contains(&b'\n') {
-            let mut part = [0; 64];
-            let read = stream.read(&mut part)?;
-            if read == 0 {
-                break;
-            }
-            answer.extend_from_slice(part.get(..read).unwrap_or_default());
-        }
-        Ok(answer)
-    };
-    let answer = ask().with_context(|| format!("nothing healthy at {address}"))?;
-    let line = String::from_utf8_lossy(answer.split(|&b| b == b'\r').next().unwrap_or_default());
-    if !line.starts_with("HTTP/1.") || line.split(' ').nth(1) != Some("200") {
-        bail!("{address} is not healthy: {line}");
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The installing login.

@@ -14,6 +14,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::http::Uri;
+use axum::http::uri::{Authority, Scheme};
 use serde::{Deserialize, Serialize};
 
 pub use load::Loaded;
@@ -66,6 +68,10 @@ pub struct Config {
     pub changes: Changes,
     /// The listening socket and its clients.
     pub server: Server,
+    /// What clients may take together.
+    pub limits: Limits,
+    /// The rest of a Supabase project behind the same URL.
+    pub proxy: Proxy,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -174,6 +180,9 @@ pub struct Jwt {
     /// `{"sb_publishable_…": "anon"}`. Each begins with `sb_` and has at least 32 bytes.
     /// `required_claims` is not asked of them. `WALCAST_API_KEYS`.
     pub api_keys: Secret,
+    /// Secret of the tokens that may read metrics, at least 32 bytes. Empty: everybody may who
+    /// reaches the port. `METRICS_JWT_SECRET`.
+    pub metrics_secret: Secret,
     /// Claims that must have exactly these values, as JSON. `JWT_CLAIM_VALIDATORS`.
     pub required_claims: BTreeMap<String, serde_json::Value>,
 }
@@ -275,11 +284,16 @@ pub struct Server {
     /// anything being taken before the kernel gives a connection up. Default 60000, 1000 to
     /// 3600000.
     pub idle_timeout_ms: u64,
+    /// Milliseconds before a refused socket is answered, for the same reason. Default 500, 0 to
+    /// 8000.
+    pub connect_error_backoff_ms: u64,
     /// Milliseconds before a failed join is answered, so that clients in a retry loop are slowed.
     /// Default 500, 0 to 8000: it must stay well below the clients' 10 s.
     pub join_error_backoff_ms: u64,
     /// Milliseconds that a stop may take to say goodbye to clients. Default 5000, 0 to 60000.
     pub drain_timeout_ms: u64,
+    /// What `/api/tenants` calls this service. `SELF_HOST_TENANT_NAME`. Default `realtime-dev`.
+    pub tenant_name: String,
 }
 
 impl Default for Server {
@@ -296,8 +310,112 @@ impl Default for Server {
             header_bytes_max: 64 * 1024,
             header_timeout_ms: 10_000,
             idle_timeout_ms: 60_000,
+            connect_error_backoff_ms: 500,
             join_error_backoff_ms: 500,
             drain_timeout_ms: 5_000,
+            tenant_name: "realtime-dev".into(),
+        }
+    }
+}
+
+/// What clients may take together. Row changes are never dropped by a rate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Joins a second, of all clients together. Default 100000, 1 to 10000000.
+    pub joins_per_second_max: usize,
+    /// Broadcasts and presence messages a second that clients may send, all together. Default
+    /// 1000000, 1 to 100000000.
+    pub events_per_second_max: usize,
+    /// Presence messages of one client on one channel in `presence_window_ms`. Default 1000, 1 to
+    /// 1000000.
+    pub presence_events_per_window_max: usize,
+    /// Milliseconds over which those are counted. Default 30000, 100 to 3600000.
+    pub presence_window_ms: u64,
+    /// Bytes of one broadcast's payload. Default 3000000, 1 KiB to 64 MiB.
+    pub payload_bytes_max: usize,
+    /// Whether every channel must be private. Default false.
+    pub private_only: bool,
+    /// Sockets of one address (of one /64 in IPv6); more get 429. 0: as many as it likes, because
+    /// behind a proxy without `address_header` all clients have one address. Default 0, 0 to
+    /// 10000000.
+    pub connections_per_ip_max: usize,
+    /// Sockets of one user (the `sub` of a token). 0: as many as it likes. Default 0, 0 to
+    /// 10000000.
+    pub connections_per_user_max: usize,
+    /// Header in which a proxy in front of walcast names the client, such as `x-forwarded-for`:
+    /// its last entry counts. Name one only if every client comes through that proxy, because
+    /// others could claim any address. Default none.
+    pub address_header: String,
+    /// Web origins (`https://app.example`) that may open sockets and read answers; empty: all.
+    /// Clients that are no browser send none, and are not held up.
+    pub origins: Vec<String>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            joins_per_second_max: 100_000,
+            events_per_second_max: 1_000_000,
+            presence_events_per_window_max: 1000,
+            presence_window_ms: 30_000,
+            payload_bytes_max: 3_000_000,
+            private_only: false,
+            connections_per_ip_max: 0,
+            connections_per_user_max: 0,
+            address_header: String::new(),
+            origins: Vec::new(),
+        }
+    }
+}
+
+/// The rest of a Supabase project behind the same URL: `/auth/v1`, `/rest/v1`, `/storage/v1`,
+/// `/functions/v1` and `/graphql/v1` are passed through.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Proxy {
+    /// Where they are, such as `https://ref.supabase.co`. Empty: nowhere.
+    /// `UPSTREAM_SUPABASE_URL`.
+    pub upstream: String,
+    /// Requests passed through at once; more get 503. Default 1024, 1 to 100000.
+    pub requests_max: usize,
+    /// Milliseconds to wait for a connection. Default 10000, 100 to 60000.
+    pub connect_timeout_ms: u64,
+    /// Milliseconds without a byte in either direction before a request is given up: 504 while
+    /// there is no answer, a cut body afterwards. Default 300000, 1000 to 3600000.
+    pub silence_max_ms: u64,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            upstream: String::new(),
+            requests_max: 1024,
+            connect_timeout_ms: 10_000,
+            silence_max_ms: 300_000,
+        }
+    }
+}
+
+impl Proxy {
+    /// Scheme and authority of `upstream`.
+    ///
+    /// # Errors
+    /// What it must be.
+    pub(crate) fn upstream_parts(&self) -> Result<(Scheme, Authority), &'static str> {
+        let problem = "must be written https://host or http://host:port, without a path";
+        let uri: Uri = self.upstream.parse().map_err(|_| problem)?;
+        let is_bare = matches!(uri.path(), "" | "/") && uri.query().is_none();
+        let parts = uri.into_parts();
+        match (parts.scheme, parts.authority) {
+            (Some(scheme), Some(authority))
+                if is_bare
+                    && (scheme == Scheme::HTTP || scheme == Scheme::HTTPS)
+                    && !authority.as_str().contains('@') =>
+            {
+                Ok((scheme, authority))
+            }
+            _ => Err(problem),
         }
     }
 }
@@ -311,6 +429,9 @@ pub enum LogFormat {
     Text,
     /// One JSON object an event.
     Json,
+    /// `HH:MM:SS.mmm [level] text`, in UTC, as the official container writes: Studio's log page
+    /// reads it. The default where the official container's environment is found.
+    Supabase,
 }
 
 /// What is logged, and how. Lines go to standard error.
@@ -320,7 +441,7 @@ pub struct Log {
     /// `error`, `warn`, `info`, `debug` or `trace`, also by module: `info,walcast::wal=debug`.
     /// `WALCAST_LOG`. Default `info`.
     pub filter: String,
-    /// `text` or `json`. Default `text`.
+    /// `text`, `json` or `supabase`. `LOG_FORMAT`. Default `text`.
     pub format: LogFormat,
 }
 

@@ -20,12 +20,12 @@ use tracing::{debug, info, warn};
 use crate::auth::jwt::Verifier;
 use crate::auth::rls::Authorizer;
 use crate::catalog::Catalog;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
 use crate::feed::{Feed, Filters, Gap, Status};
-use crate::http::{Service, router};
+use crate::http::{Gate, Health, Operations, Proxy, Service, router};
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
 use crate::join::Joiner;
@@ -150,7 +150,8 @@ async fn serve(
     ));
     let check_timeout = Duration::from_millis(config.database.check_timeout_ms);
     let filters = Filters::new(logins.check.clone(), check_timeout);
-    let connections = Connections::new(&config.server);
+    let per_client = config.limits.connections_per_ip_max;
+    let connections = Connections::with_client_limit(&config.server, per_client);
     let everybody = Arc::clone(&connections);
     let feed = Feed {
         login: logins.replication.clone(),
@@ -167,6 +168,7 @@ async fn serve(
     };
     let deadlines = Arc::new(Deadlines::default());
     let (tasks, stop_joins) = (TaskTracker::new(), CancellationToken::new());
+    let operations = operations(config, &verifier, &status)?;
     let realtime = Realtime {
         verifier,
         limits: (&config.server).into(),
@@ -175,6 +177,7 @@ async fn serve(
         deadlines: Arc::clone(&deadlines),
         tasks: tasks.clone(),
         stop: stop_joins.clone(),
+        connect_backoff: Duration::from_millis(config.server.connect_error_backoff_ms),
         error_backoff: Duration::from_millis(config.server.join_error_backoff_ms),
     };
     let (attached, rendering) = (Arc::clone(&status), metrics.clone());
@@ -183,8 +186,12 @@ async fn serve(
         connections: Arc::clone(&connections),
         ready: Box::new(move || readiness(&attached)),
         metrics: Box::new(move || {
-            rendering.as_ref().map(PrometheusHandle::render).unwrap_or_default()
+            let rendered = rendering.as_ref().map(PrometheusHandle::render);
+            telemetry::with_official_names(rendered.unwrap_or_default())
         }),
+        gate: Gate::new(&config.limits),
+        operations,
+        proxy: Proxy::new(&config.proxy)?,
     };
     let address = listener.local_addr().context("the listening socket has no address")?;
     let router = router(Arc::new(service));
@@ -269,6 +276,45 @@ fn task_error(
         Ok((name, Ok(()))) => anyhow::anyhow!("{name} ended before its time"),
         Err(error) => anyhow::Error::new(error).context("a task panicked"),
     }
+}
+
+/// What operators are told.
+fn operations(
+    config: &Config,
+    verifier: &Arc<Verifier>,
+    status: &Arc<Status>,
+) -> anyhow::Result<Operations> {
+    let secret = &config.jwt.metrics_secret;
+    let metrics_bearers = if secret.is_empty() {
+        None
+    } else {
+        let keys = config::Jwt { secret: secret.clone(), ..config::Jwt::default() };
+        Some(Verifier::new(&keys, &[])?)
+    };
+    let status = Arc::clone(status);
+    let (name, server, limits) = (&config.server.tenant_name, &config.server, &config.limits);
+    let tenant = serde_json::json!({
+        "id": name,
+        "external_id": name,
+        "name": name,
+        "suspend": false,
+        "private_only": limits.private_only,
+        "max_concurrent_users": server.connections_max,
+        "max_channels_per_client": server.channels_per_connection_max,
+        "max_events_per_second": limits.events_per_second_max,
+        "max_joins_per_second": limits.joins_per_second_max,
+        "max_payload_size_in_kb": limits.payload_bytes_max / 1000,
+        "extensions": [],
+    });
+    Ok(Operations {
+        health: Box::new(move || Health {
+            db_connected: status.answers.load(Ordering::Relaxed),
+            replication_connected: status.attached.load(Ordering::Relaxed),
+        }),
+        bearers: Some(Arc::clone(verifier)),
+        metrics_bearers,
+        tenant,
+    })
 }
 
 fn readiness(status: &Status) -> Result<(), String> {

@@ -4,9 +4,16 @@
 //! Out:    the one tracing subscriber, the one metrics recorder.
 //! Never:  row values, tokens, claims, passwords or SQL text with them.
 
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{Log, LogFormat};
 
@@ -83,8 +90,97 @@ pub fn init(settings: &Log) -> Result<(), Error> {
             lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
         }
         LogFormat::Json => lines.json().try_init(),
+        LogFormat::Supabase => lines.with_ansi(false).event_format(OfficialLines).try_init(),
     };
     result.map_err(|_| Error::Twice)
+}
+
+/// Lines as the official container writes them: `HH:MM:SS.mmm [level] text`, in UTC.
+struct OfficialLines;
+
+impl<S, N> FormatEvent<S, N> for OfficialLines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut text = String::new();
+        context.field_format().format_fields(Writer::new(&mut text), event)?;
+        let level = match *event.metadata().level() {
+            Level::ERROR => "error",
+            Level::WARN => "warning",
+            Level::INFO => "info",
+            Level::DEBUG | Level::TRACE => "debug",
+        };
+        let clock = clock(SystemTime::now());
+        // What reads them takes every line for an event.
+        let text = text.trim_end().replace(['\r', '\n'], " ");
+        writeln!(writer, "{clock} [{level}] {text}")
+    }
+}
+
+/// The time of day.
+fn clock(now: SystemTime) -> String {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs() % 86_400;
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    format!("{hours:02}:{minutes:02}:{:02}.{:03}", seconds % 60, since.subsec_millis())
+}
+
+/// A name by which dashboards for the official container know one of our metrics.
+struct Official {
+    name: &'static str,
+    ours: &'static str,
+    /// The only series of ours that it means, by its labels; all of them when there is none.
+    only: Option<&'static str>,
+}
+
+/// Names that mean the same there. Durations are not among them: there they are milliseconds.
+const OFFICIAL: &[Official] = &[
+    Official { name: "realtime_connections_connected", ours: CONNECTIONS, only: None },
+    Official { name: "realtime_channel_joins", ours: JOINS, only: Some("{result=\"ok\"}") },
+    Official { name: "phoenix_channel_joined_total", ours: JOINS, only: None },
+    Official { name: "realtime_channel_db_events", ours: DELIVERIES, only: None },
+    Official { name: "realtime_replication_poller_changes_dispatch", ours: CHANGES, only: None },
+    Official {
+        name: "realtime_subscriptions_manager_subscribers",
+        ours: SUBSCRIPTIONS,
+        only: None,
+    },
+];
+
+/// Rendered metrics, and those again that dashboards know by another name.
+pub fn with_official_names(mut rendered: String) -> String {
+    let mut more = String::new();
+    for Official { name, ours, only } in OFFICIAL {
+        let (mut kind, mut samples) = ("", String::new());
+        for line in rendered.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ").and_then(|it| it.strip_prefix(ours))
+                && let Some(found) = rest.strip_prefix(' ')
+            {
+                kind = found;
+            }
+            let Some(sample) = line.strip_prefix(ours) else { continue };
+            let sample = match only {
+                Some(labels) => sample.strip_prefix(labels),
+                None => Some(sample),
+            };
+            let Some(sample) = sample.filter(|it| it.starts_with([' ', '{'])) else { continue };
+            samples.push_str(name);
+            samples.push_str(sample);
+            samples.push('\n');
+        }
+        if !samples.is_empty() {
+            more.push_str(&format!("# TYPE {name} {kind}\n{samples}\n"));
+        }
+    }
+    rendered.push_str(&more);
+    rendered
 }
 
 /// The filter, with the words of the official container's `LOG_LEVEL`, and without the lines of
@@ -179,6 +275,73 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
         }
+    }
+
+    #[test]
+    fn dashboards_find_the_names_they_know() {
+        let recorder = builder().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            metrics::gauge!(CONNECTIONS).set(2.0);
+            metrics::counter!(JOINS, RESULT => "ok").increment(3);
+            metrics::counter!(JOINS, RESULT => "error").increment(1);
+            metrics::counter!(CONNECTIONS_CLOSED, REASON => "idle").increment(7);
+        });
+        let text = with_official_names(recorder.handle().render());
+        let lines = |start: &str| -> Vec<String> {
+            let mut found: Vec<_> =
+                text.lines().filter(|line| line.starts_with(start)).map(str::to_owned).collect();
+            found.sort();
+            found
+        };
+        assert_eq!(lines("realtime_connections_connected"), ["realtime_connections_connected 2"]);
+        assert_eq!(
+            lines("# TYPE realtime_channel_joins"),
+            ["# TYPE realtime_channel_joins counter"]
+        );
+        assert_eq!(lines("realtime_channel_joins"), ["realtime_channel_joins 3"]);
+        assert_eq!(
+            lines("phoenix_channel_joined_total"),
+            [
+                "phoenix_channel_joined_total{result=\"error\"} 1",
+                "phoenix_channel_joined_total{result=\"ok\"} 3"
+            ]
+        );
+        assert_eq!(lines("walcast_connections "), ["walcast_connections 2"]);
+        assert_eq!(lines("realtime_subscriptions_manager"), [""; 0]);
+    }
+
+    #[test]
+    fn official_lines_have_a_clock_a_level_and_no_second_line() {
+        use std::sync::{Arc, Mutex};
+        #[derive(Clone, Default)]
+        struct Sink(Arc<Mutex<Vec<u8>>>);
+        impl std::io::Write for Sink {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let lines = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .event_format(OfficialLines)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(lines, || {
+            tracing::warn!(name = "x", "two\nlines");
+        });
+        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        let (time, rest) = text.split_once(' ').unwrap();
+        assert_eq!(rest, "[warning] two lines name=\"x\"\n");
+        let digits = |c: char| if c.is_ascii_digit() { '0' } else { c };
+        assert_eq!(time.chars().map(digits).collect::<String>(), "00:00:00.000");
+        let noon = UNIX_EPOCH + std::time::Duration::from_millis(86_400_000 * 3 + 45_296_007);
+        assert_eq!(clock(noon), "12:34:56.007");
     }
 
     #[test]

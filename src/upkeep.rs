@@ -5,6 +5,7 @@
 //! Never:  anything in the way of a change; an error that ends the service.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -84,7 +85,9 @@ pub async fn watch_server(
             _ = tick.tick() => {}
         }
         let looking = timeout(ANSWER_TIMEOUT, look(&logins, &slot, &mut client));
-        let missing = match looking.await {
+        let looked = looking.await;
+        status.answers.store(matches!(looked, Ok(Ok(_))), Ordering::Relaxed);
+        let missing = match looked {
             Ok(Ok(seen)) => {
                 status.seen(seen.current_lsn);
                 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]

@@ -5,8 +5,10 @@
 //! Never:  reads the process' environment itself; repeats a secret in an error.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use axum::http::{HeaderName, Uri};
 use serde::Deserialize as _;
 use toml::{Table, Value};
 
@@ -47,9 +49,35 @@ const ALIASES: &[(&str, &str)] = &[
     ("TENANT_MAX_CONCURRENT_USERS", "server.connections_max"),
     ("MAX_CONNECTIONS", "server.connections_max"),
     ("MAX_HEADER_LENGTH", "server.header_bytes_max"),
+    ("CONNECT_ERROR_BACKOFF_MS", "server.connect_error_backoff_ms"),
+    ("SELF_HOST_TENANT_NAME", "server.tenant_name"),
+    ("METRICS_JWT_SECRET", "jwt.metrics_secret"),
+    ("TENANT_MAX_JOINS_PER_SECOND", "limits.joins_per_second_max"),
+    ("TENANT_MAX_EVENTS_PER_SECOND", "limits.events_per_second_max"),
+    ("CLIENT_PRESENCE_MAX_CALLS", "limits.presence_events_per_window_max"),
+    ("CLIENT_PRESENCE_WINDOW_MS", "limits.presence_window_ms"),
+    ("WALCAST_ORIGINS", "limits.origins"),
+    ("UPSTREAM_SUPABASE_URL", "proxy.upstream"),
     ("CHANNEL_ERROR_BACKOFF_MS", "server.join_error_backoff_ms"),
     ("WALCAST_LOG", "log.filter"),
     ("LOG_LEVEL", "log.filter"),
+    ("LOG_FORMAT", "log.format"),
+];
+
+/// Numbers of the official container that may be beyond what ours can be: the nearest that can is
+/// taken, because its compose file must not stop the service.
+const CLAMPED: &[&str] = &[
+    "DB_POOL_SIZE",
+    "MAX_CONNECTIONS",
+    "MAX_HEADER_LENGTH",
+    "TENANT_MAX_CHANNELS_PER_CLIENT",
+    "TENANT_MAX_CONCURRENT_USERS",
+    "TENANT_MAX_JOINS_PER_SECOND",
+    "TENANT_MAX_EVENTS_PER_SECOND",
+    "CLIENT_PRESENCE_MAX_CALLS",
+    "CLIENT_PRESENCE_WINDOW_MS",
+    "CONNECT_ERROR_BACKOFF_MS",
+    "CHANNEL_ERROR_BACKOFF_MS",
 ];
 
 /// Names that other code here reads, so they are not reported as ignored.
@@ -63,7 +91,19 @@ const READ_ELSEWHERE: &[&str] = &[
     "WALCAST_BIN",
 ];
 
-/// What the official container reads and has no meaning here.
+/// What only the official container's compose file would set, so that the rest of its names are
+/// meant for it, too.
+const OFFICIAL_MARKS: &[&str] = &["API_JWT_SECRET", "DB_ENC_KEY", "SEED_SELF_HOST"];
+
+/// What the official container reads and others may read as well: listed where its marks are.
+const OFFICIAL_AND_COMMON: &[&str] =
+    &["APP_NAME", "DASHBOARD_PASSWORD", "DASHBOARD_USER", "REGION", "RLIMIT_NOFILE"];
+
+/// The same, for families of names.
+const OFFICIAL_PREFIXES: &[&str] = &["GEN_RPC_", "METRICS_PUSHER_", "OTEL_"];
+
+/// What the official container reads and has no meaning here. A name is looked up in both versions
+/// of IP, so `DB_IP_VERSION` has nothing to choose.
 const OFFICIAL_WITHOUT_MEANING: &[&str] = &[
     "SECRET_KEY_BASE",
     "DB_ENC_KEY",
@@ -76,16 +116,8 @@ const OFFICIAL_WITHOUT_MEANING: &[&str] = &[
     "CLUSTER_STRATEGIES",
     "SEED_SELF_HOST",
     "RUN_JANITOR",
-    "SELF_HOST_TENANT_NAME",
-    "METRICS_JWT_SECRET",
     "TENANT_MAX_BYTES_PER_SECOND",
-    "TENANT_MAX_EVENTS_PER_SECOND",
-    "TENANT_MAX_JOINS_PER_SECOND",
-    "CLIENT_PRESENCE_MAX_CALLS",
-    "CLIENT_PRESENCE_WINDOW_MS",
-    "CONNECT_ERROR_BACKOFF_MS",
     "WEBSOCKET_MAX_HEAP_SIZE",
-    "REALTIME_IP_VERSION",
     "DISABLE_HEALTHCHECK_LOGGING",
     "SECURE_CHANNELS",
     "TEMPORARY_SLOT",
@@ -99,6 +131,7 @@ const SECRETS: &[&str] = &[
     "database.replication_url",
     "database.check_url",
     "jwt.secret",
+    "jwt.metrics_secret",
     "jwt.api_keys",
 ];
 
@@ -127,8 +160,19 @@ const BOUNDS: &[(&str, i64, i64)] = &[
     ("server.header_bytes_max", HEADER_BYTES_MIN, 1024 * 1024),
     ("server.header_timeout_ms", 100, 120_000),
     ("server.idle_timeout_ms", 1_000, 3_600_000),
+    ("server.connect_error_backoff_ms", 0, 8_000),
     ("server.join_error_backoff_ms", 0, 8_000),
     ("server.drain_timeout_ms", 0, 60_000),
+    ("limits.joins_per_second_max", 1, 10_000_000),
+    ("limits.events_per_second_max", 1, 100_000_000),
+    ("limits.presence_events_per_window_max", 1, 1_000_000),
+    ("limits.presence_window_ms", 100, 3_600_000),
+    ("limits.payload_bytes_max", 1024, 64 * 1024 * 1024),
+    ("limits.connections_per_ip_max", 0, 10_000_000),
+    ("limits.connections_per_user_max", 0, 10_000_000),
+    ("proxy.requests_max", 1, 100_000),
+    ("proxy.connect_timeout_ms", 100, 60_000),
+    ("proxy.silence_max_ms", 1_000, 3_600_000),
 ];
 
 /// Less than this does not hold a large token and its cookies. The official container's 4096 is
@@ -229,10 +273,30 @@ impl Config {
                 return Err(invalid(name("database.roles"), problem));
             }
         }
-        let secret = self.jwt.secret.expose().len();
-        if secret != 0 && secret < SECRET_BYTES_MIN {
-            let problem = format!("has {secret} bytes; it must have {SECRET_BYTES_MIN} at least");
-            return Err(invalid(name("jwt.secret"), problem));
+        let secrets =
+            [("jwt.secret", &self.jwt.secret), ("jwt.metrics_secret", &self.jwt.metrics_secret)];
+        for (path, secret) in secrets {
+            let length = secret.expose().len();
+            if length != 0 && length < SECRET_BYTES_MIN {
+                let problem =
+                    format!("has {length} bytes; it must have {SECRET_BYTES_MIN} at least");
+                return Err(invalid(name(path), problem));
+            }
+        }
+        for origin in &self.limits.origins {
+            if !is_origin(origin) {
+                let problem = "must hold origins such as https://app.example, without a path";
+                return Err(invalid(name("limits.origins"), problem));
+            }
+        }
+        let header = &self.limits.address_header;
+        if !header.is_empty() && header.parse::<HeaderName>().is_err() {
+            return Err(invalid(name("limits.address_header"), "must be a header's name"));
+        }
+        if !self.proxy.upstream.is_empty()
+            && let Err(problem) = self.proxy.upstream_parts()
+        {
+            return Err(invalid(name("proxy.upstream"), problem));
         }
         for table in self.changes.delete_mode_by_table.keys() {
             if !table.contains('.') {
@@ -309,6 +373,12 @@ impl Settings {
             self.set_text("database.url", "DB_HOST", &url)?;
         }
         self.read_bind(environment)?;
+        if !self.names.contains_key("log.format")
+            && get(&self.values, "log.format").is_none()
+            && is_official(environment)
+        {
+            self.set_text("log.format", "LOG_FORMAT", "supabase")?;
+        }
         if let Some(suffix) = environment.get("SLOT_NAME_SUFFIX") {
             let base = get(&self.values, "replication.slot").and_then(Value::as_str);
             let slot = format!("{}_{suffix}", base.unwrap_or(&Config::default().replication.slot));
@@ -329,13 +399,30 @@ impl Settings {
             bind.set_port(port.trim().parse().map_err(|_| invalid("PORT", problem))?);
             self.set_text("server.bind", "PORT", &bind.to_string())?;
         }
-        let Some(text) = environment.get("WALCAST_BIND") else { return Ok(()) };
-        let address = text.trim().trim_start_matches('[').trim_end_matches(']');
-        if let Ok(address) = address.parse() {
-            bind.set_ip(address);
-            return self.set_text("server.bind", "WALCAST_BIND", &bind.to_string());
+        if let Some(text) = environment.get("WALCAST_BIND") {
+            let address = text.trim().trim_start_matches('[').trim_end_matches(']');
+            if let Ok(address) = address.parse() {
+                bind.set_ip(address);
+                self.set_text("server.bind", "WALCAST_BIND", &bind.to_string())?;
+            } else {
+                self.set_text("server.bind", "WALCAST_BIND", text)?;
+                bind = text.parse().unwrap_or(bind);
+            }
         }
-        self.set_text("server.bind", "WALCAST_BIND", text)
+        let Some(version) = environment.get("REALTIME_IP_VERSION") else { return Ok(()) };
+        // It chooses a version of "every address" or of "this machine", never one for the other.
+        let address = match version.trim().to_ascii_lowercase().as_str() {
+            "ipv6" if bind.ip() == Ipv4Addr::UNSPECIFIED => Ipv6Addr::UNSPECIFIED.into(),
+            "ipv6" if bind.ip() == Ipv4Addr::LOCALHOST => Ipv6Addr::LOCALHOST.into(),
+            "ipv4" if bind.ip() == Ipv6Addr::UNSPECIFIED => Ipv4Addr::UNSPECIFIED.into(),
+            "ipv4" if bind.ip() == Ipv6Addr::LOCALHOST => Ipv4Addr::LOCALHOST.into(),
+            _ => bind.ip(),
+        };
+        if address == bind.ip() {
+            return Ok(());
+        }
+        bind.set_ip(address);
+        self.set_text("server.bind", "REALTIME_IP_VERSION", &bind.to_string())
     }
 
     /// Reads `text` as the kind of value that the setting has.
@@ -348,8 +435,10 @@ impl Settings {
             Value::Integer(_) => {
                 let number = text.trim().parse::<i64>();
                 let number = number.map_err(|_| invalid(name, "must be a whole number"))?;
-                let floor = name == "MAX_HEADER_LENGTH";
-                Value::Integer(if floor { number.max(HEADER_BYTES_MIN) } else { number })
+                let bounds = BOUNDS.iter().find(|(bounded, _, _)| *bounded == path);
+                let bounds = bounds.filter(|_| CLAMPED.contains(&name));
+                let clamp = |&(_, least, most): &(_, i64, i64)| number.clamp(least, most);
+                Value::Integer(bounds.map_or(number, clamp))
             }
             Value::Boolean(_) => Value::Boolean(boolean(name, text)?),
             Value::Array(_) => list(name, text)?,
@@ -507,6 +596,21 @@ fn official_url(host: &str, environment: &BTreeMap<String, String>) -> Result<St
     Ok(url)
 }
 
+/// Whether this is the environment of the official container's compose file.
+fn is_official(environment: &BTreeMap<String, String>) -> bool {
+    environment.contains_key("DB_HOST")
+        && OFFICIAL_MARKS.iter().any(|name| environment.contains_key(*name))
+}
+
+/// Whether this is how a browser writes where a page is from.
+fn is_origin(text: &str) -> bool {
+    let Ok(uri) = text.parse::<Uri>() else { return false };
+    uri.scheme().is_some()
+        && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+        && matches!(uri.path(), "" | "/")
+        && uri.query().is_none()
+}
+
 /// Names that were set in vain: typing errors of ours, and official ones without meaning.
 fn ignored(environment: &BTreeMap<String, String>) -> Vec<String> {
     let mut known: BTreeSet<String> = READ_ELSEWHERE.iter().map(|name| (*name).into()).collect();
@@ -518,9 +622,13 @@ fn ignored(environment: &BTreeMap<String, String>) -> Vec<String> {
             known.insert(name);
         }
     }
+    let official = is_official(environment);
     let vain = |name: &&String| {
         (name.starts_with("WALCAST_") && !known.contains(*name))
             || OFFICIAL_WITHOUT_MEANING.contains(&name.as_str())
+            || official
+                && (OFFICIAL_AND_COMMON.contains(&name.as_str())
+                    || OFFICIAL_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
     };
     environment.keys().filter(vain).cloned().collect()
 }
@@ -594,8 +702,13 @@ mod tests {
             let text = match get(&defaults(), &path).unwrap() {
                 Value::Integer(number) => number.to_string(),
                 Value::Boolean(value) => value.to_string(),
+                Value::Array(_) if path == "limits.origins" => {
+                    "https://a.example,http://b:1".into()
+                }
                 Value::Array(_) => "one,two".into(),
                 Value::Table(_) => "{\"public.t\":\"drop\"}".into(),
+                Value::String(_) if path == "proxy.upstream" => "https://ref.supabase.co".into(),
+                Value::String(_) if path == "limits.address_header" => "x-forwarded-for".into(),
                 Value::String(text) if text.is_empty() => format!("postgres://{SECRET}"),
                 Value::String(text) => text.clone(),
                 Value::Float(_) | Value::Datetime(_) => panic!("{path} has an unknown kind"),
@@ -647,6 +760,12 @@ mod tests {
             ("SECRET_KEY_BASE", "x"),
             ("MAX_HEADER_LENGTH", "4096"),
             ("SLOT_NAME_SUFFIX", ""),
+            ("METRICS_JWT_SECRET", SECRET),
+            ("DNS_NODES", "''"),
+            ("RLIMIT_NOFILE", "10000"),
+            ("APP_NAME", "realtime"),
+            ("SEED_SELF_HOST", "True"),
+            ("OTEL_SDK_DISABLED", "perhaps"),
         ])
         .unwrap();
         let config = &loaded.config;
@@ -658,8 +777,65 @@ mod tests {
         assert_eq!(config.jwt.jwks, "");
         assert_eq!(config.server.header_bytes_max, 16 * 1024);
         assert_eq!(config.replication.slot, "walcast");
-        assert_eq!(loaded.ignored, ["DB_AFTER_CONNECT_QUERY", "DB_ENC_KEY", "SECRET_KEY_BASE"]);
+        assert_eq!(config.jwt.metrics_secret.expose(), SECRET);
+        assert_eq!(config.log.format, crate::config::LogFormat::Supabase);
+        let ignored = [
+            "APP_NAME",
+            "DB_AFTER_CONNECT_QUERY",
+            "DB_ENC_KEY",
+            "DNS_NODES",
+            "OTEL_SDK_DISABLED",
+            "RLIMIT_NOFILE",
+            "SECRET_KEY_BASE",
+            "SEED_SELF_HOST",
+        ];
+        assert_eq!(loaded.ignored, ignored);
         config.validate_for_serving().unwrap();
+    }
+
+    #[test]
+    fn limits_of_the_official_container_are_ours() {
+        let config = load(&[
+            ("TENANT_MAX_CHANNELS_PER_CLIENT", "100"),
+            ("TENANT_MAX_CONCURRENT_USERS", "200"),
+            ("TENANT_MAX_EVENTS_PER_SECOND", "300"),
+            ("TENANT_MAX_JOINS_PER_SECOND", "400"),
+            ("CLIENT_PRESENCE_MAX_CALLS", "5"),
+            ("CLIENT_PRESENCE_WINDOW_MS", "30001"),
+            ("CONNECT_ERROR_BACKOFF_MS", "2000"),
+            ("CHANNEL_ERROR_BACKOFF_MS", "5000"),
+            ("SELF_HOST_TENANT_NAME", "mine"),
+            ("UPSTREAM_SUPABASE_URL", "https://ref.supabase.co/"),
+        ])
+        .unwrap();
+        assert_eq!(config.server.channels_per_connection_max, 100);
+        assert_eq!(config.server.connections_max, 200);
+        assert_eq!(config.limits.events_per_second_max, 300);
+        assert_eq!(config.limits.joins_per_second_max, 400);
+        assert_eq!(config.limits.presence_events_per_window_max, 5);
+        assert_eq!(config.limits.presence_window_ms, 30_001);
+        assert_eq!(config.server.connect_error_backoff_ms, 2000);
+        assert_eq!(config.server.join_error_backoff_ms, 5000);
+        assert_eq!(config.server.tenant_name, "mine");
+        assert_eq!(config.proxy.upstream_parts().unwrap().1.as_str(), "ref.supabase.co");
+        // Beyond our bounds, the nearest value is taken; our own names are refused.
+        let wait = |name| load(&[(name, "60000")]);
+        assert_eq!(wait("CHANNEL_ERROR_BACKOFF_MS").unwrap().server.join_error_backoff_ms, 8000);
+        assert!(wait("WALCAST_SERVER_JOIN_ERROR_BACKOFF_MS").is_err());
+    }
+
+    #[test]
+    fn the_log_is_official_where_the_environment_is() {
+        use crate::config::LogFormat;
+        let format = |pairs: &[(&str, &str)]| load(pairs).unwrap().log.format;
+        let official = [("DB_HOST", "db"), ("API_JWT_SECRET", SECRET)];
+        assert_eq!(format(&official), LogFormat::Supabase);
+        assert_eq!(format(&[official[0], official[1], ("LOG_FORMAT", "json")]), LogFormat::Json);
+        assert_eq!(format(&official[..1]), LogFormat::Text);
+        assert_eq!(format(&official[1..]), LogFormat::Text);
+        assert_eq!(format(&[("LOG_FORMAT", "supabase")]), LogFormat::Supabase);
+        // Names that others use as well mean nothing to us unless all of them are the container's.
+        assert_eq!(loaded(&[("APP_NAME", "shop"), ("REGION", "x")]).unwrap().ignored, [""; 0]);
     }
 
     #[test]
@@ -705,6 +881,16 @@ mod tests {
         assert_eq!(bind(&[("WALCAST_BIND", "0.0.0.0")]), "0.0.0.0:4000");
         assert_eq!(bind(&[("WALCAST_BIND", "[::]"), ("PORT", "5")]), "[::]:5");
         assert_eq!(bind(&[("WALCAST_BIND", "0.0.0.0:9"), ("PORT", "5")]), "0.0.0.0:9");
+        let version = |bind, version| {
+            let pairs = [("WALCAST_BIND", bind), ("REALTIME_IP_VERSION", version), ("PORT", "5")];
+            load(&pairs).unwrap().server.bind.to_string()
+        };
+        assert_eq!(version("0.0.0.0", "IPv6"), "[::]:5");
+        assert_eq!(version("::", "ipv4"), "0.0.0.0:5");
+        assert_eq!(version("127.0.0.1", "ipv6"), "[::1]:5");
+        assert_eq!(version("192.0.2.1", "ipv6"), "192.0.2.1:5");
+        assert_eq!(version("0.0.0.0:7", "ipv6"), "[::]:7");
+        assert_eq!(version("0.0.0.0", "whatever"), "0.0.0.0:5");
         refused("PORT", "70000");
         refused("WALCAST_BIND", "localhost:4000");
     }
@@ -752,6 +938,13 @@ mod tests {
         refused("WALCAST_CHANGES_DELETE_MODE_BY_TABLE", "{\"t\":\"drop\"}");
         refused("WALCAST_CHANGES_ANNOUNCE_MOVE_OUT", "maybe");
         refused("WALCAST_LOG_FORMAT", "xml");
+        refused("METRICS_JWT_SECRET", "short");
+        refused("WALCAST_ORIGINS", "app.example");
+        refused("WALCAST_ORIGINS", "https://app.example/path");
+        refused("WALCAST_LIMITS_ADDRESS_HEADER", "x forwarded");
+        refused("UPSTREAM_SUPABASE_URL", "ref.supabase.co");
+        refused("UPSTREAM_SUPABASE_URL", "https://ref.supabase.co/rest/v1");
+        refused("UPSTREAM_SUPABASE_URL", "https://user:password@ref.supabase.co");
     }
 
     #[test]

@@ -174,6 +174,21 @@ fn parse_fingerprint(text: &str) -> Result<[u8; 32], String> {
     Ok(fingerprint)
 }
 
+/// Settings for a client of the public web: every server proves its name to the authorities that
+/// this machine trusts.
+///
+/// # Errors
+/// When it trusts none.
+pub fn web_client() -> Result<ClientConfig, String> {
+    let roots = native_roots()
+        .map_err(|_| "this machine has no root certificates: install ca-certificates".to_owned())?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    Ok(versions.with_root_certificates(roots).with_no_client_auth())
+}
+
 fn native_roots() -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

@@ -77,6 +77,8 @@ pub struct Status {
     pub attached: AtomicBool,
     /// A batch is held because Postgres did not answer.
     pub held: AtomicBool,
+    /// The server answered when it was last asked how it is.
+    pub answers: AtomicBool,
     /// End of the last published commit.
     published: AtomicU64,
     /// End of the server's log, when it was last asked.

@@ -6,7 +6,7 @@
 //! Never:  parses HTTP (hyper does); decides who may connect (`http` asks).
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -70,6 +70,9 @@ pub struct Connections {
     /// TCP connections that still speak HTTP.
     http: AtomicUsize,
     live: Mutex<Live>,
+    clients: Mutex<Clients>,
+    /// Sockets of one client; 0: as many as it likes.
+    client_sockets_max: usize,
     tasks: TaskTracker,
     /// Set when the process stops.
     stopping: CancellationToken,
@@ -86,11 +89,52 @@ struct Live {
 #[derive(Debug)]
 pub struct Place {
     connections: Arc<Connections>,
+    /// Whose it is, where those of one client are counted.
+    client: Option<IpAddr>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.connections.sockets.fetch_sub(1, Ordering::Relaxed);
+        if let Some(client) = self.client {
+            self.connections.clients().leave(client);
+        }
+    }
+}
+
+/// How many sockets each client has.
+#[derive(Debug, Default)]
+struct Clients(HashMap<IpAddr, usize>);
+
+impl Clients {
+    /// Counts one more, unless there are `max`.
+    fn enter(&mut self, client: IpAddr, max: usize) -> bool {
+        let count = self.0.entry(client).or_default();
+        let free = *count < max;
+        *count += usize::from(free);
+        free
+    }
+
+    fn leave(&mut self, client: IpAddr) {
+        if let Some(count) = self.0.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&client);
+            }
+        }
+        if self.0.capacity() > 64 && self.0.len() < self.0.capacity() / 8 {
+            self.0.shrink_to_fit();
+        }
+    }
+}
+
+/// Who an address is: behind IPv6, one client has the whole of a /64.
+fn client_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        address @ IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)))
+        }
     }
 }
 
@@ -113,8 +157,13 @@ impl Drop for Entry {
 }
 
 impl Connections {
-    /// None yet.
+    /// None yet, and no limit for one client.
     pub fn new(settings: &config::Server) -> Arc<Self> {
+        Self::with_client_limit(settings, 0)
+    }
+
+    /// None yet, and at most so many of one client; 0: as many as it likes.
+    pub fn with_client_limit(settings: &config::Server, client_sockets_max: usize) -> Arc<Self> {
         let drain_timeout = Duration::from_millis(settings.drain_timeout_ms);
         Arc::new(Self {
             sockets_max: settings.connections_max,
@@ -132,6 +181,8 @@ impl Connections {
             sockets: AtomicUsize::new(0),
             http: AtomicUsize::new(0),
             live: Mutex::default(),
+            clients: Mutex::default(),
+            client_sockets_max,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })
@@ -157,7 +208,8 @@ impl Connections {
         if self.stopping.is_cancelled() {
             return None;
         }
-        take_one(&self.sockets, self.sockets_max).then(|| Place { connections: Arc::clone(self) })
+        take_one(&self.sockets, self.sockets_max)
+            .then(|| Place { connections: Arc::clone(self), client: None })
     }
 
     /// Closes every open socket.
@@ -165,6 +217,10 @@ impl Connections {
         for outbox in self.all() {
             outbox.close(reason);
         }
+    }
+
+    fn clients(&self) -> MutexGuard<'_, Clients> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -197,6 +253,19 @@ fn take_one(count: &AtomicUsize, max: usize) -> bool {
 }
 
 impl Place {
+    /// The same place as one of those that this address may have, unless it has them all.
+    #[must_use]
+    pub fn of(mut self, address: Option<IpAddr>) -> Option<Self> {
+        let max = self.connections.client_sockets_max;
+        let Some(address) = address.filter(|_| max > 0) else { return Some(self) };
+        let client = client_of(address);
+        if !self.connections.clients().enter(client, max) {
+            return None;
+        }
+        self.client = Some(client);
+        Some(self)
+    }
+
     /// Takes the socket over once hyper has answered 101, and runs it in a task of its own.
     ///
     /// `start` makes the protocol above from the connection's outbox.

@@ -59,7 +59,9 @@ pub struct Realtime {
     pub tasks: TaskTracker,
     /// Ends them.
     pub stop: CancellationToken,
-    /// How long refusals wait.
+    /// How long refusals of a socket wait.
+    pub connect_backoff: Duration,
+    /// How long refusals of a join wait.
     pub error_backoff: Duration,
 }
 
@@ -88,7 +90,7 @@ impl Admit for Endpoint {
         let version = Version::from_vsn(parameter(query, "vsn").as_deref()).map_err(|_| {
             Refusal { status: StatusCode::FORBIDDEN, error: None, delay: Duration::ZERO }
         })?;
-        let refuse = |status, error| Refusal { status, error, delay: self.0.error_backoff };
+        let refuse = |status, error| Refusal { status, error, delay: self.0.connect_backoff };
         let header = request.headers.get("x-api-key").map(|value| value.to_str().map(Cow::from));
         let token = match header {
             Some(Ok(token)) => Some(token),

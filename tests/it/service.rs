@@ -65,6 +65,7 @@ impl Service {
         config.replication.slot.clone_from(&database.name);
         config.jwt.secret = Secret::new(SECRET);
         config.server.join_error_backoff_ms = 0;
+        config.server.connect_error_backoff_ms = 0;
         change(&mut config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

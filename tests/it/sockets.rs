@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
 use walcast::config;
-use walcast::http::{Service, router};
+use walcast::http::{Gate, Operations, Service, router};
 use walcast::hub::outbox::{CloseReason, DirtyList, Outbox};
 use walcast::transport::admit::{Admit, Refusal};
 use walcast::transport::listener::{Connections, serve};
@@ -114,6 +114,9 @@ impl Server {
             connections: Arc::clone(&connections),
             ready: Box::new(|| Err("the slot".into())),
             metrics: Box::new(|| "walcast_up 1\n".into()),
+            gate: Gate::default(),
+            operations: Operations::default(),
+            proxy: None,
         }));
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(listener, routes, Arc::clone(&connections), stop.clone()));

@@ -1,0 +1,94 @@
+//! The routes, and who answers them.
+//!
+//! In:     requests; an [`Admit`] that knows who may open a socket.
+//! Out:    101 and a running socket, or a refusal as JSON; probes and metrics; what another
+//!         Supabase service answers, when we stand in front of one.
+//! Never:  logs a path or a query: both may hold a token.
+
+mod cors;
+mod probes;
+mod proxy;
+mod sockets;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use serde::Serialize;
+
+use crate::transport::admit::Admit;
+use crate::transport::listener::Connections;
+
+pub use cors::Origins;
+pub use probes::{Health, Operations};
+pub use proxy::Proxy;
+pub use sockets::Gate;
+
+/// What the routes are made of.
+pub struct Service<A> {
+    /// Who may open a socket.
+    pub admit: A,
+    /// Where sockets live.
+    pub connections: Arc<Connections>,
+    /// Whether events flow; the text says what is missing.
+    pub ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// All metrics in Prometheus' text form.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+    /// From where a socket may be opened.
+    pub gate: Gate,
+    /// What operators and their programs ask.
+    pub operations: Operations,
+    /// Who answers the paths that are not ours.
+    pub proxy: Option<Proxy>,
+}
+
+/// Every route. What a gateway serves as `/realtime/v1/api` it sends on as `/api`: both are here,
+/// so that none is needed.
+pub fn router<A: Admit>(service: Arc<Service<A>>) -> Router {
+    let cors = from_fn_with_state(Arc::clone(&service), cors::answer::<A>);
+    Router::new()
+        .route("/socket/websocket", get(sockets::open::<A>))
+        .route("/realtime/v1/websocket", get(sockets::open::<A>))
+        .route("/healthz", get(probes::alive))
+        .route("/health", get(probes::alive))
+        .route("/healthcheck", get(probes::alive))
+        .route("/readyz", get(probes::readiness::<A>))
+        .route("/status", get(probes::status::<A>))
+        .route("/metrics", get(probes::metrics::<A>))
+        .route("/tenant-metrics", get(probes::metrics::<A>))
+        .nest("/api", api())
+        .nest("/realtime/v1/api", api())
+        .layer(cors)
+        .fallback(proxy::pass::<A>)
+        .with_state(service)
+}
+
+fn api<A: Admit>() -> Router<Arc<Service<A>>> {
+    Router::new()
+        .route("/ping", get(probes::ping))
+        .route("/tenants", any(probes::tenants::<A>))
+        .route("/tenants/{id}", any(probes::tenant::<A>))
+        .route("/tenants/{id}/health", any(probes::tenant_health::<A>))
+        .route("/tenants/{id}/{*rest}", any(probes::tenant_action::<A>))
+}
+
+/// A refusal in the words of the socket's side: `{"error": text}`.
+fn error(status: StatusCode, text: &str) -> Response {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        error: &'a str,
+    }
+    (status, axum::Json(Body { error: text })).into_response()
+}
+
+/// An answer in the words of the HTTP side: `{"message": text}`.
+fn message(status: StatusCode, text: &str) -> Response {
+    #[derive(Serialize)]
+    struct Body<'a> {
+        message: &'a str,
+    }
+    (status, axum::Json(Body { message: text })).into_response()
+}
