@@ -62,6 +62,7 @@ async fn open_socket<A: Admit>(
     let Some(place) = service.connections.reserve() else {
         return error(StatusCode::SERVICE_UNAVAILABLE, "Too many connections");
     };
+    service.admit.prepare(&parts).await;
     let refusal = match service.admit.admit(&parts) {
         Ok(start) => {
             place.upgrade(hyper::upgrade::on(Request::from_parts(parts, ())), start);

@@ -21,6 +21,7 @@ use tracing::debug;
 
 use super::admit::{Admit, Refusal};
 use super::deadlines::{DeadlineId, Deadlines, Expires};
+use super::held::{self, Held, Raw};
 use super::phoenix::{self, Version};
 use super::websocket::{Peer, text_frame};
 use crate::auth::Claims;
@@ -30,8 +31,8 @@ use crate::hub::outbox::{CloseReason, Outbox};
 use crate::hub::{Format, Hub, Inbox, Membership, Subscriber};
 use crate::join::{Joined, Joiner, Request};
 use crate::session::{
-    ChannelId, Input, JoinOutcome, JoinRequest, Limits, Message, Output, Session, Subscribed,
-    SystemMessage,
+    ChannelId, Frame, Input, JoinOutcome, JoinRequest, Limits, Message, Output, Session,
+    Subscribed, SystemMessage,
 };
 use crate::telemetry;
 
@@ -85,13 +86,9 @@ impl Admit for Endpoint {
             Refusal { status: StatusCode::FORBIDDEN, error: None, delay: Duration::ZERO }
         })?;
         let refuse = |status, error| Refusal { status, error, delay: self.0.error_backoff };
-        let header = request.headers.get("x-api-key").map(|value| value.to_str().map(Cow::from));
-        let token = match header {
-            Some(Ok(token)) => Some(token),
-            // Not text: no token either.
-            Some(Err(_)) => Some(Cow::from("")),
-            None => parameter(query, "apikey"),
-        };
+        // Before the token is verified: a key that goes away while it is counts as gone after.
+        let epoch = self.0.verifier.epoch();
+        let token = connect_token(request);
         let Some(token) = token else {
             let text = Some(Cow::from("API key is missing"));
             return Err(refuse(StatusCode::UNAUTHORIZED, text));
@@ -103,7 +100,23 @@ impl Admit for Endpoint {
         let realtime = Arc::clone(&self.0);
         let verifier = Arc::clone(&realtime.verifier);
         let session = Session::new(&token, Arc::new(claims), verifier, realtime.limits);
-        Ok(move |outbox| Socket::new(realtime, version, session, outbox))
+        Ok(move |outbox| Socket::new(realtime, version, session, epoch, outbox))
+    }
+
+    async fn prepare(&self, request: &Parts) {
+        let token = connect_token(request);
+        if let Some(wait) = token.and_then(|token| self.0.verifier.awaited_key(&token)) {
+            wait.over().await;
+        }
+    }
+}
+
+/// The token that a request for a socket shows; the header wins over the query.
+fn connect_token(request: &Parts) -> Option<Cow<'_, str>> {
+    match request.headers.get("x-api-key") {
+        // Not text: no token either.
+        Some(value) => Some(value.to_str().map_or("".into(), Cow::from)),
+        None => parameter(request.uri.query().unwrap_or_default(), "apikey"),
     }
 }
 
@@ -125,6 +138,7 @@ enum Mail {
     Refreshed(ChannelId, Result<(), String>),
     Notice(ChannelId, String),
     Expired(ChannelId),
+    KeysFetched,
 }
 
 /// The part of a socket that others hold.
@@ -210,6 +224,10 @@ pub struct Socket {
     joined: HashMap<ChannelId, Place>,
     deadline: Option<(SystemTime, DeadlineId)>,
     outputs: Vec<Output>,
+    /// The verifier's when the connection's token was verified.
+    epoch: u64,
+    /// Frames that wait for the key of a token.
+    held: Option<Box<Held>>,
 }
 
 impl Socket {
@@ -217,6 +235,7 @@ impl Socket {
         realtime: Arc<Realtime>,
         version: Version,
         session: Session,
+        epoch: u64,
         outbox: Arc<Outbox>,
     ) -> Self {
         metrics::gauge!(telemetry::CONNECTIONS).increment(1);
@@ -235,6 +254,8 @@ impl Socket {
             joined: HashMap::new(),
             deadline: None,
             outputs: Vec::new(),
+            epoch,
+            held: None,
         }
     }
 
@@ -405,11 +426,13 @@ impl Socket {
         *first = next.map(|(channel, _)| channel);
     }
 
-    fn decoded(
-        &mut self,
-        frame: Result<crate::session::Frame<'_>, phoenix::DecodeError>,
-    ) -> ControlFlow<CloseReason> {
-        match frame {
+    fn arrived(&mut self, raw: Raw<'_>) -> ControlFlow<CloseReason> {
+        // Whoever came in by a key that is gone was told to go, unless that was just before.
+        if self.epoch != self.realtime.verifier.epoch() {
+            return ControlFlow::Break(CloseReason::Shutdown);
+        }
+        match raw.decode(self.version) {
+            Ok(frame) if self.must_wait(&frame) => self.hold(frame, raw),
             Ok(frame) => self.input(Input::Frame(frame)),
             Err(error) => {
                 debug!(%error, "malformed frame dropped");
@@ -417,15 +440,64 @@ impl Socket {
             }
         }
     }
+
+    /// Whether a token of this frame names a key that is being fetched, or a frame before it on
+    /// its topic waits for one. If so, the wait is under way.
+    fn must_wait(&mut self, frame: &Frame<'_>) -> bool {
+        let verifier = &self.realtime.verifier;
+        if self.held.as_ref().is_some_and(|held| held.has(&frame.topic)) {
+            return true;
+        }
+        if !verifier.rotates() {
+            return false;
+        }
+        let Some(wait) = held::tokens(frame).find_map(|token| verifier.awaited_key(&token)) else {
+            return false;
+        };
+        if self.held.is_none() {
+            self.held = Some(Box::default());
+            let mailbox = Arc::downgrade(&self.mailbox);
+            self.realtime.spawn(async move {
+                wait.over().await;
+                if let Some(mailbox) = mailbox.upgrade() {
+                    mailbox.post(Mail::KeysFetched);
+                }
+            });
+        }
+        true
+    }
+
+    fn hold(&mut self, frame: Frame<'_>, raw: Raw<'_>) -> ControlFlow<CloseReason> {
+        match self.held.as_mut().map(|held| held.push(&frame.topic, raw)) {
+            Some(Ok(())) => ControlFlow::Continue(()),
+            // Too much to wait: all of it is answered with the keys there are.
+            Some(Err(held::Full)) | None => {
+                self.release()?;
+                self.input(Input::Frame(frame))
+            }
+        }
+    }
+
+    /// Takes what was held as if it came now.
+    fn release(&mut self) -> ControlFlow<CloseReason> {
+        let Some(held) = self.held.take() else { return ControlFlow::Continue(()) };
+        for raw in held.frames() {
+            // It was decoded before.
+            if let Ok(frame) = raw.decode(self.version) {
+                self.input(Input::Frame(frame))?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
 }
 
 impl Peer for Socket {
     fn text(&mut self, text: &str) -> ControlFlow<CloseReason> {
-        self.decoded(phoenix::decode_text(self.version, text))
+        self.arrived(Raw::Text(text))
     }
 
     fn binary(&mut self, data: &[u8]) -> ControlFlow<CloseReason> {
-        self.decoded(phoenix::decode_binary(self.version, data))
+        self.arrived(Raw::Binary(data))
     }
 
     fn woken(&mut self) -> ControlFlow<CloseReason> {
@@ -449,6 +521,7 @@ impl Peer for Socket {
                     self.deadline = None;
                     self.input(Input::Expired { channel })?;
                 }
+                Mail::KeysFetched => self.release()?,
             }
         }
         ControlFlow::Continue(())
