@@ -168,14 +168,36 @@ impl Default for Replication {
 }
 
 /// How tokens are verified.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Jwt {
     /// Shared secret for HS256, HS384 and HS512, at least 32 bytes. `WALCAST_JWT_SECRET`.
     pub secret: Secret,
-    /// Key set for asymmetric tokens: the JSON itself, or the path of a file that holds it.
-    /// `WALCAST_JWKS`.
+    /// Key set for asymmetric tokens: the JSON itself, the path of a file that holds it, or the
+    /// URL it is fetched from, again and again. `WALCAST_JWKS`.
     pub jwks: String,
+    /// PEM file of the authorities that may vouch for the URL's host. Default empty: those of the
+    /// machine.
+    pub jwks_root_cert: String,
+    /// Whether the URL may be `http://` also to another machine. Default false: whoever is between
+    /// could put a key of its own into the set, and sign any token.
+    pub jwks_plain_http: bool,
+    /// Milliseconds after which the set is fetched again, sooner if its `max-age` says so: the
+    /// longest time that a key taken out of it is still accepted. Default 600000, 10000 to
+    /// 86400000.
+    pub jwks_refresh_interval_ms: u64,
+    /// Milliseconds between two fetches at least, whatever asks for them: a token that names an
+    /// unknown key, a fetch that failed, a `max-age`. Only the tries at the start, until the first
+    /// set is there, come faster. Default 30000, 1000 to 3600000.
+    pub jwks_pause_ms: u64,
+    /// Milliseconds one fetch may take, redirects included. Default 5000, 100 to 60000.
+    pub jwks_timeout_ms: u64,
+    /// Milliseconds that a set is used after its last good fetch; then tokens are refused until
+    /// one succeeds. Default 86400000, 60000 to 2592000000.
+    pub jwks_age_max_ms: u64,
+    /// Milliseconds that a new socket or join waits for a fetch under way when its token names an
+    /// unknown key. Default 2000, 0 to 8000.
+    pub jwks_wait_ms: u64,
     /// Keys that are no tokens and stand for a role, as a JSON object:
     /// `{"sb_publishable_…": "anon"}`. Each begins with `sb_` and has at least 32 bytes.
     /// `required_claims` is not asked of them. `WALCAST_API_KEYS`.
@@ -185,6 +207,25 @@ pub struct Jwt {
     pub metrics_secret: Secret,
     /// Claims that must have exactly these values, as JSON. `JWT_CLAIM_VALIDATORS`.
     pub required_claims: BTreeMap<String, serde_json::Value>,
+}
+
+impl Default for Jwt {
+    fn default() -> Self {
+        Self {
+            secret: Secret::default(),
+            jwks: String::new(),
+            jwks_root_cert: String::new(),
+            jwks_plain_http: false,
+            jwks_refresh_interval_ms: 600_000,
+            jwks_pause_ms: 30_000,
+            jwks_timeout_ms: 5_000,
+            jwks_age_max_ms: 86_400_000,
+            jwks_wait_ms: 2_000,
+            api_keys: Secret::default(),
+            metrics_secret: Secret::default(),
+            required_claims: BTreeMap::new(),
+        }
+    }
 }
 
 /// What a DELETE shows when the old row is not enough to decide who could see it.
@@ -324,9 +365,14 @@ impl Default for Server {
 pub struct Limits {
     /// Joins a second, of all clients together. Default 100000, 1 to 10000000.
     pub joins_per_second_max: usize,
+    /// Joins a second of one connection; more close it with 1001. Default 5000, 1 to 10000000.
+    pub connection_joins_per_second_max: usize,
     /// Broadcasts and presence messages a second that clients may send, all together. Default
     /// 1000000, 1 to 100000000.
     pub events_per_second_max: usize,
+    /// The same of one connection; more are refused, and their sender told. Default 10000, 1 to
+    /// 100000000.
+    pub connection_events_per_second_max: usize,
     /// Presence messages of one client on one channel in `presence_window_ms`. Default 1000, 1 to
     /// 1000000.
     pub presence_events_per_window_max: usize,
@@ -356,7 +402,9 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             joins_per_second_max: 100_000,
+            connection_joins_per_second_max: 5_000,
             events_per_second_max: 1_000_000,
+            connection_events_per_second_max: 10_000,
             presence_events_per_window_max: 1000,
             presence_window_ms: 30_000,
             payload_bytes_max: 3_000_000,

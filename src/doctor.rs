@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Row};
 
+use crate::auth::jwt::{Refreshed, Verifier};
 use crate::config::{Config, DeleteMode};
 use crate::db::{self, Login, install, logins};
 
@@ -103,7 +104,7 @@ fn by_hand(text: impl Into<String>) -> Mend {
 /// Looks at everything. A check that cannot be made is a finding, too.
 pub async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = Findings::default();
-    tokens(config, &mut findings);
+    tokens(config, &mut findings).await;
     let Some(client) = connect(config, &mut findings).await else { return findings.0 };
     let checked = async {
         let standby = server(&client, config, &mut findings).await?;
@@ -153,16 +154,36 @@ pub async fn mend(config: &Config, findings: &[Finding]) -> Vec<Result<String, S
     done
 }
 
-fn tokens(config: &Config, findings: &mut Findings) {
+async fn tokens(config: &Config, findings: &mut Findings) {
     let jwt = &config.jwt;
-    match (jwt.secret.is_empty(), jwt.jwks.is_empty()) {
-        (true, true) => findings.red(
+    if jwt.secret.is_empty() && jwt.jwks.is_empty() {
+        return findings.red(
             "no token can be verified: neither a secret nor a key set is given",
             by_hand("set WALCAST_JWT_SECRET to the secret that signs your tokens, or WALCAST_JWKS"),
-        ),
-        (false, true) => findings.ok("tokens are verified with the shared secret"),
+        );
+    }
+    let verifier = match Verifier::new(jwt, &config.database.roles) {
+        Ok(verifier) => verifier,
+        Err(error) => return findings.red(sentence(&error), None),
+    };
+    match (jwt.secret.is_empty(), jwt.jwks.is_empty()) {
+        (_, true) => findings.ok("tokens are verified with the shared secret"),
         (true, false) => findings.ok("tokens are verified with the key set"),
         (false, false) => findings.ok("tokens are verified with the key set and the shared secret"),
+    }
+    let Some(source) = verifier.key_source() else { return };
+    match verifier.refresh().await {
+        Ok(Refreshed { keys, left_out: 0, .. }) => {
+            findings.ok(format!("the key set at {source} has {keys} keys"));
+        }
+        Ok(Refreshed { keys, left_out, .. }) => findings.warn(
+            format!("the key set at {source} has {keys} keys; {left_out} are broken or secret"),
+            by_hand("a key set holds public keys only; a shared secret goes in WALCAST_JWT_SECRET"),
+        ),
+        Err(error) => findings.red(
+            format!("the key set at {source} cannot be used: {}", sentence(&error)),
+            by_hand("its tokens are refused until it can; WALCAST_JWKS has the URL"),
+        ),
     }
 }
 

@@ -169,9 +169,11 @@ async fn serve(
     let deadlines = Arc::new(Deadlines::default());
     let (tasks, stop_joins) = (TaskTracker::new(), CancellationToken::new());
     let operations = operations(config, &verifier, &status)?;
+    let (keys, of_old_keys) = (Arc::clone(&verifier), Arc::clone(&connections));
     let realtime = Realtime {
         verifier,
-        limits: (&config.server).into(),
+        limits: config.into(),
+        rates: Arc::default(),
         hub: Arc::clone(&hub),
         joiner,
         deadlines: Arc::clone(&deadlines),
@@ -226,6 +228,12 @@ async fn serve(
             ("partitions", Ok(()))
         });
     }
+    let token = stop_feed.clone();
+    running.spawn(async move {
+        // Told to reconnect, clients show their tokens again.
+        keys.keep_fresh(token, || of_old_keys.close_all(CloseReason::Shutdown)).await;
+        ("key set", Ok(()))
+    });
     let updates = upkeep::update_metrics(metrics, hub, status, stop_feed.clone());
     running.spawn(async move {
         updates.await;

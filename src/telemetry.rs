@@ -62,6 +62,12 @@ pub const LATENCY_SECONDS: &str = "walcast_latency_seconds";
 pub const CHECK_SECONDS: &str = "walcast_check_seconds";
 /// Policy checks that gave no answer, by [`REASON`].
 pub const CHECKS_FAILED: &str = "walcast_checks_failed_total";
+/// Fetches of the key set, by [`RESULT`].
+pub const KEY_SET_FETCHES: &str = "walcast_key_set_fetches_total";
+/// Keys of the fetched key set that tokens are verified with.
+pub const KEY_SET_KEYS: &str = "walcast_key_set_keys";
+/// When the key set was last fetched or confirmed, in seconds since 1970.
+pub const KEY_SET_FETCHED: &str = "walcast_key_set_fetched_timestamp_seconds";
 
 /// Label: why.
 pub const REASON: &str = "reason";
@@ -234,6 +240,9 @@ fn describe() {
     describe_counter!(GAPS, "Gaps declared to clients, by reason.");
     describe_histogram!(LATENCY_SECONDS, Unit::Seconds, "Commit to frames offered.");
     describe_histogram!(CHECK_SECONDS, Unit::Seconds, "One round of policy checks.");
+    describe_counter!(KEY_SET_FETCHES, "Fetches of the key set, by result.");
+    describe_gauge!(KEY_SET_KEYS, "Keys of the fetched key set.");
+    describe_gauge!(KEY_SET_FETCHED, Unit::Seconds, "Last good fetch, since 1970.");
     describe_counter!(CHECKS_FAILED, "Policy checks without an answer, by reason.");
 }
 

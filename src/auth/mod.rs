@@ -4,6 +4,7 @@
 //! Out:    [`Claims`]; later, who may see what.
 //! Never:  a role outside the configured list.
 
+pub mod jwks;
 pub mod jwt;
 pub mod rls;
 

@@ -12,6 +12,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value};
 use walcast::auth::jwt::{TokenError, Verifier};
 use walcast::config::Config;
+use walcast::telemetry;
 
 #[derive(Args)]
 pub(crate) struct Flags {
@@ -111,9 +112,16 @@ pub(crate) fn explain(
     config: &Config,
     now: SystemTime,
 ) -> anyhow::Result<Explanation> {
-    let verdict = Verifier::new(&config.jwt, &config.database.roles)?.verify(token, now);
-    let accepted = verdict.is_ok();
+    let verifier = Verifier::new(&config.jwt, &config.database.roles)?;
     let mut lines = Vec::new();
+    if let Some(source) = verifier.key_source()
+        && let Err(error) = super::runtime()?.block_on(verifier.refresh())
+    {
+        let error = telemetry::chain(&error);
+        lines.push(format!("the key set at {source} is not looked at: {error}"));
+    }
+    let verdict = verifier.verify(token, now);
+    let accepted = verdict.is_ok();
     if token.starts_with("sb_") {
         lines.push(match verdict {
             Ok(claims) => format!("an API key that stands for the role {}", claims.role),

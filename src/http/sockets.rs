@@ -84,6 +84,7 @@ pub(super) async fn open<A: Admit>(
     let Some(place) = place.of(service.gate.address(&parts)) else {
         return error(StatusCode::TOO_MANY_REQUESTS, "Too many connected users");
     };
+    service.admit.prepare(&parts).await;
     let refusal = match service.admit.admit(&parts) {
         Ok(start) => {
             place.upgrade(hyper::upgrade::on(Request::from_parts(parts, ())), start);

@@ -12,6 +12,7 @@
 
 mod join;
 mod message;
+mod rate;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -31,10 +32,12 @@ use crate::event::broadcast::Broadcast;
 use crate::topic::{ParseTopicError, Topic};
 use join::Wishes;
 use message::json_string;
-use room::{Rate, Talk};
+use rate::Rate;
+use room::Talk;
 
 pub use join::{BroadcastOptions, JoinRequest, PresenceOptions};
 pub use message::{Frame, Message, Payload, REF_BYTES_MAX, RawRef, RefTooLong, UserBroadcast};
+pub use rate::Rates;
 pub use room::Grants;
 
 /// The topic of heartbeats; nothing can be joined there.
@@ -65,31 +68,38 @@ pub struct Limits {
     pub channels_max: usize,
     /// Subscriptions to row changes in one join.
     pub subscriptions_max: usize,
-    /// Joins a second; more close the connection. 0: any number.
-    pub joins_per_second: u32,
-    /// Broadcasts a second; more are refused. 0: any number.
-    pub broadcasts_per_second: u32,
+    /// Joins a second on one connection, and on all; more close the connection.
+    pub connection_joins_per_second_max: usize,
+    /// See `connection_joins_per_second_max`.
+    pub joins_per_second_max: usize,
+    /// Broadcasts and presence events a second on one connection, and on all; more are refused.
+    pub connection_events_per_second_max: usize,
+    /// See `connection_events_per_second_max`.
+    pub events_per_second_max: usize,
     /// Bytes of a broadcast's payload.
     pub payload_bytes_max: usize,
-    /// Presence events of one channel within `presence_window`; more close it. 0: any number.
-    pub presence_events_max: u32,
+    /// Presence events of one channel within `presence_window`; more close it.
+    pub presence_events_max: usize,
     /// See `presence_events_max`.
     pub presence_window: Duration,
     /// Whether public channels are refused.
     pub private_only: bool,
 }
 
-impl From<&config::Server> for Limits {
-    fn from(settings: &config::Server) -> Self {
+impl From<&config::Config> for Limits {
+    fn from(config: &config::Config) -> Self {
+        let (server, limits) = (&config.server, &config.limits);
         Self {
-            channels_max: settings.channels_per_connection_max,
-            subscriptions_max: settings.subscriptions_per_channel_max,
-            joins_per_second: 1000,
-            broadcasts_per_second: 1000,
-            payload_bytes_max: 3_000_000,
-            presence_events_max: 300,
-            presence_window: Duration::from_secs(30),
-            private_only: false,
+            channels_max: server.channels_per_connection_max,
+            subscriptions_max: server.subscriptions_per_channel_max,
+            connection_joins_per_second_max: limits.connection_joins_per_second_max,
+            joins_per_second_max: limits.joins_per_second_max,
+            connection_events_per_second_max: limits.connection_events_per_second_max,
+            events_per_second_max: limits.events_per_second_max,
+            payload_bytes_max: limits.payload_bytes_max,
+            presence_events_max: limits.presence_events_per_window_max,
+            presence_window: Duration::from_millis(limits.presence_window_ms),
+            private_only: limits.private_only,
         }
     }
 }
@@ -339,7 +349,8 @@ pub struct Session {
     /// In the order of their joins. A search walks it: clients have a few, a thousand at most.
     channels: Vec<Channel>,
     joins: Rate,
-    broadcasts: Rate,
+    events: Rate,
+    rates: Arc<Rates>,
 }
 
 impl fmt::Debug for Session {
@@ -356,7 +367,13 @@ fn expired(claims: &Claims, now: SystemTime) -> Option<TokenError> {
 
 impl Session {
     /// A session for a connection that `token` opened, verified as `claims`.
-    pub fn new(token: &str, claims: Arc<Claims>, verifier: Arc<Verifier>, limits: Limits) -> Self {
+    pub fn new(
+        token: &str,
+        claims: Arc<Claims>,
+        verifier: Arc<Verifier>,
+        limits: Limits,
+        rates: Arc<Rates>,
+    ) -> Self {
         let token = Fingerprint::of(token);
         Self {
             claims,
@@ -366,7 +383,8 @@ impl Session {
             channels_made: 0,
             channels: Vec::new(),
             joins: Rate::default(),
-            broadcasts: Rate::default(),
+            events: Rate::default(),
+            rates,
         }
     }
 
@@ -496,7 +514,9 @@ impl Session {
                 return;
             }
         };
-        if !self.joins.admit(self.limits.joins_per_second, now) {
+        if !self.joins.admit(self.limits.connection_joins_per_second_max, now)
+            || !self.rates.joins.admit(self.limits.joins_per_second_max, now)
+        {
             let reason = "ClientJoinRateLimitReached: Too many joins per second";
             let refusal = Message::refusal(join_ref, reference, name.into(), reason);
             outputs.push(Output::Send(refusal));

@@ -78,12 +78,12 @@ impl Said {
 #[derive(Debug, Default, Clone, Copy)]
 struct Window {
     began: Option<SystemTime>,
-    events: u32,
+    events: usize,
 }
 
 impl Window {
-    /// Counts one; false when there were `most` in this stretch already. 0: any number.
-    fn admit(&mut self, most: u32, length: Duration, now: SystemTime) -> bool {
+    /// Counts one; false when there were `most` in this stretch already.
+    fn admit(&mut self, most: usize, length: Duration, now: SystemTime) -> bool {
         let fresh = self.began.is_none_or(|began| {
             // A clock that was set back begins a new stretch.
             now.duration_since(began).map_or(true, |since| since >= length)
@@ -92,20 +92,7 @@ impl Window {
             *self = Self { began: Some(now), events: 0 };
         }
         self.events = self.events.saturating_add(1);
-        most == 0 || self.events <= most
-    }
-}
-
-/// So many a second, with bursts of as many.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Rate {
-    window: Window,
-}
-
-impl Rate {
-    /// Counts one; false when it is one too many. 0: any number.
-    pub(super) fn admit(&mut self, a_second: u32, now: SystemTime) -> bool {
-        self.window.admit(a_second, Duration::from_secs(1), now)
+        self.events <= most
     }
 }
 
@@ -133,7 +120,7 @@ impl Session {
     ) {
         let acknowledge = self.channels[at].acknowledge;
         match broadcast(payload, self.limits.payload_bytes_max) {
-            Ok(broadcast) if self.broadcasts.admit(self.limits.broadcasts_per_second, now) => {
+            Ok(broadcast) if self.admit_event(now) => {
                 self.say(at, reference, Said::Broadcast(broadcast), outputs);
             }
             Ok(_) if acknowledge => {
@@ -153,6 +140,12 @@ impl Session {
             }
             Ok(_) | Err(Unusable::TooLarge | Unusable::Silently | Unusable::Nothing) => {}
         }
+    }
+
+    /// Whether one more push is within what this connection, and all of them, may send.
+    fn admit_event(&mut self, now: SystemTime) -> bool {
+        self.events.admit(self.limits.connection_events_per_second_max, now)
+            && self.rates.events.admit(self.limits.events_per_second_max, now)
     }
 
     /// A `presence` push.
@@ -176,6 +169,10 @@ impl Session {
                 return;
             }
         };
+        if !self.admit_event(now) {
+            outputs.push(self.channels[at].refuse(reference, "Too many messages per second"));
+            return;
+        }
         let limits = self.limits;
         let (most, length) = (limits.presence_events_max, limits.presence_window);
         if !self.channels[at].talk().presence.admit(most, length, now) {

@@ -2,7 +2,7 @@
 //!
 //! In:     the head of an upgrade request.
 //! Out:    the [`Peer`] of the socket, or a [`Refusal`] for `http` to answer with.
-//! Never:  IO.
+//! Never:  IO of its own.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,6 +18,11 @@ use crate::hub::outbox::Outbox;
 pub trait Admit: Send + Sync + 'static {
     /// What runs on the socket.
     type Peer: Peer + 'static;
+
+    /// Waits for what is needed to decide on `request` and is on its way; some seconds at most.
+    fn prepare(&self, _request: &Parts) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 
     /// Who is asking, and may they? Path, query, headers and the peer's address
     /// (`ConnectInfo<SocketAddr>` in the extensions) are in `request`. The closure is called once

@@ -2,6 +2,7 @@
 
 pub mod admit;
 pub mod deadlines;
+mod held;
 pub mod listener;
 pub mod phoenix;
 pub mod realtime;

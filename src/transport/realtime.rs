@@ -21,6 +21,7 @@ use tracing::debug;
 
 use super::admit::{Admit, Refusal};
 use super::deadlines::{DeadlineId, Deadlines, Expires};
+use super::held::{self, Held, Raw};
 use super::phoenix::{self, Version};
 use super::websocket::{Peer, binary_frame, text_frame};
 use crate::auth::Claims;
@@ -31,8 +32,8 @@ use crate::hub::outbox::{CloseReason, DirtyList, Outbox};
 use crate::hub::{Format, Hub, Inbox, Membership, Occupancy, Subscriber};
 use crate::join::{Entered, Joined, Joiner, Request};
 use crate::session::{
-    ChannelId, Grants, Input, JoinOutcome, JoinRequest, Limits, Message, Output, RawRef, Session,
-    Subscribed, SystemMessage,
+    ChannelId, Frame, Grants, Input, JoinOutcome, JoinRequest, Limits, Message, Output, Rates,
+    RawRef, Session, Subscribed, SystemMessage,
 };
 use crate::telemetry;
 
@@ -49,6 +50,8 @@ pub struct Realtime {
     pub verifier: Arc<Verifier>,
     /// What a session may take.
     pub limits: Limits,
+    /// What all sessions together may do in a second.
+    pub rates: Arc<Rates>,
     /// Subscribers.
     pub hub: Arc<Hub>,
     /// Answers joins.
@@ -91,13 +94,9 @@ impl Admit for Endpoint {
             Refusal { status: StatusCode::FORBIDDEN, error: None, delay: Duration::ZERO }
         })?;
         let refuse = |status, error| Refusal { status, error, delay: self.0.connect_backoff };
-        let header = request.headers.get("x-api-key").map(|value| value.to_str().map(Cow::from));
-        let token = match header {
-            Some(Ok(token)) => Some(token),
-            // Not text: no token either.
-            Some(Err(_)) => Some(Cow::from("")),
-            None => parameter(query, "apikey"),
-        };
+        // Before the token is verified: a key that goes away while it is counts as gone after.
+        let epoch = self.0.verifier.epoch();
+        let token = connect_token(request);
         let Some(token) = token else {
             let text = Some(Cow::from("API key is missing"));
             return Err(refuse(StatusCode::UNAUTHORIZED, text));
@@ -108,8 +107,25 @@ impl Admit for Endpoint {
         })?;
         let realtime = Arc::clone(&self.0);
         let verifier = Arc::clone(&realtime.verifier);
-        let session = Session::new(&token, Arc::new(claims), verifier, realtime.limits);
-        Ok(move |outbox| Socket::new(realtime, version, session, outbox))
+        let rates = Arc::clone(&realtime.rates);
+        let session = Session::new(&token, Arc::new(claims), verifier, realtime.limits, rates);
+        Ok(move |outbox| Socket::new(realtime, version, session, epoch, outbox))
+    }
+
+    async fn prepare(&self, request: &Parts) {
+        let token = connect_token(request);
+        if let Some(wait) = token.and_then(|token| self.0.verifier.awaited_key(&token)) {
+            wait.over().await;
+        }
+    }
+}
+
+/// The token that a request for a socket shows; the header wins over the query.
+fn connect_token(request: &Parts) -> Option<Cow<'_, str>> {
+    match request.headers.get("x-api-key") {
+        // Not text: no token either.
+        Some(value) => Some(value.to_str().map_or("".into(), Cow::from)),
+        None => parameter(request.uri.query().unwrap_or_default(), "apikey"),
     }
 }
 
@@ -134,6 +150,7 @@ enum Mail {
     MayWrite(ChannelId, u32, Option<Grants>),
     /// Whether broadcasts from the database flow, for who asked.
     Replication(ChannelId, bool),
+    KeysFetched,
 }
 
 /// The part of a socket that others hold.
@@ -227,6 +244,10 @@ pub struct Socket {
     outputs: Vec<Output>,
     /// Whoever was told something in this turn.
     dirty: DirtyList,
+    /// The verifier's when the connection's token was verified.
+    epoch: u64,
+    /// Frames that wait for the key of a token.
+    held: Option<Box<Held>>,
 }
 
 impl Socket {
@@ -234,6 +255,7 @@ impl Socket {
         realtime: Arc<Realtime>,
         version: Version,
         session: Session,
+        epoch: u64,
         outbox: Arc<Outbox>,
     ) -> Self {
         metrics::gauge!(telemetry::CONNECTIONS).increment(1);
@@ -253,6 +275,8 @@ impl Socket {
             deadline: None,
             outputs: Vec::new(),
             dirty: DirtyList::default(),
+            epoch,
+            held: None,
         }
     }
 
@@ -493,11 +517,13 @@ impl Socket {
         *first = next.map(|(channel, _)| channel);
     }
 
-    fn decoded(
-        &mut self,
-        frame: Result<crate::session::Frame<'_>, phoenix::DecodeError>,
-    ) -> ControlFlow<CloseReason> {
-        match frame {
+    fn arrived(&mut self, raw: Raw<'_>) -> ControlFlow<CloseReason> {
+        // Whoever came in by a key that is gone was told to go, unless that was just before.
+        if self.epoch != self.realtime.verifier.epoch() {
+            return ControlFlow::Break(CloseReason::Shutdown);
+        }
+        match raw.decode(self.version) {
+            Ok(frame) if self.must_wait(&frame) => self.hold(frame, raw),
             Ok(frame) => self.input(Input::Frame(frame)),
             Err(error) => {
                 debug!(%error, "malformed frame dropped");
@@ -505,15 +531,64 @@ impl Socket {
             }
         }
     }
+
+    /// Whether a token of this frame names a key that is being fetched, or a frame before it on
+    /// its topic waits for one. If so, the wait is under way.
+    fn must_wait(&mut self, frame: &Frame<'_>) -> bool {
+        let verifier = &self.realtime.verifier;
+        if self.held.as_ref().is_some_and(|held| held.has(&frame.topic)) {
+            return true;
+        }
+        if !verifier.rotates() {
+            return false;
+        }
+        let Some(wait) = held::tokens(frame).find_map(|token| verifier.awaited_key(&token)) else {
+            return false;
+        };
+        if self.held.is_none() {
+            self.held = Some(Box::default());
+            let mailbox = Arc::downgrade(&self.mailbox);
+            self.realtime.spawn(async move {
+                wait.over().await;
+                if let Some(mailbox) = mailbox.upgrade() {
+                    mailbox.post(Mail::KeysFetched);
+                }
+            });
+        }
+        true
+    }
+
+    fn hold(&mut self, frame: Frame<'_>, raw: Raw<'_>) -> ControlFlow<CloseReason> {
+        match self.held.as_mut().map(|held| held.push(&frame.topic, raw)) {
+            Some(Ok(())) => ControlFlow::Continue(()),
+            // Too much to wait: all of it is answered with the keys there are.
+            Some(Err(held::Full)) | None => {
+                self.release()?;
+                self.input(Input::Frame(frame))
+            }
+        }
+    }
+
+    /// Takes what was held as if it came now.
+    fn release(&mut self) -> ControlFlow<CloseReason> {
+        let Some(held) = self.held.take() else { return ControlFlow::Continue(()) };
+        for raw in held.frames() {
+            // It was decoded before.
+            if let Ok(frame) = raw.decode(self.version) {
+                self.input(Input::Frame(frame))?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
 }
 
 impl Peer for Socket {
     fn text(&mut self, text: &str) -> ControlFlow<CloseReason> {
-        self.decoded(phoenix::decode_text(self.version, text))
+        self.arrived(Raw::Text(text))
     }
 
     fn binary(&mut self, data: &[u8]) -> ControlFlow<CloseReason> {
-        self.decoded(phoenix::decode_binary(self.version, data))
+        self.arrived(Raw::Binary(data))
     }
 
     fn woken(&mut self) -> ControlFlow<CloseReason> {
@@ -548,6 +623,7 @@ impl Peer for Socket {
                     self.deadline = None;
                     self.input(Input::Expired { channel })?;
                 }
+                Mail::KeysFetched => self.release()?,
             }
         }
         ControlFlow::Continue(())

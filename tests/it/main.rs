@@ -10,6 +10,7 @@ mod cluster;
 mod crash;
 mod dev;
 mod install;
+mod keys;
 mod layers;
 mod operations;
 mod protocol;

@@ -1,12 +1,14 @@
 //! Which key verifies which token, and which keys need no token.
 //!
-//! In:     the shared secret, a JSON Web Key Set and API keys, from the settings.
+//! In:     the shared secret, a JSON Web Key Set and API keys, from the settings; key sets that
+//!         were fetched.
 //! Out:    one key and one algorithm for a token's `alg` and `kid`; the role of an API key.
 //! Never:  a key for an algorithm of another kind, so `alg` cannot turn a public key into a secret.
 //! Source: RFC 7517, RFC 7518 section 6, RFC 8037, RFC 8725.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -18,7 +20,10 @@ use super::{Fingerprint, TokenError};
 use crate::config::{self, Secret};
 
 /// Bytes of a key set. A real one has a few keys of a few hundred bytes.
-const JWKS_BYTES_MAX: usize = 1024 * 1024;
+const JWKS_BYTES_MAX: usize = crate::auth::jwks::BODY_BYTES_MAX;
+
+/// Keys of a key set: a search walks them, and each costs a check when it is loaded.
+const KEYS_MAX: usize = 256;
 
 /// Bytes of a shared secret below which it could be guessed (RFC 7518, 3.2, for HS256).
 const SECRET_BYTES_MIN: usize = 32;
@@ -42,18 +47,37 @@ enum Family {
     Ed25519,
 }
 
-struct Key {
+/// One key of a key set.
+pub(super) struct Key {
     kid: String,
     family: Family,
     /// The only algorithm this key is meant for, when the key set says so.
     algorithm: Option<Algorithm>,
     material: DecodingKey,
+    /// Of all of the above: equal ones verify the same tokens.
+    fingerprint: Fingerprint,
+}
+
+impl Key {
+    /// Whether `set` has this very key.
+    pub(super) fn is_in(&self, set: &[Key]) -> bool {
+        set.iter().any(|key| key.fingerprint == self.fingerprint)
+    }
+}
+
+/// Where the key set comes from.
+pub(super) enum Origin {
+    /// The settings, for the whole life of the process; empty when they have none.
+    Settings,
+    /// This URL; until it is fetched the set is empty.
+    Url(String),
 }
 
 /// The keys tokens are verified with.
 pub(super) struct Keys {
     secret: Option<DecodingKey>,
-    set: Vec<Key>,
+    /// Replaced as a whole by [`Self::replace`].
+    set: RwLock<Arc<Vec<Key>>>,
 }
 
 /// A signature algorithm by its name in a token. Everything else, `none` and PS* included, is
@@ -75,31 +99,44 @@ fn algorithm(name: &str) -> Option<(Algorithm, Family)> {
 
 impl Keys {
     /// From the settings, checked so that a key that could never verify is found at start.
-    pub(super) fn load(settings: &config::Jwt) -> Result<Self, config::Error> {
+    pub(super) fn load(settings: &config::Jwt) -> Result<(Self, Origin), config::Error> {
         let secret = shared_secret(&settings.secret)?;
-        let set = match settings.jwks.trim() {
-            "" => Vec::new(),
-            json if json.starts_with(['{', '[']) => key_set(json)?,
-            path => key_set(&read(Path::new(path))?)?,
+        let (set, origin) = match settings.jwks.trim() {
+            "" => (Vec::new(), Origin::Settings),
+            json if json.starts_with(['{', '[']) => (key_set(json)?, Origin::Settings),
+            url if url.contains("://") => (Vec::new(), Origin::Url(url.to_owned())),
+            path => (key_set(&read(Path::new(path))?)?, Origin::Settings),
         };
-        if secret.is_none() && set.is_empty() {
+        if secret.is_none() && set.is_empty() && matches!(origin, Origin::Settings) {
             return Err(invalid("jwt.secret", "no key to verify tokens with: set it or jwt.jwks"));
         }
-        Ok(Self { secret, set })
+        Ok((Self { secret, set: RwLock::new(Arc::new(set)) }, origin))
     }
 
-    /// The key for a token's header.
+    /// The key set as it is now.
+    pub(super) fn set(&self) -> Arc<Vec<Key>> {
+        Arc::clone(&self.set.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Verifies with this set from now on; gives the one before.
+    pub(super) fn replace(&self, set: Vec<Key>) -> Arc<Vec<Key>> {
+        let mut current = self.set.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut current, Arc::new(set))
+    }
+
+    /// The key for a token's header, from [`Self::set`].
     ///
     /// An HS token falls back to the shared secret when the key set has no such secret: the tokens
     /// of the usual auth server carry a key id that no key set lists.
-    pub(super) fn select(
-        &self,
+    pub(super) fn select<'a>(
+        &'a self,
+        set: &'a [Key],
         name: &str,
         kid: Option<&str>,
-    ) -> Result<(Algorithm, &DecodingKey), TokenError> {
+    ) -> Result<(Algorithm, &'a DecodingKey), TokenError> {
         let (algorithm, family) = algorithm(name).ok_or(TokenError::Signer { kid: None })?;
         let listed = kid.and_then(|kid| {
-            self.set.iter().find(|key| {
+            set.iter().find(|key| {
                 key.kid == kid
                     && key.family == family
                     && key.algorithm.is_none_or(|meant| meant == algorithm)
@@ -170,9 +207,6 @@ fn shared_secret(secret: &Secret) -> Result<Option<DecodingKey>, config::Error> 
 }
 
 fn read(path: &Path) -> Result<String, config::Error> {
-    if path.to_str().is_some_and(|path| path.contains("://")) {
-        return Err(invalid("jwt.jwks", "is a URL; give the key set itself or a file"));
-    }
     let failed = |source| config::Error::Read { path: path.into(), source };
     let bytes = std::fs::metadata(path).map_err(failed)?.len();
     if usize::try_from(bytes).map_or(true, |bytes| bytes > JWKS_BYTES_MAX) {
@@ -218,19 +252,64 @@ fn key_set(json: &str) -> Result<Vec<Key>, config::Error> {
         let problem = format!("is not a JSON object with a list called keys ({line}:{column})");
         invalid("jwt.jwks", problem)
     })?;
+    if set.keys.len() > KEYS_MAX {
+        return Err(invalid("jwt.jwks", format!("has more than {KEYS_MAX} keys")));
+    }
     let mut keys = Vec::with_capacity(set.keys.len());
     for (number, raw) in set.keys.iter().enumerate() {
-        let broken = |what: &str| invalid("jwt.jwks", format!("key {number}: {what}"));
-        if !raw.get().starts_with('{') {
-            return Err(broken("not a JSON object"));
-        }
-        let key = serde_json::from_str::<JsonKey>(raw.get())
-            .map_err(|_| broken("kty is missing or a member is not a string"))?;
-        if let Some(key) = decode(key).map_err(broken)? {
-            keys.push(key);
-        }
+        let key =
+            read_key(raw).map_err(|what| invalid("jwt.jwks", format!("key {number}: {what}")))?;
+        keys.extend(key);
     }
     Ok(keys)
+}
+
+/// A key set that was fetched.
+pub(super) struct Fetched {
+    /// At least one key, all of them asymmetric.
+    pub(super) keys: Vec<Key>,
+    /// How many keys of a known kind are broken or were not meant to be published.
+    pub(super) left_out: usize,
+}
+
+/// Decodes a key set that was fetched. What others put into it must not make the rest useless, so
+/// a broken key is left out, and refuses its own tokens only. A secret is left out, too: whoever
+/// can fetch it could sign.
+///
+/// # Errors
+/// Why the set is of no use as a whole.
+pub(super) fn fetched_set(body: &[u8]) -> Result<Fetched, &'static str> {
+    let malformed = "it is not a JSON object with a list called keys";
+    let json = std::str::from_utf8(body).map_err(|_| malformed)?;
+    if !json.trim_start().starts_with('{') {
+        return Err(malformed);
+    }
+    let set: JsonKeySet<'_> = serde_json::from_str(json).map_err(|_| malformed)?;
+    if set.keys.len() > KEYS_MAX {
+        return Err("it has more than 256 keys");
+    }
+    let mut fetched = Fetched { keys: Vec::with_capacity(set.keys.len()), left_out: 0 };
+    for raw in set.keys {
+        match read_key(raw) {
+            Ok(Some(key)) if key.family != Family::Secret => fetched.keys.push(key),
+            Ok(None) => {}
+            Ok(Some(_)) | Err(_) => fetched.left_out += 1,
+        }
+    }
+    if fetched.keys.is_empty() {
+        return Err("it has no key that can be used");
+    }
+    Ok(fetched)
+}
+
+/// One key of a set; none when it is of a kind that cannot be verified here.
+fn read_key(raw: &RawValue) -> Result<Option<Key>, &'static str> {
+    if !raw.get().starts_with('{') {
+        return Err("not a JSON object");
+    }
+    let key = serde_json::from_str::<JsonKey>(raw.get())
+        .map_err(|_| "kty is missing or a member is not a string")?;
+    decode(key)
 }
 
 fn decode(json: JsonKey) -> Result<Option<Key>, &'static str> {
@@ -248,13 +327,13 @@ fn decode(json: JsonKey) -> Result<Option<Key>, &'static str> {
         let value = value.ok_or(what)?;
         URL_SAFE_NO_PAD.decode(value.trim_end_matches('=')).map_err(|_| what)
     };
-    let (family, probe, material) = match (&*json.kty, json.crv.as_deref()) {
+    let (family, probe, material, public) = match (&*json.kty, json.crv.as_deref()) {
         ("oct", _) => {
             let secret = member(json.k, "k is not base64url")?;
             if secret.len() < SECRET_BYTES_MIN {
                 return Err("k is shorter than 32 bytes");
             }
-            (Family::Secret, Algorithm::HS256, DecodingKey::from_secret(&secret))
+            (Family::Secret, Algorithm::HS256, DecodingKey::from_secret(&secret), secret)
         }
         ("RSA", _) => {
             let modulus = member(json.n, "n is not base64url")?;
@@ -268,7 +347,8 @@ fn decode(json: JsonKey) -> Result<Option<Key>, &'static str> {
                 return Err("e is not an odd number between 3 and 4294967295");
             }
             let key = DecodingKey::from_rsa_raw_components(&modulus, &exponent);
-            (Family::Rsa, Algorithm::RS256, key)
+            let [n, e] = [&modulus, &exponent].map(|part| URL_SAFE_NO_PAD.encode(part));
+            (Family::Rsa, Algorithm::RS256, key, format!("{n}.{e}").into_bytes())
         }
         ("EC", Some(curve @ ("P-256" | "P-384"))) => {
             let x = member(json.x, "x is not base64url")?;
@@ -281,7 +361,8 @@ fn decode(json: JsonKey) -> Result<Option<Key>, &'static str> {
                 return Err("x or y has the wrong length for crv");
             }
             // An uncompressed point (SEC 1, 2.3.3).
-            (family, probe, DecodingKey::from_ec_der(&[&[4], &*x, &*y].concat()))
+            let point = [&[4], &*x, &*y].concat();
+            (family, probe, DecodingKey::from_ec_der(&point), point)
         }
         ("OKP", Some("Ed25519")) => {
             let x = member(json.x, "x is not base64url")?;
@@ -289,7 +370,7 @@ fn decode(json: JsonKey) -> Result<Option<Key>, &'static str> {
             if x.len() != 32 {
                 return Err("x has the wrong length for crv");
             }
-            (Family::Ed25519, Algorithm::EdDSA, DecodingKey::from_ed_der(&x))
+            (Family::Ed25519, Algorithm::EdDSA, DecodingKey::from_ed_der(&x), x)
         }
         _ => return Ok(None),
     };
@@ -299,5 +380,8 @@ fn decode(json: JsonKey) -> Result<Option<Key>, &'static str> {
     // Fails when the numbers are not a point on their curve.
     jsonwebtoken::crypto::verify("", b"", &material, probe)
         .map_err(|_| "not a valid public key")?;
-    Ok(Some(Key { kid, family, algorithm: meant.map(|(algorithm, _)| algorithm), material }))
+    let algorithm = meant.map(|(algorithm, _)| algorithm);
+    let described = format!("{kid:?} {family:?} {algorithm:?} {}", URL_SAFE_NO_PAD.encode(public));
+    let fingerprint = Fingerprint::of(&described);
+    Ok(Some(Key { kid, family, algorithm, material, fingerprint }))
 }

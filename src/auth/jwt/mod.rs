@@ -2,12 +2,13 @@
 //!
 //! In:     a JWT or an API key as a client sent it, the configured keys and roles, the time.
 //! Out:    verified claims, or why not in the words the client is told.
-//! Never:  a clock of its own, a claim from a token whose signature was not checked, a token's text
+//! Never:  a clock of its own for a token, IO while one is verified, a claim from a token whose signature was not checked, a token's text
 //!         in an error.
 //! Source: RFC 7515, RFC 7519, RFC 8725.
 
 mod error;
 mod keys;
+mod rotation;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +16,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -23,11 +24,15 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use sha2::{Digest, Sha256};
 
+use tokio_util::sync::CancellationToken;
+
 use super::Claims;
 use crate::config;
-use keys::Keys;
+use keys::{Keys, Origin};
+use rotation::Rotation;
 
 pub use error::TokenError;
+pub use rotation::{KeyWait, RefreshError, Refreshed};
 
 /// Bytes of a token before anything is decoded. Real ones have under 16 KiB, and the headers of a
 /// request are bounded at the same 64 KiB by default.
@@ -43,7 +48,11 @@ pub struct Fingerprint([u8; 32]);
 impl Fingerprint {
     /// Of a token's text, as the client sent it.
     pub fn of(token: &str) -> Self {
-        Self(Sha256::digest(token).into())
+        Self::of_bytes(token.as_bytes())
+    }
+
+    fn of_bytes(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
     }
 }
 
@@ -54,8 +63,13 @@ impl fmt::Debug for Fingerprint {
 }
 
 /// Verifies tokens against the configured keys.
+///
+/// When the settings give the URL of a key set, that set is empty until [`Self::keep_fresh`] runs;
+/// its tokens are refused as those of unknown keys while it is.
 pub struct Verifier {
     keys: Keys,
+    /// How the key set is kept; none when it is part of the settings.
+    rotation: Option<Rotation>,
     /// What the bearer of an API key is, by the key's digest.
     api_keys: HashMap<Fingerprint, Claims>,
     roles: Vec<Arc<str>>,
@@ -81,8 +95,14 @@ impl Verifier {
     pub fn new(settings: &config::Jwt, roles: &[String]) -> Result<Self, config::Error> {
         let api_keys = keys::api_keys(&settings.api_keys, roles)?;
         let bearer = |(key, role): (_, String)| (key, bearer(&role));
+        let (keys, origin) = Keys::load(settings)?;
+        let rotation = match origin {
+            Origin::Settings => None,
+            Origin::Url(url) => Some(Rotation::new(&url, settings)?),
+        };
         Ok(Self {
-            keys: Keys::load(settings)?,
+            keys,
+            rotation,
             api_keys: api_keys.into_iter().map(bearer).collect(),
             roles: roles.iter().map(|role| role.as_str().into()).collect(),
             required: settings.required_claims.clone(),
@@ -106,10 +126,80 @@ impl Verifier {
         let header = Header::decode(header)?;
         URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Malformed)?;
         let name = header.algorithm.ok_or(TokenError::Signer { kid: None })?;
-        let (algorithm, key) = self.keys.select(&name, header.kid.as_deref())?;
+        let set = self.keys.set();
+        let (algorithm, key) = self.keys.select(&set, &name, header.kid.as_deref())?;
         match jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, algorithm) {
             Ok(true) => self.accept(json, &claims, now),
             Ok(false) | Err(_) => Err(TokenError::Signature),
+        }
+    }
+
+    /// As [`Self::verify`]; a token that names an unknown key waits for a fetch that may bring it,
+    /// within the settings' bound.
+    ///
+    /// # Errors
+    /// As [`Self::verify`].
+    pub async fn verify_fresh(&self, token: &str, now: SystemTime) -> Result<Claims, TokenError> {
+        let refused = match self.verify(token, now) {
+            Err(error @ TokenError::Signer { kid: Some(_) }) => error,
+            answer => return answer,
+        };
+        let Some(rotation) = &self.rotation else { return Err(refused) };
+        let Some(wait) = rotation.want() else { return Err(refused) };
+        let asked = Instant::now();
+        wait.over().await;
+        self.verify(token, now + asked.elapsed())
+    }
+
+    /// What to wait for before `token` is verified: it names a key that is unknown, and a fetch
+    /// under way may bring it. Nothing is said about the token but that.
+    ///
+    /// Asking is what makes the fetch happen, at most as often as the settings allow. None when no
+    /// wait would help: the key is known, there is no such fetch now, or too many wait already.
+    pub fn awaited_key(&self, token: &str) -> Option<KeyWait> {
+        let rotation = self.rotation.as_ref()?;
+        let token = normalise(token).ok()?;
+        let header = Header::decode(token.split_once('.')?.0).ok()?;
+        let set = self.keys.set();
+        let selected = self.keys.select(&set, &header.algorithm?, header.kid.as_deref());
+        if let Err(TokenError::Signer { kid: Some(_) }) = selected { rotation.want() } else { None }
+    }
+
+    /// Whether keys come and go: [`Self::awaited_key`] may have something to wait for.
+    pub fn rotates(&self) -> bool {
+        self.rotation.is_some()
+    }
+
+    /// How often a key was taken away. What was verified under another number may have been
+    /// verified with such a key.
+    pub fn epoch(&self) -> u64 {
+        self.rotation.as_ref().map_or(0, Rotation::epoch)
+    }
+
+    /// The URL the key set is fetched from, without its query; none when there is none.
+    pub fn key_source(&self) -> Option<String> {
+        Some(self.rotation.as_ref()?.source())
+    }
+
+    /// Fetches the key set now; nothing to do when it is part of the settings.
+    ///
+    /// # Errors
+    /// Why there is no new set. The one before stays, unless it is too old.
+    pub async fn refresh(&self) -> Result<Refreshed, RefreshError> {
+        match &self.rotation {
+            Some(rotation) => rotation.refresh(&self.keys).await,
+            None => Ok(Refreshed::default()),
+        }
+    }
+
+    /// Fetches the key set now and whenever it is due, until `stop`. `removed` is called after a
+    /// key was taken away: who was let in by it has to go.
+    pub async fn keep_fresh(&self, stop: CancellationToken, removed: impl Fn()) {
+        match &self.rotation {
+            Some(rotation) => {
+                stop.run_until_cancelled(rotation.run(&self.keys, removed)).await;
+            }
+            None => stop.cancelled().await,
         }
     }
 

@@ -273,14 +273,16 @@ impl Talk {
         let limits = Limits {
             channels_max: 3,
             subscriptions_max: 4,
-            joins_per_second: 0,
-            broadcasts_per_second: 0,
+            connection_joins_per_second_max: 1000,
+            joins_per_second_max: 1000,
+            connection_events_per_second_max: 1000,
+            events_per_second_max: 1000,
             payload_bytes_max: 1000,
             presence_events_max: 3,
             presence_window: Duration::from_secs(30),
             private_only: false,
         };
-        let session = Session::new(&token, claims, verifier, limits);
+        let session = Session::new(&token, claims, verifier, limits, Arc::default());
         Self { version, session, now: at(NOW), joins: Vec::new() }
     }
 
