@@ -260,8 +260,8 @@ pub struct Presence {
     /// Bytes of the state of one topic, which every channel is sent that joins it; what does not
     /// fit is refused. Default 16 MiB, 64 KiB to 1 GiB.
     pub topic_bytes_max: usize,
-    /// Bytes tracked on all topics together; what does not fit is refused. They take up to three
-    /// times as much memory. Default 256 MiB, 64 KiB to 64 GiB.
+    /// Bytes tracked on all topics together, with 256 more for each channel; what does not fit is
+    /// refused. They take up to three times as much memory. Default 256 MiB, 64 KiB to 64 GiB.
     pub bytes_max: usize,
     /// Milliseconds between two diffs of a large topic at most: 0.05 for each receiver, if there
     /// are more than 32. Default 200, 0 to 10000. With 0 each change is a diff of its own.

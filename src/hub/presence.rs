@@ -41,6 +41,10 @@ const OURS: [&str; 2] = ["phx_ref", "phx_ref_prev"];
 /// What a key costs in a state besides its own bytes: `:{"metas":[]},`.
 const KEY_OVERHEAD_BYTES: usize = 14;
 
+/// What a member costs in memory besides its texts, about: its places in the maps here. Counted
+/// for the whole process only, where many empty metas could come together.
+const MEMBER_OVERHEAD_BYTES: usize = 256;
+
 /// A channel on a topic, by a number that is never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MemberId(pub u64);
@@ -94,7 +98,7 @@ impl Supply {
         Self { settings, epoch, next: AtomicU64::new(0), bytes: AtomicUsize::new(0) }
     }
 
-    /// Bytes that are tracked now, over all topics.
+    /// Bytes that are tracked now, over all topics, as `presence.bytes_max` counts them.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -152,13 +156,18 @@ impl Tracked {
     fn bytes(&self) -> usize {
         bytes(&self.place.key, &self.meta)
     }
+
+    fn memory_bytes(&self) -> usize {
+        self.bytes() + MEMBER_OVERHEAD_BYTES
+    }
 }
 
 /// The presence of one topic.
 ///
 /// Its owner calls [`Self::take_diff`] after every change and again at [`Self::due_at`], gives the
 /// diff to every receiver, and takes [`Self::state`] for a new one in the same moment as it makes
-/// it a receiver.
+/// it a receiver. A receiver's first frame is its state: the official clients keep diffs that come
+/// before one, across joins, and would apply them to the state of a later one.
 ///
 /// Memory: at most three times `topic_bytes_max` (what is, what was told, the rendered state).
 #[derive(Debug)]
@@ -237,12 +246,11 @@ impl Presence {
         let place = Place { key, number: self.supply.number() };
         let new = self.tracked(place, known, &body);
 
-        let old_bytes = old.map_or(0, Tracked::bytes);
-        let bytes = self.bytes - old_bytes + new.bytes();
+        let bytes = self.bytes - old.map_or(0, Tracked::bytes) + new.bytes();
         if bytes > settings.topic_bytes_max {
             return Err(TrackError::TopicFull);
         }
-        if !self.supply.exchange(old_bytes, new.bytes()) {
+        if !self.supply.exchange(old.map_or(0, Tracked::memory_bytes), new.memory_bytes()) {
             return Err(TrackError::ServerFull);
         }
         self.bytes = bytes;
@@ -257,7 +265,7 @@ impl Presence {
     pub fn untrack(&mut self, member: MemberId) {
         if let Some(old) = self.members.remove(&member) {
             self.bytes -= old.bytes();
-            self.supply.exchange(old.bytes(), 0);
+            self.supply.exchange(old.memory_bytes(), 0);
             self.withdraw(old);
         }
     }
@@ -308,6 +316,11 @@ impl Presence {
         Some(diff.into())
     }
 
+    /// What all members take from the supply.
+    fn memory_bytes(&self) -> usize {
+        self.bytes + self.members.len() * MEMBER_OVERHEAD_BYTES
+    }
+
     fn interval(&self, receivers: usize) -> Duration {
         let most = Duration::from_millis(self.supply.settings.diff_interval_max_ms);
         match u32::try_from(receivers) {
@@ -339,7 +352,7 @@ impl Presence {
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        self.supply.exchange(self.bytes, 0);
+        self.supply.exchange(self.memory_bytes(), 0);
     }
 }
 
