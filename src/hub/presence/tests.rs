@@ -459,7 +459,7 @@ fn a_crowd_under_one_key_leaves_in_one_diff() {
 }
 
 /// A client's own copy of a state, kept as `syncState` and `syncDiff` of @supabase/phoenix and
-/// `RealtimePresence` of realtime-js 2.10 keep it: by key, a list of (ref, meta without ref).
+/// `RealtimePresence` of realtime-js 2.8 keep it: by key, a list of (ref, meta without ref).
 #[derive(Debug, Default)]
 struct Client {
     state: BTreeMap<String, Vec<(String, Value)>>,
