@@ -66,6 +66,8 @@ pub struct Config {
     pub jwt: Jwt,
     /// Row changes: what is shown, and how.
     pub changes: Changes,
+    /// Presence: what members may show on a topic.
+    pub presence: Presence,
     /// The listening socket and its clients.
     pub server: Server,
     /// What clients may take together.
@@ -287,6 +289,45 @@ impl Default for Changes {
             delete_mode_by_table: BTreeMap::new(),
             announce_move_out: true,
             record_bytes_max: 1024 * 1024,
+        }
+    }
+}
+
+/// Presence: what members may show on a topic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Presence {
+    /// Bytes of the JSON that one channel tracks; a larger one closes the channel. Default 64 KiB,
+    /// 256 to 1 MiB.
+    pub meta_bytes_max: usize,
+    /// Names in that object; with more it is refused. Default 1000, 1 to 100000.
+    pub meta_keys_max: usize,
+    /// Bytes of a channel's presence key. Default 1024, 64 to 64 KiB.
+    pub key_bytes_max: usize,
+    /// Channels that track something on one topic; more are refused. Default 100000, 1 to
+    /// 10000000.
+    pub members_max: usize,
+    /// Bytes of the state of one topic, which every channel is sent that joins it; what does not
+    /// fit is refused. Default 16 MiB, 64 KiB to 1 GiB.
+    pub topic_bytes_max: usize,
+    /// Bytes tracked on all topics together, with 256 more for each channel; what does not fit is
+    /// refused. They take up to three times as much memory. Default 256 MiB, 64 KiB to 64 GiB.
+    pub bytes_max: usize,
+    /// Milliseconds between two diffs of a large topic at most: 0.05 for each receiver, if there
+    /// are more than 32. Default 200, 0 to 10000. With 0 each change is a diff of its own.
+    pub diff_interval_max_ms: u64,
+}
+
+impl Default for Presence {
+    fn default() -> Self {
+        Self {
+            meta_bytes_max: 64 * 1024,
+            meta_keys_max: 1000,
+            key_bytes_max: 1024,
+            members_max: 100_000,
+            topic_bytes_max: 16 * 1024 * 1024,
+            bytes_max: 256 * 1024 * 1024,
+            diff_interval_max_ms: 200,
         }
     }
 }
