@@ -133,7 +133,7 @@ async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let metrics = telemetry::record_metrics().ok();
-    let hub = Arc::new(Hub::default());
+    let hub = Arc::new(Hub::new(config.presence.clone()));
     let publications = &config.replication.publications;
     let catalog = Catalog::new(logins.check.clone(), &config.database.roles, publications);
     let catalog = Arc::new(catalog);

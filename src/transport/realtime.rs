@@ -29,11 +29,11 @@ use crate::auth::jwt::Verifier;
 use crate::change::Operation;
 use crate::event::broadcast::Broadcast;
 use crate::hub::outbox::{CloseReason, DirtyList, Outbox};
-use crate::hub::{Format, Hub, Inbox, Membership, Occupancy, Subscriber};
+use crate::hub::{Format, Hub, Inbox, Membership, Occupancy, Subscriber, TrackError};
 use crate::join::{Entered, Joined, Joiner, Request};
 use crate::session::{
-    ChannelId, Frame, Grants, Input, JoinOutcome, JoinRequest, Limits, Message, Output, Rates,
-    RawRef, Session, Subscribed, SystemMessage,
+    ChannelId, Frame, Grants, Input, JoinOutcome, JoinRequest, Limits, Message, Output,
+    PresenceOptions, Rates, RawRef, Session, Subscribed, SystemMessage,
 };
 use crate::telemetry;
 
@@ -197,6 +197,9 @@ impl Inbox for Notices {
 struct Place {
     membership: Option<Arc<Membership>>,
     occupancy: Occupancy,
+    sees_presence: bool,
+    /// What its presence is known by, once it showed itself.
+    key: Option<Box<str>>,
     /// Messages to send right after the answer to the join.
     stored: Vec<Broadcast>,
     request: Arc<Kept>,
@@ -230,6 +233,8 @@ struct Kept {
     private: bool,
     replay: Option<Box<RawValue>>,
     announce_replication: bool,
+    presence: PresenceOptions,
+    join_ref: Option<RawRef>,
 }
 
 /// The [`Peer`] of a Phoenix socket.
@@ -313,7 +318,15 @@ impl Socket {
                     metrics::counter!(telemetry::DELIVERIES).increment(told);
                 }
             }
-            Output::Track { .. } | Output::Untrack { .. } => {}
+            Output::Track { channel, reference, meta } => {
+                let outcome = self.track(channel, &meta);
+                self.input(Input::Tracked { channel, reference, outcome })?;
+            }
+            Output::Untrack { channel } => {
+                if let Some(place) = self.joined.get(&channel) {
+                    place.occupancy.untrack(&mut self.dirty);
+                }
+            }
             Output::CheckWrite { channel, turn, .. } => {
                 self.mailbox.post(Mail::MayWrite(channel, turn, None));
             }
@@ -368,6 +381,8 @@ impl Socket {
             private: request.private,
             replay: request.broadcast.replay,
             announce_replication: request.broadcast.announce_replication,
+            presence: request.presence,
+            join_ref: request.join_ref,
         });
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
         let ask = self.request(&kept, request.claims);
@@ -423,7 +438,7 @@ impl Socket {
         let Joined { subscriptions, membership, asked, entered, problem, unavailable } = joined;
         let membership = membership.map(Arc::new);
         let subscriber = Arc::clone(&request.subscriber);
-        let outcome = if let Some(Entered { occupancy, stored, .. }) = entered
+        let outcome = if let Some(Entered { occupancy, sees_presence, stored }) = entered
             && unavailable.is_none()
         {
             let mut system = match problem {
@@ -437,7 +452,15 @@ impl Socket {
             let replays = stored.is_some();
             let stored = stored.unwrap_or_default();
             let membership = membership.clone();
-            let place = Place { membership, occupancy, stored, request, _counted: Counted::new() };
+            let place = Place {
+                membership,
+                occupancy,
+                sees_presence,
+                key: None,
+                stored,
+                request,
+                _counted: Counted::new(),
+            };
             self.joined.insert(channel, place);
             metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
             let acknowledged = |(id, extra)| Subscribed { id, extra };
@@ -449,10 +472,39 @@ impl Socket {
         };
         let flow = self.input(Input::Joined { channel, outcome });
         // The reply is in the outbox: what was held may follow it.
-        if self.joined.contains_key(&channel) {
+        if let Some(place) = self.joined.get(&channel) {
             subscriber.go_live();
+            if place.request.presence.enabled {
+                self.watch(channel);
+            }
         }
         flow
+    }
+
+    /// Shows who is present, beginning with those who are.
+    fn watch(&mut self, channel: ChannelId) {
+        let Some(place) = self.joined.get(&channel).filter(|place| place.sees_presence) else {
+            return;
+        };
+        let Kept { topic, join_ref, .. } = &*place.request;
+        let first = |state: &[u8]| {
+            let (version, join_ref) = (self.version, join_ref.as_ref());
+            text_frame(&phoenix::encode_push(version, join_ref, topic, "presence_state", state))
+        };
+        place.occupancy.watch(first, &mut self.dirty);
+    }
+
+    fn track(&mut self, channel: ChannelId, meta: &RawValue) -> Result<(), TrackError> {
+        // A client that shows itself wants to know who else is there. Diffs without a state would
+        // only fill its memory.
+        let public = self.joined.get(&channel).is_some_and(|place| !place.request.private);
+        if public {
+            self.watch(channel);
+        }
+        let Some(place) = self.joined.get_mut(&channel) else { return Ok(()) };
+        let request = &place.request;
+        let key = place.key.get_or_insert_with(|| presence_key(request.presence.key.as_deref()));
+        place.occupancy.track(key, meta.get(), &mut self.dirty)
     }
 
     /// Sends the stored messages a join asked for; what came meanwhile follows.
@@ -687,11 +739,28 @@ fn encode_broadcast(version: Version, topic: &str, broadcast: &Broadcast) -> Opt
     })
 }
 
-fn push_frame(version: Version, topic: &str, event: &str, payload: &str) -> Bytes {
-    text_frame(&phoenix::encode_push(version, None, topic, event, payload.as_bytes()))
+fn push_frame(version: Version, topic: &str, event: &str, payload: &[u8]) -> Bytes {
+    text_frame(&phoenix::encode_push(version, None, topic, event, payload))
 }
 
 /// Joins without a `config` get the operation as the event and the data as the payload.
 fn legacy_frame(version: Version, topic: &str, operation: Operation, data: &[u8]) -> Bytes {
     text_frame(&phoenix::encode_push(version, None, topic, operation.as_str(), data))
+}
+
+/// The name a client chose for itself: its text, or the JSON of anything else. A random one when it
+/// chose none.
+fn presence_key(chosen: Option<&RawValue>) -> Box<str> {
+    let chosen = chosen.map_or("\"\"", RawValue::get);
+    let text: Option<String> = serde_json::from_str(chosen).ok();
+    let key = text.unwrap_or_else(|| chosen.to_owned());
+    if key.is_empty() { random_uuid().into() } else { key.into() }
+}
+
+/// A random UUID (version 4).
+fn random_uuid() -> String {
+    let random = rand::random::<u128>() & !(0xF << 76 | 0x3 << 62) | (0x4 << 76 | 0x2 << 62);
+    let hex = format!("{random:032x}");
+    let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+    parts.join("-")
 }

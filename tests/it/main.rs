@@ -13,6 +13,7 @@ mod install;
 mod keys;
 mod layers;
 mod operations;
+mod presence;
 mod protocol;
 mod rls;
 mod rls_differential;
