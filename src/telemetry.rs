@@ -54,6 +54,11 @@ pub const CHECK_SECONDS: &str = "walcast_check_seconds";
 /// Policy checks that gave no answer, by [`REASON`].
 pub const CHECKS_FAILED: &str = "walcast_checks_failed_total";
 
+/// Seconds it took to decide what somebody may read on a private channel, waiting included.
+pub const READ_AUTHORIZATION_SECONDS: &str = "walcast_read_authorization_seconds";
+/// Seconds it took to decide what somebody may write there, waiting included.
+pub const WRITE_AUTHORIZATION_SECONDS: &str = "walcast_write_authorization_seconds";
+
 /// Label: why.
 pub const REASON: &str = "reason";
 /// Label: `ok` or `error`.
@@ -136,6 +141,8 @@ fn describe() {
     describe_histogram!(LATENCY_SECONDS, Unit::Seconds, "Commit to frames offered.");
     describe_histogram!(CHECK_SECONDS, Unit::Seconds, "One round of policy checks.");
     describe_counter!(CHECKS_FAILED, "Policy checks without an answer, by reason.");
+    describe_histogram!(READ_AUTHORIZATION_SECONDS, Unit::Seconds, "Read checks of channels.");
+    describe_histogram!(WRITE_AUTHORIZATION_SECONDS, Unit::Seconds, "Write checks of channels.");
 }
 
 #[cfg(test)]
