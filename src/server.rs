@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::auth::access::Access;
 use crate::auth::jwt::Verifier;
 use crate::auth::rls::Authorizer;
 use crate::catalog::Catalog;
@@ -144,6 +145,7 @@ async fn serve(
         Arc::clone(&hub),
         Arc::clone(&catalog),
         Arc::clone(&authorizer),
+        Arc::new(Access::new(logins.check.clone(), &config.database)),
         logins.check.clone(),
         config,
         is_ready.clone(),
