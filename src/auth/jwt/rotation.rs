@@ -225,6 +225,7 @@ impl Rotation {
             }
             well = outcome.is_ok();
             if self.epoch() != epoch {
+                info!(%source, "keys are gone; connections have to show their tokens again");
                 removed();
             }
         }
