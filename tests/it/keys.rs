@@ -312,11 +312,13 @@ async fn an_answer_of_no_use_never_replaces_a_good_set() {
     settings.jwks_timeout_ms = 300;
     let verifier = verifier(&settings);
     verifier.refresh().await.unwrap();
-    let huge = format!("{{\"keys\":[],\"x\":\"{}\"}}", "x".repeat(1024 * 1024));
+    // Good but for one thing, so that it is this thing that is found.
+    let good = json!({ "keys": public(&["p256"]) }).to_string();
+    let huge = json!({ "keys": public(&["p256"]), "x": "x".repeat(1024 * 1024) }).to_string();
     let many: Vec<Value> = (0..257).flat_map(|_| public(&["p256"])).collect();
     let mut private_only = public(&["p256"]);
     private_only[0]["use"] = "enc".into();
-    let status = |status: &str| Act::Answer(format!("HTTP/1.1 {status}"), b"{}".into());
+    let status = |status: &str| Act::Answer(format!("HTTP/1.1 {status}"), good.clone().into());
     let compressed = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip";
     // Promises less than comes.
     let two_lengths = Act::Answer("HTTP/1.1 200 OK\r\ncontent-length: 5".into(), b"{}".into());
@@ -334,11 +336,12 @@ async fn an_answer_of_no_use_never_replaces_a_good_set() {
             Act::Answer(format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(1 << 20)), vec![]),
         ),
         ("two lengths", two_lengths),
-        ("compressed", Act::Answer(compressed.into(), b"{}".into())),
+        ("compressed", Act::Answer(compressed.into(), good.clone().into())),
         ("huge", ok(huge)),
         ("empty", ok("")),
         ("no JSON", ok("<html>")),
         ("no UTF-8", ok([0xff, 0xfe])),
+        ("an end too early", ok(good.trim_end_matches('}'))),
         ("a list", ok("[]")),
         ("no keys", ok("{}")),
         ("keys of another type", ok(r#"{"keys":{}}"#)),
@@ -420,6 +423,28 @@ async fn a_set_that_did_not_change_is_not_sent_again() {
     source.now(Act::Tagged("\"two\"", json!({ "keys": public(&["p256"]) })));
     verifier.refresh().await.unwrap();
     accepts(&verifier, &["p256"]);
+}
+
+#[tokio::test]
+async fn a_set_is_fetched_again_when_it_is_due_by_its_own_account() {
+    let source = Source::start(set(&["rsa"])).await;
+    let mut settings = source.settings();
+    settings.jwks_pause_ms = 1;
+    let kept = KeptFresh::start(&settings, "rsa").await;
+    let body = json!({ "keys": public(&["rsa"]) }).to_string();
+    let short = "HTTP/1.1 200 OK\r\ncache-control: public, max-age=0";
+    source.now(Act::Answer(short.into(), body.into()));
+    let wait = kept.verifier.awaited_key(&forged("nobody")).expect("a fetch begins");
+    timeout(DEADLINE, wait.over()).await.unwrap();
+    // Nobody asks any more, and the interval of the settings is ten minutes.
+    source.until_asked(source.asked() + 3).await;
+    let before = source.asked();
+    source.now(set(&["p256"]));
+    source.until_asked(before + 1).await;
+    let mut removals = kept.removals.clone();
+    timeout(DEADLINE, removals.wait_for(|count| *count == 1)).await.unwrap().unwrap();
+    accepts(&kept.verifier, &["p256"]);
+    kept.stop().await;
 }
 
 #[tokio::test]
