@@ -601,8 +601,8 @@ async fn a_flood_of_unknown_keys_costs_few_fetches_and_no_wait() {
         });
     }
     timeout(DEADLINE, waiting.join_all()).await.unwrap();
-    let pauses = usize::try_from(begin.elapsed().as_millis() / 300).unwrap();
     let asked = source.asked() - first;
+    let pauses = usize::try_from(begin.elapsed().as_millis() / 300).unwrap();
     assert!(asked <= pauses + 1, "{asked} fetches in {pauses} pauses");
     // What they asked for is done once, later.
     source.until_asked(first + 1).await;
