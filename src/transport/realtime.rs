@@ -701,14 +701,12 @@ impl Socket {
     }
 
     fn hold(&mut self, frame: Frame<'_>, raw: Raw<'_>) -> ControlFlow<CloseReason> {
-        match self.held.as_mut().map(|held| held.push(&frame.topic, raw)) {
-            Some(Ok(())) => ControlFlow::Continue(()),
-            // Too much to wait: all of it is answered with the keys there are.
-            Some(Err(held::Full)) | None => {
-                self.release()?;
-                self.input(Input::Frame(frame))
-            }
+        if let Some(Ok(())) = self.held.as_mut().map(|held| held.push(&frame.topic, raw)) {
+            return ControlFlow::Continue(());
         }
+        // Too much to wait: all of it is answered with the keys there are.
+        self.release()?;
+        self.input(Input::Frame(frame))
     }
 
     /// Takes what was held as if it came now.
