@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod crash;
 mod dev;
+mod dropin;
 mod install;
 mod layers;
 mod operations;
