@@ -40,7 +40,7 @@ async fn exchange(address: SocketAddr, request: &str) -> String {
 async fn ask(address: SocketAddr, line: &str, headers: &[(&str, &str)]) -> Answer {
     let mut request = format!("{line} HTTP/1.1\r\nhost: rt.example\r\nconnection: close\r\n");
     for (name, value) in headers {
-        request.push_str(&format!("{name}: {value}\r\n"));
+        request.extend([name, ": ", value, "\r\n"]);
     }
     request.push_str("\r\n");
     Answer::parse(&exchange(address, &request).await)
