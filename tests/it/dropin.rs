@@ -14,6 +14,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use futures_util::StreamExt as _;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
@@ -737,4 +739,91 @@ async fn an_upload_that_keeps_coming_is_not_silence() {
     let mut text = String::new();
     timeout(DEADLINE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
     assert_eq!(Answer::parse(&text).body, "5");
+}
+
+/// A program that serves with this environment, and where.
+async fn listening(environment: &[(&str, &str)]) -> (tokio::process::Child, SocketAddr) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_walcast"))
+        .arg("serve")
+        .env_clear()
+        .envs([("WALCAST_BIND", "127.0.0.1:0"), ("WALCAST_JWT_SECRET", SECRET)])
+        .envs(environment.iter().copied())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    loop {
+        let line = timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap().expect("a line");
+        if let Some((_, address)) = line.split_once("listening address=") {
+            let address = address.parse().unwrap();
+            // What it writes later has a reader, too.
+            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+            return (child, address);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_in_tls_proves_its_name() {
+    let links = Links::new("tls");
+    let directory = &links.0;
+    let openssl = |arguments: &str| {
+        let mut command = std::process::Command::new("openssl");
+        command.args(arguments.split(' ')).current_dir(directory);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    std::fs::write(directory.join("san"), "subjectAltName=DNS:localhost").unwrap();
+    openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem");
+    openssl("req -newkey rsa:2048 -nodes -subj /CN=leaf -keyout leaf.key -out leaf.csr");
+    let sign = "x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2";
+    openssl(&format!("{sign} -extfile san -out leaf.pem"));
+
+    let certificate = CertificateDer::from_pem_file(directory.join("leaf.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(directory.join("leaf.key")).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let settings = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(settings));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let answer = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nsafe";
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+
+    let database = Database::create().await;
+    let trusted = directory.join("ca.pem");
+    let ask_through = async |host: &str, trusted: &Path| {
+        let upstream = format!("https://{host}:{port}");
+        let (_child, address) = listening(&[
+            ("DATABASE_URL", &database.url),
+            ("WALCAST_SLOT", &database.name),
+            ("UPSTREAM_SUPABASE_URL", &upstream),
+            ("SSL_CERT_FILE", trusted.to_str().unwrap()),
+        ])
+        .await;
+        let answer = ask(address, "GET /rest/v1/", &[]).await;
+        (answer.status, answer.body)
+    };
+    assert_eq!(ask_through("localhost", &trusted).await, (200, "safe".into()));
+    // The right authority for another name, and the right name by another authority.
+    assert_eq!(ask_through("127.0.0.1", &trusted).await.0, 502);
+    openssl("req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout no.key -out no.pem");
+    assert_eq!(ask_through("localhost", &directory.join("no.pem")).await.0, 502);
 }
