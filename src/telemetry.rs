@@ -189,7 +189,7 @@ pub fn with_official_names(mut rendered: String) -> String {
             samples.push('\n');
         }
         if !samples.is_empty() {
-            more.push_str(&format!("# TYPE {name} {kind}\n{samples}\n"));
+            more.extend(["# TYPE ", name, " ", kind, "\n", &samples, "\n"]);
         }
     }
     rendered.push_str(&more);

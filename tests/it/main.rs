@@ -10,6 +10,7 @@ mod cli;
 mod cluster;
 mod crash;
 mod dev;
+mod dropin;
 mod install;
 mod keys;
 mod layers;
