@@ -405,12 +405,11 @@ fn is_caller(reply: Reply, caller: &Caller<'_>) -> Result<(), Failure> {
     let messages = reply.map_err(|error| match error.code() {
         Some(&(SqlState::INSUFFICIENT_PRIVILEGE | SqlState::INVALID_PARAMETER_VALUE)) => refused(),
         // No policy has run yet: a server that only reads, or that refuses all.
-        _ => match failure(error) {
-            Failure::Final(Error::Policy { code, message }) => {
-                Failure::Final(Error::Unavailable(format!("{message} ({code})").into()))
-            }
-            other => other,
-        },
+        _ => {
+            let failure = failure(error);
+            let Failure::Final(Error::Policy { code, message }) = failure else { return failure };
+            Failure::Final(Error::Unavailable(format!("{message} ({code})").into()))
+        }
     })?;
     let last = messages.iter().rev().find_map(|message| {
         let SimpleQueryMessage::Row(row) = message else { return None };
