@@ -402,14 +402,15 @@ fn become_caller(caller: &Caller<'_>) -> String {
 fn is_caller(reply: Reply, caller: &Caller<'_>) -> Result<(), Failure> {
     let role = &*caller.claims.role;
     let refused = || Failure::Final(Error::Role { role: role.to_owned() });
-    let messages = reply.map_err(|error| match error.code() {
-        Some(&(SqlState::INSUFFICIENT_PRIVILEGE | SqlState::INVALID_PARAMETER_VALUE)) => refused(),
-        // No policy has run yet: a server that only reads, or that refuses all.
-        _ => {
-            let failure = failure(error);
-            let Failure::Final(Error::Policy { code, message }) = failure else { return failure };
-            Failure::Final(Error::Unavailable(format!("{message} ({code})").into()))
+    let messages = reply.map_err(|error| {
+        let roles = [SqlState::INSUFFICIENT_PRIVILEGE, SqlState::INVALID_PARAMETER_VALUE];
+        if error.code().is_some_and(|code| roles.contains(code)) {
+            return refused();
         }
+        // No policy has run yet: a server that only reads, or that refuses all.
+        let failed = failure(error);
+        let Failure::Final(Error::Policy { code, message }) = failed else { return failed };
+        Failure::Final(Error::Unavailable(format!("{message} ({code})").into()))
     })?;
     let last = messages.iter().rev().find_map(|message| {
         let SimpleQueryMessage::Row(row) = message else { return None };
