@@ -170,7 +170,7 @@ fn claims(role: &str, subject: Option<&str>, json: &Value) -> Claims {
         role: role.into(),
         subject: subject.map(Arc::from),
         json: json.to_string().into(),
-        expires_at: SystemTime::now() + Duration::from_secs(3600),
+        expires_at: SystemTime::now() + Duration::from_hours(1),
     }
 }
 
