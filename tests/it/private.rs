@@ -79,8 +79,8 @@ impl Channel {
     }
 
     async fn join(service: &Service, version: Version, does: &str, topic: &str) -> Self {
-        let joined = Self::try_join(service, version, &who(does), topic, &config(&json!({})));
-        joined.await.unwrap()
+        let config = config(&json!({}));
+        Self::try_join(service, version, &who(does), topic, &config).await.unwrap()
     }
 
     async fn push(&mut self, event: &str, payload: &Value) -> Value {
@@ -192,8 +192,9 @@ async fn c82_broadcasts_and_presence_are_granted_apart() {
         assert_eq!(watcher.push("presence", &track).await, declined);
         // Presence alone lets nobody in who did not ask for it.
         let joined =
-            Channel::try_join(&service, version, &who("watcher"), "room2", &config(&json!({})));
-        assert_eq!(joined.await.map(|_| ()).unwrap_err(), unauthorised("room2"));
+            Channel::try_join(&service, version, &who("watcher"), "room2", &config(&json!({})))
+                .await;
+        assert_eq!(joined.map(|_| ()).unwrap_err(), unauthorised("room2"));
     }
 }
 
@@ -241,8 +242,8 @@ async fn c84_another_token_is_decided_anew() {
 async fn c84_losing_one_of_two_permissions_ends_the_channel() {
     let service = start().await;
     let presence = config(&json!({ "presence": { "enabled": true } }));
-    let joined = Channel::try_join(&service, Version::V2, &who("member"), "room4", &presence);
-    let mut member = joined.await.unwrap();
+    let joined = Channel::try_join(&service, Version::V2, &who("member"), "room4", &presence).await;
+    let mut member = joined.unwrap();
     member.authenticate(&who("watcher")).await;
     let lost = "You no longer have permission to read from this Channel topic: room4";
     assert_eq!(member.shut_down().await, lost);
@@ -255,8 +256,9 @@ async fn c85_a_private_channel_ends_with_its_token() {
         "role": "authenticated", "sub": ALICE, "does": "member", "exp": now() + 2,
     });
     let token = sign(&claims, crate::service::SECRET);
-    let joined = Channel::try_join(&service, Version::V2, &token, "room5", &config(&json!({})));
-    let mut member = joined.await.unwrap();
+    let joined =
+        Channel::try_join(&service, Version::V2, &token, "room5", &config(&json!({}))).await;
+    let mut member = joined.unwrap();
     let mut other = Channel::join(&service, Version::V2, "member", "room5").await;
     assert_eq!(member.shut_down().await, "Token has expired 0 seconds ago");
     let expiry = claims["exp"].as_u64().unwrap();
@@ -300,8 +302,8 @@ async fn public_rooms_work_while_the_database_does_not() {
                 where datname = current_database() and pid <> pg_backend_pid()";
     let admin = service.admin().await;
     let name = &service.database.name;
-    // Nobody gets in any more, and nobody is.
-    admin.batch_execute(&format!("alter database {name} allow_connections false")).await.unwrap();
+    // Nobody but a superuser gets in any more, and nobody is.
+    admin.batch_execute(&format!("alter database {name} connection limit 0")).await.unwrap();
     admin.execute(kill, &[]).await.unwrap();
     let public = json!({ "config": { "presence": { "enabled": true } } });
     let join =
@@ -318,10 +320,10 @@ async fn public_rooms_work_while_the_database_does_not() {
     assert_eq!(two.push("presence", &track).await["status"], "ok");
     one.socket.expect("presence_diff").await;
     let private =
-        Channel::try_join(&service, Version::V2, &who("member"), "room", &config(&json!({})));
-    let problem = private.await.map(|_| ()).unwrap_err();
+        Channel::try_join(&service, Version::V2, &who("member"), "room", &config(&json!({}))).await;
+    let problem = private.map(|_| ()).unwrap_err();
     assert!(problem.starts_with("UnableToConnectToProject: "), "{problem}");
-    admin.batch_execute(&format!("alter database {name} allow_connections true")).await.unwrap();
+    admin.batch_execute(&format!("alter database {name} connection limit -1")).await.unwrap();
 }
 
 /// Stores messages `from..to` on a topic, one a transaction.
