@@ -34,7 +34,7 @@ fn notes() -> String {
         grant all on maps, map_members, notes to anon, authenticated, service_role;
         insert into maps values (1), (2);
         insert into map_members values (1, '{ALICE}'), (2, '{BOB}');
-        alter publication supabase_realtime add table notes;"
+        alter publication supabase_realtime add table maps, map_members, notes;"
     )
 }
 

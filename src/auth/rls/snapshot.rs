@@ -16,6 +16,9 @@ pub(super) struct Snapshot {
     running: Box<[u64]>,
 }
 
+/// Transactions between two snapshots that are looked at one by one; of more, some is unknown.
+const LACKING_MAX: u64 = 100_000;
+
 /// The server's text was not a snapshot.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("not a snapshot: expected xmin:xmax:xip,…")]
@@ -44,6 +47,17 @@ impl Snapshot {
     pub(super) fn sees(&self, xid: u32) -> bool {
         let xid = self.widen(xid);
         xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
+    }
+
+    /// Whether every transaction that `later` sees and this one does not is `known`. Transactions
+    /// that wrote nothing have no id; those that were rolled back count.
+    pub(super) fn lacks_only(&self, later: &Self, known: impl Fn(u32) -> bool) -> bool {
+        if later.xmax.saturating_sub(self.xmax) > LACKING_MAX {
+            return false;
+        }
+        let lacking = self.running.iter().copied().chain(self.xmax..later.xmax);
+        let mut lacking = lacking.map(|xid| u32::try_from(xid & 0xFFFF_FFFF).unwrap_or_default());
+        lacking.all(|xid| !later.sees(xid) || known(xid))
     }
 
     /// How far it reaches: of two snapshots, the one with more is newer.
@@ -100,6 +114,20 @@ mod tests {
         let old = snapshot("4294967280:4294967290:");
         assert!(!old.sees(5));
         assert!(old.sees(0xFFFF_FF00));
+    }
+
+    #[test]
+    fn what_came_between_two_snapshots_is_all_known_or_not() {
+        let before = snapshot("10:20:12,15");
+        let check = |later: &str, known: &[u32]| {
+            before.lacks_only(&snapshot(later), |xid| known.contains(&xid))
+        };
+        assert!(check("12:20:12,15", &[]));
+        assert!(check("21:21:", &[12, 15, 20]));
+        assert!(!check("21:21:", &[12, 20]), "15 ended");
+        assert!(check("15:21:15", &[12, 20]), "15 still runs");
+        assert!(!check("21:22:", &[12, 15, 20]), "21");
+        assert!(!check("900000:900000:", &(0..900_000).collect::<Vec<_>>()), "too many to look at");
     }
 
     #[test]
