@@ -244,6 +244,7 @@ mod tests {
     fn change(operation: Operation, old: Option<&str>, new: Option<&str>) -> Change {
         let column = |name: &str, in_primary_key| Column {
             name: name.into(),
+            attnum: None,
             type_oid: 25,
             type_name: "text".into(),
             kind: Type::Text,

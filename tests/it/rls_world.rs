@@ -199,6 +199,7 @@ impl World {
             let by_index = replica_identity == ReplicaIdentity::Index;
             Column {
                 name: row.get::<_, &str>(0).into(),
+                attnum: None,
                 type_oid: row.get(1),
                 type_name: row.get::<_, &str>(2).into(),
                 kind: Type::Text,

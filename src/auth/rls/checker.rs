@@ -14,12 +14,12 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, SimpleQueryMessage, Statement};
 
 use super::history::{Held, History};
-use super::snapshot::Snapshot;
 use super::statement::{Facts, Image, Open, Source, literal};
 use super::touched::Touched;
 use super::{Answer, Error, Question, Verdict, Visibility, lock};
 use crate::change::{Change, OldImage, Operation, Value};
 use crate::db::Login;
+use crate::snapshot::Snapshot;
 
 /// Images in one call: bounds a call's memory and how much one failure takes down.
 const IMAGES_PER_CALL: usize = 500;
@@ -772,7 +772,7 @@ impl Checker {
                     Doubt::SawBeforeUntold => {
                         let asking = self.ask_images(sheet, lessons, table, &items, &asked, true);
                         let reads = asking.await?;
-                        let only = self.lacks_only(sheet.job, items[0], held, answering);
+                        let only = Self::lacks_only(sheet.job, items[0], held, answering);
                         for (user, read) in reads {
                             if !only && !self.is_told(sheet.job, items[0], held, read).await? {
                                 for item in &items {
@@ -848,7 +848,7 @@ impl Checker {
     }
 
     /// Whether nobody at all wrote anything between a snapshot of the past and a change.
-    fn lacks_only(&self, job: &Job<'_>, item: &Item, held: &Held, answering: &Snapshot) -> bool {
+    fn lacks_only(job: &Job<'_>, item: &Item, held: &Held, answering: &Snapshot) -> bool {
         let Some(change) = at(job.batch, item.change) else { return false };
         let (xid, lsn) = (change.commit.xid, change.commit.lsn);
         let touched = lock(job.touched);

@@ -13,7 +13,6 @@
 mod checker;
 mod decision;
 mod history;
-mod snapshot;
 mod statement;
 mod touched;
 
@@ -29,9 +28,9 @@ use tracing::{error, warn};
 use crate::change::{Change, Commit};
 use crate::config;
 use crate::db::Login;
+use crate::snapshot::Snapshot;
 use checker::{Checker, Job, Lessons, Outcome, unanswered};
 use history::History;
-use snapshot::Snapshot;
 use statement::literal;
 use touched::Touched;
 

@@ -56,6 +56,16 @@ pub(super) struct Column {
     in_key: bool,
 }
 
+impl Column {
+    /// Where the log has it. By name, and by number where that is known: names may have changed
+    /// between two looks at the catalog.
+    fn place_in(&self, relation: &Relation) -> Option<usize> {
+        let place = relation.column(&self.name)?;
+        let attnum = relation.columns.get(place)?.attnum;
+        attnum.is_none_or(|attnum| i32::from(attnum) == self.number).then_some(place)
+    }
+}
+
 /// One policy.
 #[derive(Debug, Clone, Deserialize)]
 #[expect(
@@ -132,7 +142,7 @@ impl Facts {
         source: Source,
     ) -> Image {
         let values = self.columns.iter().map(|column| {
-            let place = relation.column(&column.name)?;
+            let place = column.place_in(relation)?;
             let logged = relation.columns.get(place)?;
             if logged.type_oid != column.type_oid || place >= tuple?.len() {
                 return None;
@@ -173,7 +183,7 @@ impl Facts {
 
     /// The values of an image as text, column by column, for [`Facts::row_function`].
     pub(super) fn texts<'a>(&self, relation: &Relation, tuple: &'a Tuple) -> Vec<Option<&'a str>> {
-        let text = |column: &Column| match tuple.get(relation.column(&column.name)?) {
+        let text = |column: &Column| match tuple.get(column.place_in(relation)?) {
             Value::Text(text) => std::str::from_utf8(text).ok(),
             Value::Null | Value::Unchanged => None,
         };
@@ -613,6 +623,7 @@ mod tests {
     fn relation(columns: &[(&str, u32, bool)]) -> Relation {
         let column = |&(name, type_oid, in_identity): &(&str, u32, bool)| change::Column {
             name: name.into(),
+            attnum: None,
             type_oid,
             type_name: "text".into(),
             kind: Type::Text,

@@ -10,7 +10,7 @@ use std::str::FromStr;
 /// `xmin:xmax:xip,…`: transactions below `xmin` have ended, those from `xmax` on had not begun,
 /// those in `xip` were running.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Snapshot {
+pub struct Snapshot {
     xmin: u64,
     xmax: u64,
     running: Box<[u64]>,
@@ -22,7 +22,7 @@ const LACKING_MAX: u64 = 100_000;
 /// The server's text was not a snapshot.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("not a snapshot: expected xmin:xmax:xip,…")]
-pub(super) struct ParseSnapshotError;
+pub struct ParseSnapshotError;
 
 impl FromStr for Snapshot {
     type Err = ParseSnapshotError;
@@ -44,14 +44,20 @@ impl FromStr for Snapshot {
 
 impl Snapshot {
     /// Whether it sees what the committed transaction `xid` did.
-    pub(super) fn sees(&self, xid: u32) -> bool {
+    pub fn sees(&self, xid: u32) -> bool {
         let xid = self.widen(xid);
         xid < self.xmin || (xid < self.xmax && self.running.binary_search(&xid).is_err())
     }
 
+    /// Whether `xid` had ended for it, with all transactions before it. Unlike [`Self::sees`] it may
+    /// be asked about a subtransaction: of those that run, a snapshot names only the outermost.
+    pub fn has_ended(&self, xid: u32) -> bool {
+        self.widen(xid) < self.xmin
+    }
+
     /// Whether every transaction that `later` sees and this one does not is `known`. Transactions
     /// that wrote nothing have no id; those that were rolled back count.
-    pub(super) fn lacks_only(&self, later: &Self, known: impl Fn(u32) -> bool) -> bool {
+    pub fn lacks_only(&self, later: &Self, known: impl Fn(u32) -> bool) -> bool {
         if later.xmax.saturating_sub(self.xmax) > LACKING_MAX {
             return false;
         }
@@ -61,7 +67,7 @@ impl Snapshot {
     }
 
     /// How far it reaches: of two snapshots, the one with more is newer.
-    pub(super) fn reach(&self) -> (u64, u64) {
+    pub fn reach(&self) -> (u64, u64) {
         (self.xmax, self.xmin)
     }
 
@@ -100,6 +106,15 @@ mod tests {
         }
         assert!(snapshot("10:10:").sees(9));
         assert!(!snapshot("10:10:").sees(10));
+    }
+
+    #[test]
+    fn a_subtransaction_has_ended_when_all_before_it_have() {
+        let taken = snapshot("10:20:10,15");
+        assert!(taken.has_ended(9));
+        for xid in [10, 12, 16, 20] {
+            assert!(!taken.has_ended(xid), "{xid}");
+        }
     }
 
     #[test]
