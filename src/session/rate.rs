@@ -4,8 +4,11 @@
 //! Out:    whether this one is within it.
 //! Never:  a lock, an allocation, a wait.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::users::Users;
 
 /// Counts events within each second of the clock.
 #[derive(Debug, Default)]
@@ -31,9 +34,10 @@ impl Rate {
     }
 }
 
-/// What all connections together have done in this second.
+/// What all connections together do.
 #[derive(Debug, Default)]
 pub struct Rates {
+    pub(super) users: Arc<Users>,
     pub(super) joins: Rate,
     pub(super) events: Rate,
 }
