@@ -25,7 +25,7 @@ use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
 use crate::feed::{Feed, Filters, Gap, Status};
-use crate::http::{Gate, Health, Operations, Proxy, Service, router};
+use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Service, router};
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
 use crate::join::Joiner;
@@ -170,10 +170,13 @@ async fn serve(
     let (tasks, stop_joins) = (TaskTracker::new(), CancellationToken::new());
     let operations = operations(config, &verifier, &status)?;
     let (keys, of_old_keys) = (Arc::clone(&verifier), Arc::clone(&connections));
+    let rates = Arc::default();
+    let broadcasts =
+        Broadcasts::new(Arc::clone(&verifier), Arc::clone(&hub), Arc::clone(&rates), config);
     let realtime = Realtime {
         verifier,
         limits: config.into(),
-        rates: Arc::default(),
+        rates,
         hub: Arc::clone(&hub),
         joiner,
         deadlines: Arc::clone(&deadlines),
@@ -193,6 +196,7 @@ async fn serve(
         }),
         gate: Gate::new(&config.limits),
         operations,
+        broadcasts,
         proxy: Proxy::new(&config.proxy)?,
     };
     let address = listener.local_addr().context("the listening socket has no address")?;

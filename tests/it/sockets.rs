@@ -18,8 +18,9 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
+use walcast::auth::jwt::Verifier;
 use walcast::config;
-use walcast::http::{Gate, Operations, Service, router};
+use walcast::http::{Broadcasts, Gate, Operations, Service, router};
 use walcast::hub::outbox::{CloseReason, DirtyList, Outbox};
 use walcast::transport::admit::{Admit, Refusal};
 use walcast::transport::listener::{Connections, serve};
@@ -92,6 +93,14 @@ impl Admit for Door {
     }
 }
 
+/// Broadcasts over HTTP, to rooms that nobody is in.
+fn nobodys_broadcasts() -> Broadcasts {
+    let mut config = config::Config::default();
+    config.jwt.secret = config::Secret::new("a-secret-of-thirty-two-bytes-or-more");
+    let verifier = Verifier::new(&config.jwt, &config.database.roles).unwrap();
+    Broadcasts::new(Arc::new(verifier), Arc::default(), Arc::default(), &config)
+}
+
 struct Server {
     address: SocketAddr,
     connections: Arc<Connections>,
@@ -116,6 +125,7 @@ impl Server {
             metrics: Box::new(|| "walcast_up 1\n".into()),
             gate: Gate::default(),
             operations: Operations::default(),
+            broadcasts: nobodys_broadcasts(),
             proxy: None,
         }));
         let stop = CancellationToken::new();
