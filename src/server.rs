@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::auth::access::Access;
 use crate::auth::jwt::Verifier;
 use crate::auth::rls::Authorizer;
 use crate::catalog::Catalog;
@@ -133,7 +134,7 @@ async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let metrics = telemetry::record_metrics().ok();
-    let hub = Arc::new(Hub::default());
+    let hub = Arc::new(Hub::new(config.presence.clone()));
     let publications = &config.replication.publications;
     let catalog = Catalog::new(logins.check.clone(), &config.database.roles, publications);
     let catalog = Arc::new(catalog);
@@ -144,6 +145,7 @@ async fn serve(
         Arc::clone(&hub),
         Arc::clone(&catalog),
         Arc::clone(&authorizer),
+        Arc::new(Access::new(logins.check.clone(), &config.database)),
         logins.check.clone(),
         config,
         is_ready.clone(),
@@ -319,9 +321,11 @@ fn operations(
         "extensions": [],
     });
     Ok(Operations {
-        health: Box::new(move || Health {
-            db_connected: status.answers.load(Ordering::Relaxed),
-            replication_connected: status.attached.load(Ordering::Relaxed),
+        health: Box::new(move || {
+            let attached = status.attached.load(Ordering::Relaxed);
+            // Whoever streams the log answers, whatever the last question met.
+            let answers = attached || status.answers.load(Ordering::Relaxed);
+            Health { db_connected: answers, replication_connected: attached }
         }),
         bearers: Some(Arc::clone(verifier)),
         metrics_bearers,

@@ -30,6 +30,7 @@ use hashbrown::HashSet;
 
 use crate::auth::Claims;
 use crate::change::{Change, Operation, Relation};
+use crate::config;
 use crate::event::broadcast::Broadcast;
 
 pub use filter::{CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse};
@@ -55,7 +56,7 @@ pub struct Format {
     /// Topic, broadcast → frame; none when the format cannot say it.
     pub broadcast: fn(&str, &Broadcast) -> Option<Bytes>,
     /// Topic, event, payload (a JSON object) → frame.
-    pub push: fn(&str, &str, &str) -> Bytes,
+    pub push: fn(&str, &str, &[u8]) -> Bytes,
 }
 
 impl std::fmt::Debug for Format {
@@ -198,13 +199,24 @@ pub struct Delivery {
 }
 
 /// All subscribers of this process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Hub {
     registry: Mutex<Registry>,
     rooms: Arc<Rooms>,
 }
 
+impl Default for Hub {
+    fn default() -> Self {
+        Self::new(config::Presence::default())
+    }
+}
+
 impl Hub {
+    /// Nobody is there.
+    pub fn new(presence: config::Presence) -> Self {
+        Self { registry: Mutex::default(), rooms: Arc::new(Rooms::new(presence)) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }

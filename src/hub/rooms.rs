@@ -1,6 +1,6 @@
 //! Rooms: the channels that hear each other.
 //!
-//! In:     channels that enter and leave; broadcasts for a room.
+//! In:     channels that enter and leave; broadcasts for a room; what members show of themselves.
 //! Out:    frames in the outboxes of those who may hear them; who has to be flushed.
 //! Never:  a decision about rights (whoever enters says what it may hear); a wait.
 //!
@@ -9,14 +9,16 @@
 //! does not hold up the others.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
 
 use super::outbox::{CloseReason, DirtyList};
+use super::presence::{MemberId, Presence, Supply, TrackError};
 use super::subscriber::unix_seconds;
 use super::{Format, Subscriber};
+use crate::config;
 use crate::event::broadcast::Broadcast;
 
 /// Frames that may wait for the stored messages before them.
@@ -47,14 +49,16 @@ pub struct Entrant {
 }
 
 /// Every room that somebody is in.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Rooms {
     open: Mutex<HashMap<RoomName, Arc<Room>>>,
+    supply: Arc<Supply>,
 }
 
 #[derive(Debug)]
 struct Room {
     name: RoomName,
+    supply: Arc<Supply>,
     inner: Mutex<Inner>,
 }
 
@@ -62,6 +66,11 @@ struct Room {
 struct Inner {
     members_made: u64,
     groups: Vec<Group>,
+    presence: Option<Box<Presence>>,
+    /// Members that are told who is there.
+    watchers: usize,
+    /// Somebody comes back when the next diff is due.
+    awaited: bool,
 }
 
 /// The members with one wire format.
@@ -77,6 +86,7 @@ struct Member {
     number: u64,
     subscriber: Arc<Subscriber>,
     hears: bool,
+    watches: bool,
     /// Seconds since 1970.
     expires_at: u64,
     replay: Option<Box<Replay>>,
@@ -96,11 +106,17 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Rooms {
+    pub(super) fn new(settings: config::Presence) -> Self {
+        let supply = Arc::new(Supply::new(settings, rand::random()));
+        Self { open: Mutex::default(), supply }
+    }
+
     pub(super) fn enter(self: &Arc<Self>, name: RoomName, entrant: Entrant) -> Occupancy {
         let Entrant { subscriber, format, hears, expires_at, replays } = entrant;
         let mut open = locked(&self.open);
         let room = open.entry(name).or_insert_with_key(|name| {
-            Arc::new(Room { name: name.clone(), inner: Mutex::default() })
+            let supply = Arc::clone(&self.supply);
+            Arc::new(Room { name: name.clone(), supply, inner: Mutex::default() })
         });
         let room = Arc::clone(room);
         let mut inner = locked(&room.inner);
@@ -109,7 +125,8 @@ impl Rooms {
         let number = inner.members_made;
         let replay = replays.then(|| Box::new(Replay::Waiting(Vec::new())));
         let expires_at = unix_seconds(expires_at);
-        let member = Member { number, subscriber, hears, expires_at, replay };
+        let watches = false;
+        let member = Member { number, subscriber, hears, watches, expires_at, replay };
         inner.group(format).members.push(member);
         drop(inner);
         Occupancy { rooms: Arc::downgrade(self), room, format: format.id, number }
@@ -161,6 +178,43 @@ impl Room {
         }
         delivered
     }
+
+    /// Tells the watchers what is due, and comes back for what is not.
+    fn tell_presence(self: &Arc<Self>, inner: &mut Inner, dirty: &mut DirtyList) {
+        let Inner { groups, presence, watchers, awaited, .. } = inner;
+        let Some(known) = presence else { return };
+        if let Some(diff) = known.take_diff(Instant::now(), *watchers) {
+            let now = unix_seconds(SystemTime::now());
+            for Group { format, members } in groups {
+                let mut frame = None;
+                for member in members.iter().filter(|m| m.watches && now < m.expires_at) {
+                    let make = || (format.push)(&self.name.topic, "presence_diff", &diff);
+                    let frame = frame.get_or_insert_with(make);
+                    member.offer(std::slice::from_ref(frame), dirty);
+                }
+            }
+        }
+        match known.due_at() {
+            None if known.is_empty() => *presence = None,
+            // Without a runtime nobody is left to be told.
+            Some(due_at) if !*awaited => {
+                if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                    *awaited = true;
+                    let room = Arc::downgrade(self);
+                    runtime.spawn(async move {
+                        tokio::time::sleep_until(due_at.into()).await;
+                        let mut dirty = DirtyList::default();
+                        if let Some(room) = room.upgrade() {
+                            let mut inner = locked(&room.inner);
+                            inner.awaited = false;
+                            room.tell_presence(&mut inner, &mut dirty);
+                        }
+                    });
+                }
+            }
+            None | Some(_) => {}
+        }
+    }
 }
 
 impl Inner {
@@ -187,10 +241,13 @@ impl Inner {
         };
         let members = &mut self.groups[at].members;
         if let Ok(member) = members.binary_search_by_key(&number, |member| member.number) {
-            members.remove(member);
+            self.watchers -= usize::from(members.remove(member).watches);
         }
         if members.is_empty() {
             self.groups.swap_remove(at);
+        }
+        if let Some(presence) = &mut self.presence {
+            presence.untrack(MemberId(number));
         }
     }
 }
@@ -227,6 +284,44 @@ impl Occupancy {
         }
     }
 
+    /// Is told from now on who is there, beginning with the frame that `first` makes of the state
+    /// as it is known to all (a JSON object). Does nothing the second time.
+    pub fn watch(&self, first: impl FnOnce(&[u8]) -> Bytes, dirty: &mut DirtyList) {
+        let mut inner = locked(&self.room.inner);
+        let state = inner.presence.as_mut().map_or(Bytes::from_static(b"{}"), |p| p.state());
+        let Some(member) = inner.member(self.format, self.number) else { return };
+        if !member.watches {
+            member.watches = true;
+            member.offer(&[first(&state)], dirty);
+            inner.watchers += 1;
+        }
+    }
+
+    /// Shows `meta`, a JSON object, under `key`, instead of what it showed before.
+    ///
+    /// # Errors
+    /// Why not; nothing has changed.
+    pub fn track(&self, key: &str, meta: &str, dirty: &mut DirtyList) -> Result<(), TrackError> {
+        let mut inner = locked(&self.room.inner);
+        if inner.member(self.format, self.number).is_none() {
+            return Ok(());
+        }
+        let supply = &self.room.supply;
+        let new = || Box::new(Presence::new(Arc::clone(supply), Instant::now()));
+        inner.presence.get_or_insert_with(new).track(MemberId(self.number), key, meta)?;
+        self.room.tell_presence(&mut inner, dirty);
+        Ok(())
+    }
+
+    /// Shows nothing any more.
+    pub fn untrack(&self, dirty: &mut DirtyList) {
+        let mut inner = locked(&self.room.inner);
+        if let Some(presence) = &mut inner.presence {
+            presence.untrack(MemberId(self.number));
+            self.room.tell_presence(&mut inner, dirty);
+        }
+    }
+
     /// The stored messages with these names were sent, and what came meanwhile may follow; none of
     /// them is sent twice.
     pub fn replayed(&self, ids: Box<[Box<str>]>) {
@@ -246,12 +341,17 @@ impl Occupancy {
 
 impl Drop for Occupancy {
     fn drop(&mut self) {
+        // Goes last, after the locks: it writes.
+        let mut dirty = DirtyList::default();
         let Some(rooms) = self.rooms.upgrade() else { return };
         let mut open = locked(&rooms.open);
         let mut inner = locked(&self.room.inner);
         inner.remove(self.format, self.number);
         if inner.groups.is_empty() {
             open.remove(&self.room.name);
+        } else {
+            drop(open);
+            self.room.tell_presence(&mut inner, &mut dirty);
         }
     }
 }

@@ -49,7 +49,7 @@ const FORMAT: Format = Format {
     id: 1,
     encode: |_, _, _, data| Bytes::copy_from_slice(data),
     broadcast: |_, broadcast| broadcast.payload(),
-    push: |_, _, payload| Bytes::copy_from_slice(payload.as_bytes()),
+    push: |_, _, payload| Bytes::copy_from_slice(payload),
 };
 
 /// `table=t`, of rows whose first column is `value`, if one is given.

@@ -29,6 +29,7 @@ use crate::auth::Claims;
 use crate::auth::jwt::{Fingerprint, TokenError, Verifier};
 use crate::config;
 use crate::event::broadcast::Broadcast;
+use crate::hub::TrackError;
 use crate::topic::{ParseTopicError, Topic};
 use join::Wishes;
 use message::json_string;
@@ -123,15 +124,6 @@ pub enum Input<'a> {
         /// What.
         message: SystemMessage,
     },
-    /// A joined channel's client is sent an event of the channel's own.
-    Push {
-        /// Which one.
-        channel: ChannelId,
-        /// Its name.
-        event: &'static str,
-        /// A JSON object.
-        payload: String,
-    },
     /// The answer to [`Output::CheckWrite`].
     MayWrite {
         /// Which channel.
@@ -147,8 +139,8 @@ pub enum Input<'a> {
         channel: ChannelId,
         /// As it was asked.
         reference: Option<RawRef>,
-        /// Why not, in a sentence that ends the channel.
-        problem: Option<&'static str>,
+        /// Whether.
+        outcome: Result<(), TrackError>,
     },
     /// The channel ends, for a reason that its client is told: it lost a permission.
     Shutdown {
@@ -411,17 +403,11 @@ impl Session {
                     outputs.push(Output::Send(channel.system(&message)));
                 }
             }
-            Input::Push { channel, event, payload } => {
-                if let Some(channel) = self.joined_channel(channel) {
-                    let (join_ref, topic) = (channel.join_ref.clone(), channel.topic.to_shared());
-                    outputs.push(Output::Send(Message::push(join_ref, topic, event, payload)));
-                }
-            }
             Input::MayWrite { channel, turn, grants } => {
                 self.may_write(channel, turn, grants, outputs);
             }
-            Input::Tracked { channel, reference, problem } => {
-                self.tracked(channel, reference, problem, outputs);
+            Input::Tracked { channel, reference, outcome } => {
+                self.tracked(channel, reference, outcome, outputs);
             }
             Input::Shutdown { channel, message } => {
                 if let Some(at) = self.position(channel) {
@@ -743,7 +729,7 @@ enum Refusal {
     Token(TokenError),
     Said(String),
     /// Code and text.
-    Limit(&'static str, &'static str),
+    Limit(&'static str, String),
 }
 
 impl Refusal {
@@ -759,7 +745,7 @@ impl Refusal {
         match self {
             Self::Token(error) => error.message(),
             Self::Said(message) => message.clone().into(),
-            Self::Limit(_, text) => (*text).into(),
+            Self::Limit(_, text) => text.clone().into(),
         }
     }
 }

@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use super::message::{Message, Payload, RawRef, UserBroadcast};
 use super::{ChannelId, Output, Refusal, Session};
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
+use crate::hub::TrackError;
 
 /// What surrounds a user's payload in a text frame is not counted, up to this.
 const ENVELOPE_BYTES: usize = 500;
@@ -178,7 +179,7 @@ impl Session {
         if !self.channels[at].talk().presence.admit(most, length, now) {
             let refusal = Refusal::Limit(
                 "ClientPresenceRateLimitReached",
-                "Client presence rate limit exceeded",
+                "Client presence rate limit exceeded".into(),
             );
             self.shut_down(at, &refusal, outputs);
             return;
@@ -280,15 +281,18 @@ impl Session {
         &mut self,
         id: ChannelId,
         reference: Option<RawRef>,
-        problem: Option<&'static str>,
+        outcome: Result<(), TrackError>,
         outputs: &mut Vec<Output>,
     ) {
         let Some(at) = self.position(id) else { return };
-        match problem {
-            None => outputs.push(Output::Send(self.channels[at].done(reference))),
-            Some(problem) => {
-                let refusal = Refusal::Limit("UnableToTrackPresence", problem);
+        match outcome {
+            Ok(()) => outputs.push(Output::Send(self.channels[at].done(reference))),
+            Err(error) if error.closes_channel() => {
+                let refusal = Refusal::Limit("UnableToTrackPresence", error.to_string());
                 self.shut_down(at, &refusal, outputs);
+            }
+            Err(error) => {
+                outputs.push(self.channels[at].refuse(reference, &error.to_string()));
             }
         }
     }

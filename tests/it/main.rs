@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
+mod access;
 mod catalog;
 mod broadcast;
 mod changes;
@@ -9,10 +10,12 @@ mod cli;
 mod cluster;
 mod crash;
 mod dev;
+mod dropin;
 mod install;
 mod keys;
 mod layers;
 mod operations;
+mod presence;
 mod protocol;
 mod rls;
 mod rls_differential;
