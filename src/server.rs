@@ -141,11 +141,12 @@ async fn serve(
     let authorizer = Arc::new(Authorizer::new(logins.check.clone(), &config.database));
     let status = Arc::new(Status::default());
     let (ready, is_ready) = watch::channel(false);
+    let access = Arc::new(Access::new(logins.check.clone(), &config.database));
     let joiner = Arc::new(Joiner::new(
         Arc::clone(&hub),
         Arc::clone(&catalog),
         Arc::clone(&authorizer),
-        Arc::new(Access::new(logins.check.clone(), &config.database)),
+        Arc::clone(&access),
         logins.check.clone(),
         config,
         is_ready.clone(),
@@ -173,8 +174,8 @@ async fn serve(
     let operations = operations(config, &verifier, &status)?;
     let (keys, of_old_keys) = (Arc::clone(&verifier), Arc::clone(&connections));
     let rates = Arc::default();
-    let broadcasts =
-        Broadcasts::new(Arc::clone(&verifier), Arc::clone(&hub), Arc::clone(&rates), config);
+    let (tokens, rooms) = (Arc::clone(&verifier), Arc::clone(&hub));
+    let broadcasts = Broadcasts::new(tokens, access, rooms, Arc::clone(&rates), config);
     let realtime = Realtime {
         verifier,
         limits: config.into(),

@@ -18,8 +18,10 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
+use walcast::auth::access::Access;
 use walcast::auth::jwt::Verifier;
 use walcast::config;
+use walcast::db::Login;
 use walcast::http::{Broadcasts, Gate, Operations, Service, router};
 use walcast::hub::outbox::{CloseReason, DirtyList, Outbox};
 use walcast::transport::admit::{Admit, Refusal};
@@ -98,7 +100,9 @@ fn nobodys_broadcasts() -> Broadcasts {
     let mut config = config::Config::default();
     config.jwt.secret = config::Secret::new("a-secret-of-thirty-two-bytes-or-more");
     let verifier = Verifier::new(&config.jwt, &config.database.roles).unwrap();
-    Broadcasts::new(Arc::new(verifier), Arc::default(), Arc::default(), &config)
+    let nowhere = Login::parse("postgres://nobody@127.0.0.1:1/none", DEADLINE).unwrap();
+    let access = Arc::new(Access::new(nowhere, &config.database));
+    Broadcasts::new(Arc::new(verifier), access, Arc::default(), Arc::default(), &config)
 }
 
 struct Server {

@@ -28,9 +28,12 @@ use hashbrown::HashMap;
 use serde_json::json;
 use serde_json::value::RawValue;
 use tokio::task::yield_now;
+use tokio::time::timeout;
+use tracing::warn;
 
 use super::{Service, error, message};
 use crate::auth::Claims;
+use crate::auth::access::{self, Access};
 use crate::auth::jwt::Verifier;
 use crate::config::Config;
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
@@ -40,11 +43,14 @@ use crate::session::Rates;
 use crate::telemetry;
 use crate::topic::Topic;
 use crate::transport::admit::Admit;
-use batch::{Errors, TOO_LARGE, Unusable};
+use batch::{Errors, Message, TOO_LARGE, Unusable};
 use body::Unread;
 
 /// Messages of one batch between two chances for others to run on this thread.
 const TURN_MESSAGES: usize = 100;
+
+/// How long the policies of one batch may take together: each private topic is asked about once.
+const CHECKS_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Headers with credentials, which policies do not get to see.
 const CREDENTIALS: [HeaderName; 5] = [
@@ -60,6 +66,7 @@ const API_KEY: HeaderName = HeaderName::from_static("apikey");
 /// What is said over HTTP, and by whom.
 pub struct Broadcasts {
     verifier: Arc<Verifier>,
+    access: Arc<Access>,
     hub: Arc<Hub>,
     rates: Arc<Rates>,
     events_per_second_max: usize,
@@ -70,10 +77,17 @@ pub struct Broadcasts {
 
 impl Broadcasts {
     /// To the rooms of `hub`; `rates` are those that sockets share.
-    pub fn new(verifier: Arc<Verifier>, hub: Arc<Hub>, rates: Arc<Rates>, config: &Config) -> Self {
+    pub fn new(
+        verifier: Arc<Verifier>,
+        access: Arc<Access>,
+        hub: Arc<Hub>,
+        rates: Arc<Rates>,
+        config: &Config,
+    ) -> Self {
         let limits = &config.limits;
         Self {
             verifier,
+            access,
             hub,
             rates,
             events_per_second_max: limits.events_per_second_max,
@@ -93,15 +107,49 @@ impl Broadcasts {
         verified.map_err(|_| Refused::Unauthorized)
     }
 
-    /// Whether `claims` may write broadcasts on a private topic. Policies are not asked yet, and
-    /// without their answer nobody may.
+    /// Whether `claims` may write broadcasts on a private topic.
     async fn may_write(
         &self,
-        _claims: &Claims,
-        _topic: &Topic,
-        _headers: &str,
+        claims: &Claims,
+        topic: &Topic,
+        headers: &str,
     ) -> Result<bool, Refused> {
-        std::future::ready(Ok(false)).await
+        let topic = topic.sub_topic();
+        let grants = self.access.write(claims, topic, headers, false).await;
+        grants.map(|grants| grants.broadcast).map_err(|problem| {
+            let (status, text) = undecided(&problem);
+            let message = match &problem {
+                access::Error::Policy { message, .. } => message,
+                access::Error::Canceled
+                | access::Error::MissingPartition
+                | access::Error::Busy
+                | access::Error::Unavailable(_)
+                | access::Error::Role { .. } => "",
+            };
+            let error = telemetry::chain(&problem);
+            warn!(code = text, topic, message, error, "a broadcast was not allowed");
+            Refused::Undecided(status, text)
+        })
+    }
+
+    /// The topics of these private messages, and whether `claims` may write there.
+    async fn grants<'m>(
+        &self,
+        claims: &Claims,
+        messages: &'m [Message<'_>],
+        headers: &HeaderMap,
+    ) -> Result<HashMap<&'m Topic, bool>, Refused> {
+        let mut grants = HashMap::new();
+        if !messages.iter().any(|message| message.private) {
+            return Ok(grants);
+        }
+        let headers = shown_headers(headers);
+        for Message { topic, private, .. } in messages {
+            if *private && !grants.contains_key(topic) {
+                grants.insert(topic, self.may_write(claims, topic, &headers).await?);
+            }
+        }
+        Ok(grants)
     }
 
     /// Counts so many messages, unless there are too many in this second.
@@ -163,6 +211,8 @@ enum Refused {
     TooManyMessages,
     /// Other requests hold too much.
     Crowded,
+    /// The policies gave no answer.
+    Undecided(StatusCode, &'static str),
 }
 
 impl IntoResponse for Refused {
@@ -198,6 +248,7 @@ impl IntoResponse for Refused {
                 "Too many messages to broadcast, please reduce the batch size",
             ),
             Self::Crowded => message(StatusCode::TOO_MANY_REQUESTS, "Too many requests"),
+            Self::Undecided(status, text) => message(status, text),
         };
         if retry {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
@@ -206,8 +257,26 @@ impl IntoResponse for Refused {
     }
 }
 
+/// What the sender is told when the policies gave no answer.
+fn undecided(error: &access::Error) -> (StatusCode, &'static str) {
+    match error {
+        access::Error::Policy { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "RLS policy error"),
+        access::Error::Canceled => (StatusCode::UNPROCESSABLE_ENTITY, "Query canceled"),
+        access::Error::MissingPartition => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "Missing messages partition")
+        }
+        access::Error::Busy => (StatusCode::TOO_MANY_REQUESTS, "Connection pool exhausted"),
+        access::Error::Unavailable(_) => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "Tenant database unavailable")
+        }
+        access::Error::Role { .. } => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "Unable to authorize broadcast")
+        }
+    }
+}
+
 /// Several broadcasts, all of them or none. Those to private rooms in which the sender may not
-/// write are left out, which it is not told.
+/// write are left out, which it is not told; when that cannot be found out, nothing is sent.
 pub(super) async fn batch<A: Admit>(
     State(service): State<Arc<Service<A>>>,
     request: Request,
@@ -264,16 +333,11 @@ async fn send_batch<A>(
         Unusable::Invalid(errors) => Refused::Messages(errors),
     })?;
     own.admit(messages.len())?;
-    let mut grants: HashMap<&Topic, bool> = HashMap::new();
-    if messages.iter().any(|message| message.private) {
-        let headers = shown_headers(&parts.headers);
-        for message in messages.iter().filter(|message| message.private) {
-            if !grants.contains_key(&message.topic) {
-                let granted = own.may_write(claims, &message.topic, &headers).await?;
-                grants.insert(&message.topic, granted);
-            }
-        }
-    }
+    let grants = timeout(CHECKS_TIME_MAX, own.grants(claims, &messages, &parts.headers));
+    let grants = grants.await.map_err(|_| {
+        let (status, text) = undecided(&access::Error::Canceled);
+        Refused::Undecided(status, text)
+    })??;
     still_valid(claims)?;
     let mut dirty = DirtyList::default();
     for (number, message) in (1..).zip(&messages) {
