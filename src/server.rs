@@ -138,7 +138,8 @@ async fn serve(
     let publications = &config.replication.publications;
     let catalog = Catalog::new(logins.check.clone(), &config.database.roles, publications);
     let catalog = Arc::new(catalog);
-    let authorizer = Arc::new(Authorizer::new(logins.check.clone(), &config.database));
+    let authorizer = Authorizer::new(logins.check.clone(), &config.database, publications);
+    let authorizer = Arc::new(authorizer);
     let status = Arc::new(Status::default());
     let (ready, is_ready) = watch::channel(false);
     let access = Arc::new(Access::new(logins.check.clone(), &config.database));

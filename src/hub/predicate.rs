@@ -507,6 +507,7 @@ pub(super) mod tests {
     pub(in crate::hub) fn relation(types: &[u32]) -> Relation {
         let columns = types.iter().enumerate().map(|(index, type_oid)| Column {
             name: format!("c{index}").into(),
+            attnum: None,
             type_oid: *type_oid,
             type_name: "irrelevant".into(),
             kind: if *type_oid == COMPOSITE { Type::Composite(Box::default()) } else { Type::Text },

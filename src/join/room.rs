@@ -64,7 +64,8 @@ impl Door {
         let topic = sub_topic(request);
         let grants = self.access.read(&request.claims, topic, &request.headers, request.presence);
         let grants = grants.await.map_err(|error| refusal(&error, topic))?;
-        if !(grants.broadcast || grants.presence) || (replay.is_some() && !grants.broadcast) {
+        let nothing = !grants.broadcast && !grants.presence;
+        if nothing || replay.is_some() && !grants.broadcast {
             return Err(format!("Unauthorized: {}", no_permission(topic)));
         }
         // Before the store is read: what is inserted after that comes live.
@@ -98,7 +99,7 @@ impl Door {
             let text = refusal(&error, topic);
             text.split_once(": ").map_or(text.clone(), |(_code, text)| text.to_owned())
         })?;
-        if !(grants.broadcast || grants.presence) {
+        if !grants.broadcast && !grants.presence {
             return Err(no_permission(topic));
         }
         if before.broadcast && !grants.broadcast || before.presence && !grants.presence {

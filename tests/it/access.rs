@@ -98,7 +98,6 @@ impl World {
 
     /// What the superuser finds when doing by hand what a check is to find out: read, write.
     async fn truth(&self, claims: &Claims, topic: &str, headers: &str) -> [(bool, bool); 2] {
-        let mut client = self.database.client().await;
         let become_caller = "select set_config('role', $1, true),
             set_config('realtime.topic', $2, true), set_config('request.jwt.claims', $3, true),
             set_config('request.headers', $4, true), set_config('request.jwt.claim.sub', $5, true),
@@ -109,22 +108,22 @@ impl World {
         let insert = "insert into realtime.messages (topic, extension) values ($1, $2)";
         let (mut readable, mut writable) = (Vec::new(), Vec::new());
         for extension in ["broadcast", "presence"] {
-            let probe = client.transaction().await.unwrap();
+            self.admin.batch_execute("begin").await.unwrap();
             let returning = format!("{insert} returning id::text");
-            let row = probe.query_one(&returning, &[&topic, &extension]).await.unwrap();
-            probe.query_one(become_caller, &caller).await.unwrap();
+            let row = self.admin.query_one(&returning, &[&topic, &extension]).await.unwrap();
+            self.admin.query_one(become_caller, &caller).await.unwrap();
             let seen = "select from realtime.messages where id::text = $1";
-            let seen = probe.query(seen, &[&row.get::<_, &str>(0)]).await.unwrap();
+            let seen = self.admin.query(seen, &[&row.get::<_, &str>(0)]).await.unwrap();
             readable.push(seen.len() == 1);
-            probe.rollback().await.unwrap();
-            let probe = client.transaction().await.unwrap();
-            probe.query_one(become_caller, &caller).await.unwrap();
-            writable.push(match probe.execute(insert, &[&topic, &extension]).await {
+            self.admin.batch_execute("rollback").await.unwrap();
+            self.admin.batch_execute("begin").await.unwrap();
+            self.admin.query_one(become_caller, &caller).await.unwrap();
+            writable.push(match self.admin.execute(insert, &[&topic, &extension]).await {
                 Ok(rows) => rows == 1,
                 Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => false,
                 Err(error) => panic!("{error}"),
             });
-            probe.rollback().await.unwrap();
+            self.admin.batch_execute("rollback").await.unwrap();
         }
         [(readable[0], readable[1]), (writable[0], writable[1])]
     }
@@ -171,7 +170,7 @@ fn claims(role: &str, subject: Option<&str>, json: &Value) -> Claims {
         role: role.into(),
         subject: subject.map(Arc::from),
         json: json.to_string().into(),
-        expires_at: SystemTime::now() + Duration::from_secs(3600),
+        expires_at: SystemTime::now() + Duration::from_hours(1),
     }
 }
 
@@ -435,7 +434,8 @@ async fn a_check_that_nobody_waits_for_gives_its_place_back_and_not_its_connecti
     }
     let left = world.processes().await;
     drop(dropped);
-    assert_eq!(world.read(&claims, "room").await.unwrap(), ALL, "while the lock is still held");
+    let next = timeout(DEADLINE, world.read(&claims, "room")).await;
+    assert_eq!(next.unwrap().unwrap(), ALL, "while the lock is still held");
     let now = world.processes().await;
     assert!(!now.contains(&left[0]), "{now:?} {left:?}");
     world.run("select pg_advisory_unlock(7)").await;
@@ -516,7 +516,7 @@ async fn somebody_elses_table_is_enough() {
             create table realtime.messages (
                 topic text not null, extension text not null, payload jsonb, event text,
                 private boolean default false, id uuid not null default gen_random_uuid(),
-                primary key (id));
+                primary key (id), constraint named check (topic <> 'bad'));
             alter table realtime.messages enable row level security;
             alter table realtime.messages force row level security;
             grant usage on schema realtime to <user>, <anon>, {name}_service;
@@ -530,6 +530,9 @@ async fn somebody_elses_table_is_enough() {
     assert_eq!(world.read(&claims, "room").await.unwrap(), (false, true));
     assert_eq!(world.write(&claims, "room").await.unwrap(), NOTHING);
     assert_eq!(world.read(&claims, "other").await.unwrap(), NOTHING);
+    // Nothing is wrong with its partitions when it has none.
+    let error = world.read(&claims, "bad").await.unwrap_err();
+    assert!(matches!(&error, Error::Policy { code, .. } if code == "23514"), "{error:?}");
 }
 
 #[tokio::test]

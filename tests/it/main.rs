@@ -16,6 +16,7 @@ mod keys;
 mod layers;
 mod operations;
 mod presence;
+mod private;
 mod protocol;
 mod rls;
 mod rls_differential;

@@ -14,7 +14,7 @@
 //!
 //! Policies are code of somebody else. What it does ends with the transaction, or with the DISCARD
 //! ALL after it; each probe of a write begins where the one before it began; what does not end is
-//! ended ([`pool`]). All messages of one check are sent at once, so it costs one round trip.
+//! ended (`pool`). All messages of one check are sent at once, so it costs one round trip.
 
 mod pool;
 mod stored;
@@ -277,16 +277,16 @@ impl Access {
             let Ok((answer, reset)) = timeout(limit, asked).await else {
                 return Err(Error::Canceled);
             };
+            let answer = match answer {
+                // Whoever can do this to a connection may have done more.
+                Ok(_) if !reset => Err(Failure::Connection("it could not be reset".into())),
+                answer => answer,
+            };
             match answer {
-                Ok(answer) if reset => {
+                Ok(answer) => {
                     lease.give_back();
                     return Ok(answer);
                 }
-                // Whoever can do this to a connection may have done more.
-                Ok(_) if attempt >= ATTEMPTS_MAX => {
-                    return Err(Error::Unavailable("the connection could not be reset".into()));
-                }
-                Ok(_) => {}
                 Err(Failure::Final(error)) => {
                     if reset {
                         lease.give_back();
@@ -355,14 +355,18 @@ impl Access {
                     | SqlState::UNDEFINED_TABLE
                     | SqlState::INVALID_SCHEMA_NAME),
                 ) => Failure::Connection(error.into()),
+                // A server that only reads; no policy has run yet, and a trigger is no better.
+                Some(&(SqlState::READ_ONLY_SQL_TRANSACTION | SqlState::FEATURE_NOT_SUPPORTED)) => {
+                    Failure::Final(Error::Unavailable(error.into()))
+                }
                 _ => failure(error),
             })?;
             is_caller(became, caller)?;
             let seen = seen.map_err(failure)?;
             let visible = |id: &String| {
-                seen.iter().any(|message| match message {
-                    SimpleQueryMessage::Row(row) => row.get(0) == Some(id),
-                    _ => false,
+                seen.iter().any(|message| {
+                    let SimpleQueryMessage::Row(row) = message else { return false };
+                    row.get(0) == Some(id)
                 })
             };
             Ok(ids.iter().map(visible).collect())
@@ -453,13 +457,19 @@ fn become_caller(caller: &Caller<'_>) -> String {
 fn is_caller(reply: Reply, caller: &Caller<'_>) -> Result<(), Failure> {
     let role = &*caller.claims.role;
     let refused = || Failure::Final(Error::Role { role: role.to_owned() });
-    let messages = reply.map_err(|error| match error.code() {
-        Some(&(SqlState::INSUFFICIENT_PRIVILEGE | SqlState::INVALID_PARAMETER_VALUE)) => refused(),
-        _ => failure(error),
+    let messages = reply.map_err(|error| {
+        let roles = [SqlState::INSUFFICIENT_PRIVILEGE, SqlState::INVALID_PARAMETER_VALUE];
+        if error.code().is_some_and(|code| roles.contains(code)) {
+            return refused();
+        }
+        // No policy has run yet: a server that only reads, or that refuses all.
+        let failed = failure(error);
+        let Failure::Final(Error::Policy { code, message }) = failed else { return failed };
+        Failure::Final(Error::Unavailable(format!("{message} ({code})").into()))
     })?;
-    let last = messages.iter().rev().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
+    let last = messages.iter().rev().find_map(|message| {
+        let SimpleQueryMessage::Row(row) = message else { return None };
+        row.get(0)
     });
     if last == Some(role) { Ok(()) } else { Err(refused()) }
 }
@@ -467,10 +477,13 @@ fn is_caller(reply: Reply, caller: &Caller<'_>) -> Result<(), Failure> {
 /// Whether an insert as the caller went through.
 fn inserted(reply: Reply) -> Result<bool, Failure> {
     match reply {
-        Ok(messages) => Ok(messages.iter().rev().find_map(|message| match message {
-            SimpleQueryMessage::CommandComplete(rows) => Some(*rows == 1),
-            _ => None,
-        }) == Some(true)),
+        Ok(messages) => {
+            let rows = messages.iter().rev().find_map(|message| {
+                let SimpleQueryMessage::CommandComplete(rows) = message else { return None };
+                Some(*rows)
+            });
+            Ok(rows == Some(1))
+        }
         Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(false),
         Err(error) => Err(failure(error)),
     }

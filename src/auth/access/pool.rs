@@ -139,8 +139,8 @@ impl Pool {
     /// Connects nothing yet.
     pub(super) fn new(login: Login, settings: &config::Database) -> Self {
         let size = settings.channel_pool_size;
-        let (abandoned, reaped) = mpsc::channel(size.max(1));
-        let reaper = tokio::spawn(reap(login.clone(), reaped));
+        let (abandoned, inbox) = mpsc::channel(size.max(1));
+        let reaper = tokio::spawn(reap(login.clone(), inbox));
         Self {
             login,
             roles: settings.roles.clone(),
