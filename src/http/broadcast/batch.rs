@@ -10,10 +10,11 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::topic::Topic;
+use crate::topic::{ParseTopicError, Topic};
 
 const BLANK: &str = "can't be blank";
-const INVALID: &str = "is invalid";
+/// What is said about a value of the wrong kind.
+pub(super) const INVALID: &str = "is invalid";
 
 /// What is said about a payload that is too large.
 pub(super) const TOO_LARGE: &str = "Payload size exceeds tenant limit";
@@ -155,7 +156,7 @@ pub(super) fn parse(body: &[u8], limits: Limits) -> Result<Vec<Message<'_>>, Unu
 
 fn check<'a>(fields: &Fields<'a>, payload_bytes_max: usize) -> Result<Message<'a>, Faults> {
     let topic = name(fields.topic)
-        .and_then(|name| Topic::parse(&format!("realtime:{name}")).map_err(|_| INVALID));
+        .and_then(|name| Topic::parse(&format!("realtime:{name}")).map_err(problem));
     let event = name(fields.event);
     let payload = match fields.payload {
         None => Err(BLANK),
@@ -188,6 +189,14 @@ fn check<'a>(fields: &Fields<'a>, payload_bytes_max: usize) -> Result<Message<'a
                 id: fault(id),
             })
         }
+    }
+}
+
+/// What is said about a name that is no topic.
+pub(super) fn problem(problem: ParseTopicError) -> &'static str {
+    match problem {
+        ParseTopicError::Nameless => BLANK,
+        ParseTopicError::Unmatched | ParseTopicError::TooLong | ParseTopicError::Nul => INVALID,
     }
 }
 

@@ -43,7 +43,7 @@ use crate::session::Rates;
 use crate::telemetry;
 use crate::topic::Topic;
 use crate::transport::admit::Admit;
-use batch::{Errors, Message, TOO_LARGE, Unusable};
+use batch::{Errors, INVALID, Message, TOO_LARGE, Unusable};
 use body::Unread;
 
 /// Messages of one batch between two chances for others to run on this thread.
@@ -372,9 +372,9 @@ async fn send_single<A>(
     let (parts, body) = request.into_parts();
     let encoding = encoding(&parts.headers).ok_or(Refused::MediaType)?;
     let private = private(parts.uri.query().unwrap_or_default());
-    let private = private.ok_or(Refused::Field("private", "is invalid"))?;
+    let private = private.ok_or(Refused::Field("private", INVALID))?;
     let topic = Topic::parse(&format!("realtime:{topic}"));
-    let topic = topic.map_err(|_| Refused::Field("topic", "is invalid"))?;
+    let topic = topic.map_err(|problem| Refused::Field("topic", batch::problem(problem)))?;
     let too_large = Refused::Field("payload", TOO_LARGE);
     let room = service.connections.unfinished();
     let upload = body::read(body, own.batch.payload_bytes_max, own.body_timeout, room).await;
