@@ -200,7 +200,7 @@ async fn serve(
         }),
         gate: Gate::new(&config.limits),
         operations,
-        broadcasts,
+        broadcasts: Some(broadcasts),
         proxy: Proxy::new(&config.proxy)?,
     };
     let address = listener.local_addr().context("the listening socket has no address")?;

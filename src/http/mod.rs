@@ -43,8 +43,8 @@ pub struct Service<A> {
     pub gate: Gate,
     /// What operators and their programs ask.
     pub operations: Operations,
-    /// What is said over HTTP.
-    pub broadcasts: Broadcasts,
+    /// What is said over HTTP; nothing can be when there is none.
+    pub broadcasts: Option<Broadcasts>,
     /// Who answers the paths that are not ours.
     pub proxy: Option<Proxy>,
 }

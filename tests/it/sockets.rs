@@ -18,11 +18,8 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_util::sync::CancellationToken;
-use walcast::auth::access::Access;
-use walcast::auth::jwt::Verifier;
 use walcast::config;
-use walcast::db::Login;
-use walcast::http::{Broadcasts, Gate, Operations, Service, router};
+use walcast::http::{Gate, Operations, Service, router};
 use walcast::hub::outbox::{CloseReason, DirtyList, Outbox};
 use walcast::transport::admit::{Admit, Refusal};
 use walcast::transport::listener::{Connections, serve};
@@ -95,16 +92,6 @@ impl Admit for Door {
     }
 }
 
-/// Broadcasts over HTTP, to rooms that nobody is in.
-fn nobodys_broadcasts() -> Broadcasts {
-    let mut config = config::Config::default();
-    config.jwt.secret = config::Secret::new("a-secret-of-thirty-two-bytes-or-more");
-    let verifier = Verifier::new(&config.jwt, &config.database.roles).unwrap();
-    let nowhere = Login::parse("postgres://nobody@127.0.0.1:1/none", DEADLINE).unwrap();
-    let access = Arc::new(Access::new(nowhere, &config.database));
-    Broadcasts::new(Arc::new(verifier), access, Arc::default(), Arc::default(), &config)
-}
-
 struct Server {
     address: SocketAddr,
     connections: Arc<Connections>,
@@ -129,7 +116,7 @@ impl Server {
             metrics: Box::new(|| "walcast_up 1\n".into()),
             gate: Gate::default(),
             operations: Operations::default(),
-            broadcasts: nobodys_broadcasts(),
+            broadcasts: None,
             proxy: None,
         }));
         let stop = CancellationToken::new();

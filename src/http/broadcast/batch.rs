@@ -271,7 +271,7 @@ mod tests {
         }
     }
 
-    fn message(changes: Value) -> Value {
+    fn message(changes: &Value) -> Value {
         let mut message = json!({ "topic": "t", "event": "e", "payload": {} });
         for (name, value) in changes.as_object().unwrap().clone() {
             message[name] = value;
@@ -287,7 +287,7 @@ mod tests {
     fn a_good_batch_is_its_messages_in_order() {
         let other =
             json!({ "topic": "ü/ ?", "payload": { "a": [1] }, "private": "TRUE", "id": "7" });
-        let body = of(&[message(json!({ "private": null, "id": "" })), message(other)]);
+        let body = of(&[message(&json!({ "private": null, "id": "" })), message(&other)]);
         let messages = parse(body.as_bytes(), LIMITS).unwrap();
         let [first, second] = &messages[..] else { panic!("{messages:?}") };
         assert_eq!((first.topic.sub_topic(), &*first.event, first.private), ("t", "e", false));
@@ -312,17 +312,17 @@ mod tests {
         let blank = json!(["can't be blank"]);
         let invalid = json!(["is invalid"]);
         assert_eq!(
-            wrong(&of(&[message(json!({})), json!({}), message(json!({}))])),
+            wrong(&of(&[message(&json!({})), json!({}), message(&json!({}))])),
             json!([{}, { "topic": blank, "event": blank, "payload": blank }, {}])
         );
         let nothing = json!({ "topic": "", "event": null, "payload": null });
         assert_eq!(
-            wrong(&of(&[message(nothing)])),
+            wrong(&of(&[message(&nothing)])),
             json!([{ "topic": blank, "event": blank, "payload": blank }])
         );
         let odd = json!({ "topic": 1, "event": {}, "payload": [], "private": 1, "id": 7 });
         assert_eq!(
-            wrong(&of(&[message(odd), message(json!({}))])),
+            wrong(&of(&[message(&odd), message(&json!({}))])),
             json!([
                 { "topic": invalid, "event": invalid, "payload": invalid, "private": invalid,
                   "id": invalid },
@@ -331,19 +331,19 @@ mod tests {
         );
         for topic in ["x".repeat(5000), "a\0b".into()] {
             assert_eq!(
-                wrong(&of(&[message(json!({ "topic": topic }))])),
+                wrong(&of(&[message(&json!({ "topic": topic }))])),
                 json!([{ "topic": invalid }])
             );
         }
         for private in [json!("yes"), json!(""), json!([true]), json!("\"true"), json!({})] {
             assert_eq!(
-                wrong(&of(&[message(json!({ "private": private }))])),
+                wrong(&of(&[message(&json!({ "private": private }))])),
                 json!([{ "private": invalid }]),
                 "{private}"
             );
         }
         let large = json!({ "payload": { "a": "x".repeat(20) } });
-        assert_eq!(wrong(&of(&[message(large)])), json!([{ "payload": [TOO_LARGE] }]));
+        assert_eq!(wrong(&of(&[message(&large)])), json!([{ "payload": [TOO_LARGE] }]));
     }
 
     #[test]
@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn more_messages_than_allowed_are_not_looked_at() {
-        let messages = vec![message(json!({})); 3];
+        let messages = vec![message(&json!({})); 3];
         assert!(parse(of(&messages).as_bytes(), LIMITS).is_ok());
         let parsed = parse(br#"{"messages":[1,2,3,4,5]}"#, LIMITS);
         assert!(matches!(parsed, Err(Unusable::TooMany)), "{parsed:?}");

@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    const TIME: Duration = Duration::from_secs(60);
+    const TIME: Duration = Duration::from_mins(1);
 
     fn in_pieces(pieces: &[&'static str]) -> Body {
         let pieces: Vec<_> =

@@ -31,7 +31,7 @@ use tokio::task::yield_now;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{Service, error, message};
+use super::{Gate, Service, error, message};
 use crate::auth::Claims;
 use crate::auth::access::{self, Access};
 use crate::auth::jwt::Verifier;
@@ -43,6 +43,7 @@ use crate::session::Rates;
 use crate::telemetry;
 use crate::topic::Topic;
 use crate::transport::admit::Admit;
+use crate::transport::websocket::Room;
 use batch::{Errors, INVALID, Message, TOO_LARGE, Unusable};
 use body::Unread;
 
@@ -169,12 +170,89 @@ impl Broadcasts {
         metrics::counter!(telemetry::DELIVERIES).increment(told);
     }
 
-    /// The answer to somebody whose token was good.
-    fn answer(&self, outcome: Result<(), Refused>) -> Response {
-        let mut response = match outcome {
-            Ok(()) => StatusCode::ACCEPTED.into_response(),
-            Err(refused) => refused.into_response(),
+    async fn send_batch(
+        &self,
+        claims: &Claims,
+        request: Request,
+        room: Arc<Room>,
+    ) -> Result<(), Refused> {
+        let (parts, body) = request.into_parts();
+        let upload = body::read(body, self.batch_bytes_max, self.body_timeout, room).await;
+        let upload = upload.map_err(|unread| unread.or_too_large(Refused::BatchTooLarge))?;
+        let messages =
+            batch::parse(&upload.bytes, self.batch).map_err(|unusable| match unusable {
+                Unusable::Malformed => Refused::Malformed,
+                Unusable::TooMany => Refused::TooManyMessages,
+                Unusable::Invalid(errors) => Refused::Messages(errors),
+            })?;
+        self.admit(messages.len())?;
+        let grants = timeout(CHECKS_TIME_MAX, self.grants(claims, &messages, &parts.headers));
+        let grants = grants.await.map_err(|_| {
+            let (status, text) = undecided(&access::Error::Canceled);
+            Refused::Undecided(status, text)
+        })??;
+        still_valid(claims)?;
+        let mut dirty = DirtyList::default();
+        for (number, message) in (1..).zip(&messages) {
+            if message.private && grants.get(&message.topic) != Some(&true) {
+                continue;
+            }
+            let meta = Meta { id: message.id.clone(), replayed: false };
+            let data = upload.bytes.slice_ref(message.payload.get().as_bytes());
+            let event = message.event.clone();
+            let event = UserEvent { event, encoding: Encoding::Json, data, meta };
+            // All versions get it as text.
+            let payload = Broadcast::User(event).payload().expect("JSON is text");
+            let room = RoomName { topic: message.topic.to_shared(), private: message.private };
+            self.tell(&room, &Broadcast::Whole(payload), &mut dirty);
+            if number % TURN_MESSAGES == 0 {
+                dirty.flush();
+                yield_now().await;
+            }
+        }
+        dirty.flush();
+        Ok(())
+    }
+
+    async fn send_single(
+        &self,
+        claims: &Claims,
+        (topic, event): (String, String),
+        request: Request,
+        room: Arc<Room>,
+    ) -> Result<(), Refused> {
+        let (parts, body) = request.into_parts();
+        let encoding = encoding(&parts.headers).ok_or(Refused::MediaType)?;
+        let private = private(parts.uri.query().unwrap_or_default());
+        let private = private.ok_or(Refused::Field("private", INVALID))?;
+        let topic = Topic::parse(&format!("realtime:{topic}"));
+        let topic = topic.map_err(|problem| Refused::Field("topic", batch::problem(problem)))?;
+        let too_large = Refused::Field("payload", TOO_LARGE);
+        let upload = body::read(body, self.batch.payload_bytes_max, self.body_timeout, room).await;
+        let upload = upload.map_err(|unread| unread.or_too_large(too_large))?;
+        let data = match encoding {
+            Encoding::Bytes => upload.bytes.clone(),
+            Encoding::Json => json_value(&upload.bytes).ok_or(Refused::Malformed)?,
         };
+        self.admit(1)?;
+        if private && !self.may_write(claims, &topic, &shown_headers(&parts.headers)).await? {
+            return Err(Refused::Forbidden);
+        }
+        still_valid(claims)?;
+        let event = UserEvent { event: event.into(), encoding, data, meta: Meta::default() };
+        let mut dirty = DirtyList::default();
+        self.tell(
+            &RoomName { topic: topic.to_shared(), private },
+            &Broadcast::User(event),
+            &mut dirty,
+        );
+        dirty.flush();
+        Ok(())
+    }
+
+    /// The answer to somebody whose token was good, and how much of the rate is used.
+    fn answer(&self, outcome: Result<(), Refused>) -> Response {
+        let mut response = outcome.map_or_else(refuse, |()| accept());
         let used = self.rates.events(SystemTime::now());
         let most = u64::try_from(self.events_per_second_max).unwrap_or(u64::MAX);
         let headers = response.headers_mut();
@@ -257,6 +335,16 @@ impl IntoResponse for Refused {
     }
 }
 
+fn accept() -> Response {
+    metrics::counter!(telemetry::BROADCAST_REQUESTS, telemetry::RESULT => "ok").increment(1);
+    StatusCode::ACCEPTED.into_response()
+}
+
+fn refuse(refused: Refused) -> Response {
+    metrics::counter!(telemetry::BROADCAST_REQUESTS, telemetry::RESULT => "error").increment(1);
+    refused.into_response()
+}
+
 /// What the sender is told when the policies gave no answer.
 fn undecided(error: &access::Error) -> (StatusCode, &'static str) {
     match error {
@@ -281,13 +369,14 @@ pub(super) async fn batch<A: Admit>(
     State(service): State<Arc<Service<A>>>,
     request: Request,
 ) -> Response {
-    let headers = request.headers();
-    let claims = match sender(&service, headers).await {
+    let Some(own) = &service.broadcasts else { return StatusCode::NOT_FOUND.into_response() };
+    let claims = match sender(&service.gate, own, request.headers()).await {
         Ok(claims) => claims,
-        Err(refused) => return refused.into_response(),
+        Err(refused) => return refuse(refused),
     };
-    let outcome = Box::pin(send_batch(&service, &claims, request)).await;
-    service.broadcasts.answer(outcome)
+    let room = service.connections.unfinished();
+    let outcome = Box::pin(own.send_batch(&claims, request, room)).await;
+    own.answer(outcome)
 }
 
 /// One broadcast; the body is its payload.
@@ -296,103 +385,23 @@ pub(super) async fn single<A: Admit>(
     names: Result<Path<(String, String)>, PathRejection>,
     request: Request,
 ) -> Response {
-    let headers = request.headers();
-    let claims = match sender(&service, headers).await {
+    let Some(own) = &service.broadcasts else { return StatusCode::NOT_FOUND.into_response() };
+    let claims = match sender(&service.gate, own, request.headers()).await {
         Ok(claims) => claims,
-        Err(refused) => return refused.into_response(),
+        Err(refused) => return refuse(refused),
     };
     let outcome = match names {
-        Ok(Path((topic, event))) => {
-            Box::pin(send_single(&service, &claims, &topic, event, request)).await
+        Ok(Path(names)) => {
+            let room = service.connections.unfinished();
+            Box::pin(own.send_single(&claims, names, request, room)).await
         }
         Err(_) => Err(Refused::Path),
     };
-    service.broadcasts.answer(outcome)
+    own.answer(outcome)
 }
 
-async fn sender<A>(service: &Service<A>, headers: &HeaderMap) -> Result<Claims, Refused> {
-    if !service.gate.origins.admit(headers) {
-        return Err(Refused::Origin);
-    }
-    service.broadcasts.sender(headers).await
-}
-
-async fn send_batch<A>(
-    service: &Service<A>,
-    claims: &Claims,
-    request: Request,
-) -> Result<(), Refused> {
-    let own = &service.broadcasts;
-    let (parts, body) = request.into_parts();
-    let room = service.connections.unfinished();
-    let upload = body::read(body, own.batch_bytes_max, own.body_timeout, room).await;
-    let upload = upload.map_err(|unread| unread.or_too_large(Refused::BatchTooLarge))?;
-    let messages = batch::parse(&upload.bytes, own.batch).map_err(|unusable| match unusable {
-        Unusable::Malformed => Refused::Malformed,
-        Unusable::TooMany => Refused::TooManyMessages,
-        Unusable::Invalid(errors) => Refused::Messages(errors),
-    })?;
-    own.admit(messages.len())?;
-    let grants = timeout(CHECKS_TIME_MAX, own.grants(claims, &messages, &parts.headers));
-    let grants = grants.await.map_err(|_| {
-        let (status, text) = undecided(&access::Error::Canceled);
-        Refused::Undecided(status, text)
-    })??;
-    still_valid(claims)?;
-    let mut dirty = DirtyList::default();
-    for (number, message) in (1..).zip(&messages) {
-        if message.private && grants.get(&message.topic) != Some(&true) {
-            continue;
-        }
-        let meta = Meta { id: message.id.clone(), replayed: false };
-        let data = upload.bytes.slice_ref(message.payload.get().as_bytes());
-        let event = message.event.clone();
-        let event = UserEvent { event, encoding: Encoding::Json, data, meta };
-        // All versions get it as text.
-        let payload = Broadcast::User(event).payload().expect("JSON is text");
-        let room = RoomName { topic: message.topic.to_shared(), private: message.private };
-        own.tell(&room, &Broadcast::Whole(payload), &mut dirty);
-        if number % TURN_MESSAGES == 0 {
-            dirty.flush();
-            yield_now().await;
-        }
-    }
-    dirty.flush();
-    Ok(())
-}
-
-async fn send_single<A>(
-    service: &Service<A>,
-    claims: &Claims,
-    topic: &str,
-    event: String,
-    request: Request,
-) -> Result<(), Refused> {
-    let own = &service.broadcasts;
-    let (parts, body) = request.into_parts();
-    let encoding = encoding(&parts.headers).ok_or(Refused::MediaType)?;
-    let private = private(parts.uri.query().unwrap_or_default());
-    let private = private.ok_or(Refused::Field("private", INVALID))?;
-    let topic = Topic::parse(&format!("realtime:{topic}"));
-    let topic = topic.map_err(|problem| Refused::Field("topic", batch::problem(problem)))?;
-    let too_large = Refused::Field("payload", TOO_LARGE);
-    let room = service.connections.unfinished();
-    let upload = body::read(body, own.batch.payload_bytes_max, own.body_timeout, room).await;
-    let upload = upload.map_err(|unread| unread.or_too_large(too_large))?;
-    let data = match encoding {
-        Encoding::Bytes => upload.bytes.clone(),
-        Encoding::Json => json_value(&upload.bytes).ok_or(Refused::Malformed)?,
-    };
-    own.admit(1)?;
-    if private && !own.may_write(claims, &topic, &shown_headers(&parts.headers)).await? {
-        return Err(Refused::Forbidden);
-    }
-    still_valid(claims)?;
-    let event = UserEvent { event: event.into(), encoding, data, meta: Meta::default() };
-    let mut dirty = DirtyList::default();
-    own.tell(&RoomName { topic: topic.to_shared(), private }, &Broadcast::User(event), &mut dirty);
-    dirty.flush();
-    Ok(())
+async fn sender(gate: &Gate, own: &Broadcasts, headers: &HeaderMap) -> Result<Claims, Refused> {
+    if gate.origins.admit(headers) { own.sender(headers).await } else { Err(Refused::Origin) }
 }
 
 impl Unread {
