@@ -26,7 +26,7 @@ use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
 use crate::feed::{Feed, Filters, Gap, Status};
-use crate::http::{Gate, Health, Operations, Proxy, Service, router};
+use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Service, router};
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
 use crate::join::Joiner;
@@ -142,11 +142,12 @@ async fn serve(
     let authorizer = Arc::new(authorizer);
     let status = Arc::new(Status::default());
     let (ready, is_ready) = watch::channel(false);
+    let access = Arc::new(Access::new(logins.check.clone(), &config.database));
     let joiner = Arc::new(Joiner::new(
         Arc::clone(&hub),
         Arc::clone(&catalog),
         Arc::clone(&authorizer),
-        Arc::new(Access::new(logins.check.clone(), &config.database)),
+        Arc::clone(&access),
         logins.check.clone(),
         config,
         is_ready.clone(),
@@ -173,10 +174,13 @@ async fn serve(
     let (tasks, stop_joins) = (TaskTracker::new(), CancellationToken::new());
     let operations = operations(config, &verifier, &status)?;
     let (keys, of_old_keys) = (Arc::clone(&verifier), Arc::clone(&connections));
+    let rates = Arc::default();
+    let (tokens, rooms) = (Arc::clone(&verifier), Arc::clone(&hub));
+    let broadcasts = Broadcasts::new(tokens, access, rooms, Arc::clone(&rates), config);
     let realtime = Realtime {
         verifier,
         limits: config.into(),
-        rates: Arc::default(),
+        rates,
         hub: Arc::clone(&hub),
         joiner,
         deadlines: Arc::clone(&deadlines),
@@ -196,6 +200,7 @@ async fn serve(
         }),
         gate: Gate::new(&config.limits),
         operations,
+        broadcasts: Some(broadcasts),
         proxy: Proxy::new(&config.proxy)?,
     };
     let address = listener.local_addr().context("the listening socket has no address")?;

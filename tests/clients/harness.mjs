@@ -281,13 +281,17 @@ export class User {
 
 /** Everything one channel has heard, in order, and waits for more. */
 export class Feed {
-  constructor(user, topic, bindings) {
-    Object.assign(this, { user, topic, statuses: [], changes: [], systems: [], waiting: new Set() });
-    this.channel = user.client.channel(topic);
+  constructor(user, topic, bindings, config = {}) {
+    Object.assign(this, { user, topic, waiting: new Set() });
+    Object.assign(this, { statuses: [], changes: [], systems: [], broadcasts: [] });
+    this.channel = user.client.channel(topic, { config });
     bindings.forEach((binding, index) =>
       this.channel.on("postgres_changes", { event: "*", schema: "public", ...binding }, (change) =>
         this.#heard(this.changes, { binding: index, ...change }),
       ),
+    );
+    this.channel.on("broadcast", { event: "*" }, (message) =>
+      this.#heard(this.broadcasts, message),
     );
     this.channel.on("system", {}, (message) => this.#heard(this.systems, message));
     this.channel.subscribe((status, error) => this.#heard(this.statuses, { status, error }));
@@ -311,7 +315,12 @@ export class Feed {
     });
     const heard = () =>
       `${what} on ${this.topic} of ${this.user.version.name}; heard ${JSON.stringify(
-        { statuses: this.statuses, changes: this.changes, systems: this.systems },
+        {
+          statuses: this.statuses,
+          changes: this.changes,
+          systems: this.systems,
+          broadcasts: this.broadcasts,
+        },
         (_, value) => (value instanceof Error ? value.message : value),
       )}`;
     return within(found, heard).finally(() => this.waiting.delete(look));
@@ -325,6 +334,11 @@ export class Feed {
   /** Waits for a change for which `is` holds. */
   change(is, what = "such change") {
     return this.first(this.changes, 0, is, what);
+  }
+
+  /** Waits for the broadcast at index `at` of those heard. */
+  broadcast(at) {
+    return this.first(this.broadcasts, at, () => true, `broadcast ${at}`);
   }
 
   /** Waits for a `system` message; `from` skips those heard before. */

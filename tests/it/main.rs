@@ -29,6 +29,7 @@ mod spine;
 mod values;
 mod wal;
 mod filter;
+mod http_broadcast;
 mod subscribe;
 
 #[tokio::test]
