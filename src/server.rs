@@ -136,6 +136,7 @@ async fn serve(
     let hub = Arc::new(Hub::new(config.presence.clone()));
     let publications = &config.replication.publications;
     let catalog = Catalog::new(logins.check.clone(), &config.database.roles, publications);
+    let catalog = catalog.beside_messages(&config.replication.messages_publication);
     let catalog = Arc::new(catalog);
     let authorizer = Arc::new(Authorizer::new(logins.check.clone(), &config.database));
     let status = Arc::new(Status::default());
@@ -157,6 +158,7 @@ async fn serve(
         login: logins.replication.clone(),
         replication: config.replication.clone(),
         changes: config.changes.clone(),
+        payload_bytes_max: config.limits.payload_bytes_max,
         catalog: Arc::clone(&catalog),
         authorizer: Arc::clone(&authorizer),
         filters,

@@ -12,6 +12,7 @@ mod dev;
 mod install;
 mod keys;
 mod layers;
+mod messages;
 mod operations;
 mod presence;
 mod protocol;

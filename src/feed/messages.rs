@@ -1,0 +1,228 @@
+//! New rows of `realtime.messages` → what they say to which room.
+//!
+//! In:     definitions and inserted rows as the log has them.
+//! Out:    [`Message`]s in their place among the row changes; how many were too large to be said.
+//! Never:  IO; a look into a payload; a row of another table, unless the catalog is asked first
+//!         ([`Message::unsure`]).
+//! Source: spec of the realtime protocol, section 4.5.
+
+use bytes::Bytes;
+
+use super::reader::Definition;
+use crate::change::Commit;
+use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
+use crate::hub::RoomName;
+use crate::lsn::Lsn;
+use crate::wal::Batch;
+use crate::wal::pgoutput::{DecodeError, TupleColumn, TupleData};
+
+/// Where stored messages are.
+pub(super) const SCHEMA: &str = "realtime";
+/// Its name there.
+pub(super) const TABLE: &str = "messages";
+
+/// What the topic of every channel begins with.
+const TOPIC_PREFIX: &str = "realtime:";
+
+/// What one new row says.
+#[derive(Debug)]
+pub(super) struct Message {
+    /// Who is told.
+    pub room: RoomName,
+    /// What they are told.
+    pub what: Broadcast,
+    /// Its transaction.
+    pub commit: Commit,
+    /// Its number among the row changes of its transaction.
+    pub ordinal: u32,
+    /// The table looks like a partition of `realtime.messages` and has no name that says so: the
+    /// catalog has to.
+    pub unsure: Option<u32>,
+}
+
+impl Message {
+    /// Its place in the log, among row changes and messages.
+    pub(super) fn place(&self) -> (Lsn, u32) {
+        (self.commit.lsn, self.ordinal)
+    }
+}
+
+/// Where the columns of a message are in a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Places {
+    id: usize,
+    topic: usize,
+    event: usize,
+    private: usize,
+    inserted_at: usize,
+    payload: usize,
+    /// The table of an older installation has none.
+    binary_payload: Option<usize>,
+    /// Later ones have it: stored for replay alone.
+    skip_broadcast: Option<usize>,
+    /// See [`Message::unsure`].
+    pub(super) unsure: Option<u32>,
+}
+
+impl Places {
+    /// None: this table holds no messages.
+    pub(super) fn of(table: &Definition) -> Option<Self> {
+        let place = |name: &str| table.columns.iter().position(|column| *column.name == *name);
+        Some(Self {
+            id: place("id")?,
+            topic: place("topic")?,
+            event: place("event")?,
+            private: place("private")?,
+            inserted_at: place("inserted_at")?,
+            payload: place("payload")?,
+            binary_payload: place("binary_payload"),
+            skip_broadcast: place("skip_broadcast"),
+            unsure: (!is_named_like_one(&table.schema, &table.table)).then_some(table.oid),
+        })
+    }
+}
+
+/// `realtime.messages`, or one of its day partitions. Only administrators make tables there.
+fn is_named_like_one(schema: &str, table: &str) -> bool {
+    let Some(rest) = table.strip_prefix(TABLE).filter(|_| schema == SCHEMA) else { return false };
+    let day = |day: &str| {
+        let digits = |part: &str, count| {
+            part.len() == count && part.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        let mut parts = day.split('_');
+        let date = [parts.next(), parts.next(), parts.next()];
+        parts.next().is_none()
+            && matches!(date, [Some(y), Some(m), Some(d)]
+                if digits(y, 4) && digits(m, 2) && digits(d, 2))
+    };
+    rest.is_empty() || rest.strip_prefix('_').is_some_and(day)
+}
+
+/// What became of one row.
+#[derive(Debug)]
+pub(super) enum Read {
+    /// It is to be said.
+    Said(RoomName, Broadcast),
+    /// It says nothing, or nobody is there to hear it.
+    Nothing,
+    /// It is too large, or cannot be read.
+    Refused,
+}
+
+/// Reads one new row. `hears`: whether anybody is in a room.
+///
+/// # Errors
+/// Bytes that are no row.
+pub(super) fn read(
+    places: &Places,
+    batch: &Batch,
+    row: &TupleData<'_>,
+    payload_bytes_max: usize,
+    hears: &dyn Fn(&RoomName) -> bool,
+) -> Result<Read, DecodeError> {
+    let columns = row.columns().collect::<Result<Vec<_>, _>>()?;
+    let column = |place: usize| columns.get(place).copied().unwrap_or(TupleColumn::Null);
+    let optional = |place: Option<usize>| place.map_or(TupleColumn::Null, column);
+    let is_null = |place: usize| column(place) == TupleColumn::Null;
+    let skipped = boolean(optional(places.skip_broadcast)) == Some(true);
+    if skipped || [places.id, places.event, places.inserted_at].into_iter().any(is_null) {
+        return Ok(Read::Nothing);
+    }
+    let Some((topic, private)) = text(column(places.topic)).zip(boolean(column(places.private)))
+    else {
+        return Ok(Read::Nothing);
+    };
+    let topic = [TOPIC_PREFIX, topic].concat();
+    let room = RoomName { topic: topic.into(), private };
+    if !hears(&room) {
+        return Ok(Read::Nothing);
+    }
+    let payload = match optional(places.binary_payload) {
+        TupleColumn::Null => match column(places.payload) {
+            TupleColumn::Null => return Ok(Read::Nothing),
+            json => jsonb(json, payload_bytes_max).map(|json| (Encoding::Json, batch.slice(json))),
+        },
+        bytes => bytea(bytes, payload_bytes_max, batch).map(|bytes| (Encoding::Bytes, bytes)),
+    };
+    let event = text(column(places.event));
+    let id = uuid(column(places.id));
+    Ok(match (payload, event, id) {
+        (Some((encoding, data)), Some(event), Some(id)) => {
+            let meta = Meta { id: Some(id), replayed: false };
+            Read::Said(
+                room,
+                Broadcast::User(UserEvent { event: event.into(), encoding, data, meta }),
+            )
+        }
+        _ => Read::Refused,
+    })
+}
+
+fn text(column: TupleColumn<'_>) -> Option<&str> {
+    match column {
+        // Text has one form only.
+        TupleColumn::Text(text) | TupleColumn::Binary(text) => str::from_utf8(text).ok(),
+        TupleColumn::Null | TupleColumn::Unchanged => None,
+    }
+}
+
+fn boolean(column: TupleColumn<'_>) -> Option<bool> {
+    match column {
+        TupleColumn::Text(b"t") | TupleColumn::Binary([1]) => Some(true),
+        TupleColumn::Text(b"f") | TupleColumn::Binary([0]) => Some(false),
+        TupleColumn::Text(_)
+        | TupleColumn::Binary(_)
+        | TupleColumn::Null
+        | TupleColumn::Unchanged => None,
+    }
+}
+
+fn uuid(column: TupleColumn<'_>) -> Option<Box<str>> {
+    match column {
+        TupleColumn::Text(_) => text(column).map(Into::into),
+        TupleColumn::Binary(bytes) => {
+            let bytes: [u8; 16] = bytes.try_into().ok()?;
+            let hex = format!("{:032x}", u128::from_be_bytes(bytes));
+            let parts = [hex.get(..8)?, hex.get(8..12)?, hex.get(12..16)?, hex.get(16..20)?];
+            Some(format!("{}-{}", parts.join("-"), hex.get(20..)?).into())
+        }
+        TupleColumn::Null | TupleColumn::Unchanged => None,
+    }
+}
+
+/// Its text, which is JSON.
+fn jsonb(column: TupleColumn<'_>, bytes_max: usize) -> Option<&[u8]> {
+    let json = match column {
+        TupleColumn::Text(json) => json,
+        // A version number goes before the text.
+        TupleColumn::Binary([1, json @ ..]) => json,
+        TupleColumn::Binary(_) | TupleColumn::Null | TupleColumn::Unchanged => return None,
+    };
+    (json.len() <= bytes_max && str::from_utf8(json).is_ok()).then_some(json)
+}
+
+fn bytea(column: TupleColumn<'_>, bytes_max: usize, batch: &Batch) -> Option<Bytes> {
+    match column {
+        TupleColumn::Text(text) => {
+            let digits = text.strip_prefix(br"\x")?;
+            if digits.len() / 2 > bytes_max {
+                return None;
+            }
+            let (pairs, rest) = digits.as_chunks::<2>();
+            let byte = |[high, low]: &[u8; 2]| Some((nibble(*high)? << 4) | nibble(*low)?);
+            let bytes: Option<Vec<u8>> = pairs.iter().map(byte).collect();
+            bytes.filter(|_| rest.is_empty()).map(Bytes::from)
+        }
+        TupleColumn::Binary(bytes) => (bytes.len() <= bytes_max).then(|| batch.slice(bytes)),
+        TupleColumn::Null | TupleColumn::Unchanged => None,
+    }
+}
+
+fn nibble(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
