@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -218,18 +218,18 @@ async fn serve(
     });
     let token = stop_feed.clone();
     let slot = config.replication.slot.clone();
-    let watcher = upkeep::watch_server(Arc::clone(logins), slot, Arc::clone(&status), token);
+    let (lacking, watched) = (Arc::new(Notify::new()), Arc::clone(&status));
+    let told = Arc::clone(&lacking);
+    let watcher = upkeep::watch_server(Arc::clone(logins), slot, watched, told, token);
     running.spawn(async move {
         watcher.await;
         ("server watch", Ok(()))
     });
-    if let Some(owner) = owner {
-        let partitions = upkeep::rotate_partitions(owner, stop_feed.clone());
-        running.spawn(async move {
-            partitions.await;
-            ("partitions", Ok(()))
-        });
-    }
+    let partitions = upkeep::rotate_partitions(owner, lacking, stop_feed.clone());
+    running.spawn(async move {
+        partitions.await;
+        ("partitions", Ok(()))
+    });
     let token = stop_feed.clone();
     running.spawn(async move {
         // Told to reconnect, clients show their tokens again.

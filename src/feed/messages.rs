@@ -226,3 +226,160 @@ fn nibble(digit: u8) -> Option<u8> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feed::reader::DefinedColumn;
+    use crate::wal::pgoutput::{self, Message as Protocol};
+
+    const COLUMNS: [&str; 9] = [
+        "topic",
+        "extension",
+        "payload",
+        "event",
+        "private",
+        "inserted_at",
+        "id",
+        "binary_payload",
+        "skip_broadcast",
+    ];
+
+    const ID: &str = "00112233-4455-6677-8899-aabbccddeeff";
+
+    fn table(schema: &str, table: &str, columns: &[&str]) -> Definition {
+        let column =
+            |name: &&str| DefinedColumn { in_identity: false, name: (*name).into(), type_oid: 25 };
+        Definition {
+            oid: 7,
+            schema: schema.into(),
+            table: table.into(),
+            replica_identity: pgoutput::ReplicaIdentity::Default,
+            columns: columns.iter().map(column).collect(),
+        }
+    }
+
+    /// A row of [`COLUMNS`], read; none is null, `b` before a value means binary.
+    fn check(row: [Option<&[u8]>; 9], binary: bool) -> Read {
+        let kind = if binary { b'b' } else { b't' };
+        let mut insert = [&b"I"[..], &7_u32.to_be_bytes(), b"N", &9_u16.to_be_bytes()].concat();
+        for value in row {
+            match value {
+                None => insert.push(b'n'),
+                Some(value) => {
+                    insert.push(kind);
+                    insert.extend(u32::try_from(value.len()).unwrap().to_be_bytes());
+                    insert.extend_from_slice(value);
+                }
+            }
+        }
+        let batch = Batch::of(&[insert]);
+        let Some(Ok(Protocol::Insert(insert))) = batch.messages().next() else {
+            panic!("not an insert")
+        };
+        let places = Places::of(&table("realtime", "messages", &COLUMNS)).unwrap();
+        read(&places, &batch, &insert.new, 20, &|room| *room.topic != *"realtime:empty").unwrap()
+    }
+
+    fn row<'a>(payload: Option<&'a [u8]>, binary: Option<&'a [u8]>) -> [Option<&'a [u8]>; 9] {
+        [
+            Some(b"room"),
+            Some(b"broadcast"),
+            payload,
+            Some(b"e"),
+            Some(b"t"),
+            Some(b"2026-11-21 00:00:00"),
+            Some(ID.as_bytes()),
+            binary,
+            None,
+        ]
+    }
+
+    fn said(encoding: Encoding, data: &'static [u8]) -> Broadcast {
+        let meta = Meta { id: Some(ID.into()), replayed: false };
+        Broadcast::User(UserEvent { event: "e".into(), encoding, data: Bytes::from(data), meta })
+    }
+
+    #[track_caller]
+    fn says(read: &Read, what: &Broadcast) {
+        let Read::Said(room, found) = read else { panic!("{read:?}") };
+        assert_eq!((&*room.topic, room.private), ("realtime:room", true));
+        assert_eq!(found, what);
+    }
+
+    #[test]
+    fn a_row_says_its_payload_to_the_room_of_its_topic() {
+        let json = said(Encoding::Json, br#"{"a": 1}"#);
+        says(&check(row(Some(br#"{"a": 1}"#), None), false), &json);
+        let bytes = said(Encoding::Bytes, &[0, 255, 16]);
+        says(&check(row(None, Some(br"\x00fF10")), false), &bytes);
+        says(&check(row(Some(b"{}"), Some(br"\x00ff10")), false), &bytes);
+    }
+
+    #[test]
+    fn a_row_in_binary_says_the_same() {
+        let mut binary = row(Some(b"\x01{\"a\": 1}"), None);
+        let id = 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.to_be_bytes();
+        binary[4] = Some(&[1]);
+        binary[6] = Some(&id);
+        says(&check(binary, true), &said(Encoding::Json, br#"{"a": 1}"#));
+        (binary[2], binary[7]) = (None, Some(&[0, 255, 16][..]));
+        says(&check(binary, true), &said(Encoding::Bytes, &[0, 255, 16]));
+    }
+
+    #[test]
+    fn a_row_without_all_that_it_needs_says_nothing() {
+        for place in [0, 2, 3, 4, 5, 6] {
+            let mut lacking = row(Some(b"{}"), None);
+            lacking[place] = None;
+            assert!(matches!(check(lacking, false), Read::Nothing), "{}", COLUMNS[place]);
+        }
+        let mut skipped = row(Some(b"{}"), None);
+        skipped[8] = Some(b"t");
+        assert!(matches!(check(skipped, false), Read::Nothing));
+        let mut unheard = row(Some(b"{}"), None);
+        unheard[0] = Some(b"empty");
+        assert!(matches!(check(unheard, false), Read::Nothing));
+    }
+
+    #[test]
+    fn what_is_too_large_or_unreadable_is_refused() {
+        let refused: [(Option<&[u8]>, Option<&[u8]>); 6] = [
+            (Some(b"\"2345678901234567890\""), None),
+            (Some(b"\"\xff\""), None),
+            (None, Some(br"\x0001020304050607080910111213141516171819AA")),
+            (None, Some(br"\x0")),
+            (None, Some(br"\x0g")),
+            (None, Some(br"\000")),
+        ];
+        for (payload, binary) in refused {
+            let read = check(row(payload, binary), false);
+            assert!(matches!(read, Read::Refused), "{payload:?} {binary:?} {read:?}");
+        }
+        let fits = check(row(Some(b"\"234567890123456789\""), None), false);
+        assert!(matches!(fits, Read::Said(..)));
+        let fits = check(row(None, Some(br"\x0001020304050607080910111213141516171819")), false);
+        assert!(matches!(fits, Read::Said(..)));
+    }
+
+    #[test]
+    fn only_the_catalog_knows_a_partition_by_another_name() {
+        let unsure = |schema: &str, name: &str| {
+            Places::of(&table(schema, name, &COLUMNS)).map(|places| places.unsure.is_some())
+        };
+        assert_eq!(unsure("realtime", "messages"), Some(false));
+        assert_eq!(unsure("realtime", "messages_2026_11_21"), Some(false));
+        for (schema, name) in [
+            ("public", "messages"),
+            ("public", "messages_2026_11_21"),
+            ("realtime", "messages_2026_11"),
+            ("realtime", "messages_2026_11_21_x"),
+            ("realtime", "messages_by_hand"),
+            ("realtime", "my_messages"),
+        ] {
+            assert_eq!(unsure(schema, name), Some(true), "{schema}.{name}");
+        }
+        assert_eq!(Places::of(&table("realtime", "messages", &COLUMNS[1..])), None);
+        assert!(Places::of(&table("realtime", "messages", &COLUMNS[..7])).is_some());
+    }
+}

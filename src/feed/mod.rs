@@ -282,11 +282,11 @@ impl Feed {
                 },
                 _ = look.tick() => {
                     self.report_left_out(wal, &look_now);
-                    if place.without_messages
-                        && place.committed.max(wal.position().flushed) >= head
-                    {
+                    let settled = wal.position().settled;
+                    if place.without_messages && settled >= head {
                         // What is before the publication, if it exists, is behind us.
                         place.without_messages = false;
+                        place.committed = place.committed.max(settled);
                         return Ok(Ended::Reopen);
                     }
                     continue;

@@ -110,6 +110,9 @@ pub struct Position {
     pub head: Lsn,
     /// What was last confirmed to the slot: the server may remove log before it.
     pub flushed: Lsn,
+    /// Everything that committed before this was published, or concerns nobody: a stream may go on
+    /// here. Brought up to date with `flushed`.
+    pub settled: Lsn,
 }
 
 /// The stream's positions, for whoever watches: reading them costs three loads.
@@ -121,6 +124,7 @@ struct Positions {
     received: AtomicU64,
     head: AtomicU64,
     flushed: AtomicU64,
+    settled: AtomicU64,
     /// End of the last commit the caller has published.
     published: AtomicU64,
     /// The server passed over a publication since this was last looked at.
@@ -135,6 +139,7 @@ impl Progress {
             received: load(&self.0.received),
             head: load(&self.0.head),
             flushed: load(&self.0.flushed),
+            settled: load(&self.0.settled),
         }
     }
 }
@@ -404,6 +409,7 @@ async fn attach(
     positions.received.store(identity.start.get(), Ordering::Relaxed);
     positions.head.store(identity.head.get(), Ordering::Relaxed);
     positions.flushed.store(confirmed.get(), Ordering::Relaxed);
+    positions.settled.store(identity.start.get(), Ordering::Relaxed);
     Ok((identity, Reader::new(connection, settings, standby, positions)))
 }
 

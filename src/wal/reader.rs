@@ -443,6 +443,7 @@ impl Reader {
         }
         let flushed = self.standby.flushed().get();
         self.positions.flushed.store(flushed, Ordering::Relaxed);
+        self.positions.settled.store(self.standby.settled().get(), Ordering::Relaxed);
         Ok(())
     }
 

@@ -6,6 +6,9 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use tokio_postgres::Client;
+use walcast::doctor::{self, Level};
+
+use crate::cluster::Database;
 
 use crate::service::{DEADLINE, Service, Socket, VERSIONS, Version, anon, service_role, shared};
 
@@ -429,4 +432,213 @@ async fn a_publication_that_comes_later_is_noticed_and_one_that_goes_stops_nothi
         }
     };
     tokio::time::timeout(DEADLINE, heard).await.expect("noticed in time");
+}
+
+/// Sends numbered messages until one of them is heard.
+async fn until_heard(client: &Client, socket: &mut Socket, topic: &str) {
+    let heard = async {
+        for n in 0.. {
+            send(client, &json!({ "n": n }), "again", topic).await;
+            if socket.rest().await.iter().any(|message| message.event == "broadcast") {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, heard).await.expect("heard in time");
+}
+
+#[tokio::test]
+async fn a_publication_younger_than_the_slots_place_is_taken_up_when_that_is_behind() {
+    let mut service = Service::start().await;
+    let admin = service.admin().await;
+    let t = service.table("n int").await;
+    let topic = topic("younger");
+    service.stop().await.unwrap();
+    let sql = format!(
+        "drop publication {PUBLICATION};
+         insert into {t} values (1, 1);
+         create publication {PUBLICATION} for table realtime.messages;"
+    );
+    admin.batch_execute(&sql).await.unwrap();
+    service.start_again().await;
+    let mut socket = service.connect(Version::V2, &service_role()).await;
+    let all = json!([{ "event": "INSERT", "schema": "public", "table": t }]);
+    socket.subscribe("realtime:rows", all).await;
+    join(&mut socket, &topic).await;
+    admin.batch_execute(&format!("insert into {t} values (2, 2)")).await.unwrap();
+    let change = loop {
+        let message = socket.next().await;
+        if message.event == "postgres_changes" {
+            break message;
+        }
+    };
+    assert_eq!(change.payload["data"]["record"]["id"], 2);
+    until_heard(&admin, &mut socket, &topic).await;
+}
+
+#[tokio::test]
+async fn partitions_are_known_by_what_they_are_part_of() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    let topic = topic("by hand");
+    let mut socket = listen(&service, Version::V2, &topic).await;
+    // One that looks the same and is none, published by the user; one of another name and schema.
+    let sql = "create table public.messages_2026_01_01 (like realtime.messages including all);
+         alter publication supabase_realtime add table public.messages_2026_01_01;
+         create schema elsewhere;
+         create table elsewhere.old partition of realtime.messages
+             for values from ('2000-01-01') to ('2001-01-01');";
+    admin.batch_execute(sql).await.unwrap();
+    let insert = |table: &str, n: i64| {
+        format!(
+            "insert into {table} (topic, extension, event, private, payload, inserted_at) \
+             values ('{topic}', 'broadcast', 'e', false, '{{\"n\": {n}}}', '2000-06-01')"
+        )
+    };
+    for (table, n) in [("public.messages_2026_01_01", 7), ("realtime.messages", 0)] {
+        admin.batch_execute(&insert(table, n)).await.unwrap();
+    }
+    numbers(&mut socket, 1).await;
+    socket.nothing_came().await;
+}
+
+#[tokio::test]
+async fn a_publication_by_the_partitioned_table_serves_as_well() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    let topic = topic("by root");
+    let mut socket = listen(&service, Version::V2, &topic).await;
+    let sql = format!("alter publication {PUBLICATION} set (publish_via_partition_root = true)");
+    admin.batch_execute(&sql).await.unwrap();
+    for n in 0..3 {
+        send(&admin, &json!({ "n": n }), "e", &topic).await;
+    }
+    numbers(&mut socket, 3).await;
+    socket.nothing_came().await;
+}
+
+#[tokio::test]
+async fn a_missing_partition_costs_a_warning_and_is_made_again() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    let topic = topic("midnight");
+    let mut socket = listen(&service, Version::V2, &topic).await;
+    let partitions = "select inhrelid::regclass::text from pg_inherits \
+                      where inhparent = 'realtime.messages'::regclass";
+    for row in admin.query(partitions, &[]).await.unwrap() {
+        let drop = format!("drop table {}", row.get::<_, &str>(0));
+        admin.batch_execute(&drop).await.unwrap();
+    }
+    until_heard(&admin, &mut socket, &topic).await;
+    let made = async { while admin.query(partitions, &[]).await.unwrap().len() < 5 {} };
+    tokio::time::timeout(DEADLINE, made).await.expect("all of them in time");
+}
+
+#[tokio::test]
+async fn who_writes_messages_does_not_hold_up_new_partitions_nor_wait_for_old_ones() {
+    let service = Service::start().await;
+    let (mut writer, admin) = (service.admin().await, service.admin().await);
+    let sql = "create table realtime.messages_2020_01_01 partition of realtime.messages
+             for values from ('2020-01-01') to ('2020-01-02');
+         insert into walcast.objects values ('partition', 'realtime.messages_2020_01_01');";
+    admin.batch_execute(sql).await.unwrap();
+    let tomorrow = "select to_char(timezone('utc', now()) + interval '1 day', \
+                    '\"realtime.messages_\"YYYY_MM_DD')";
+    let tomorrow: String = admin.query_one(tomorrow, &[]).await.unwrap().get(0);
+    admin.batch_execute(&format!("drop table {tomorrow}")).await.unwrap();
+    let transaction = writer.transaction().await.unwrap();
+    let send = "select realtime.send('{}', 'e', 'x', false)";
+    transaction.batch_execute(send).await.unwrap();
+    let login = walcast::db::Login::parse(&service.database.url, DEADLINE).unwrap();
+    let rotated = walcast::db::install::rotate_partitions(&login).await.unwrap();
+    assert_eq!(rotated.skipped, []);
+    let exists = "select to_regclass($1) is not null";
+    let exists =
+        async |name: &str| -> bool { admin.query_one(exists, &[&name]).await.unwrap().get(0) };
+    assert!(exists(&tomorrow).await);
+    assert!(exists("realtime.messages_2020_01_01").await, "it is in use");
+    transaction.commit().await.unwrap();
+    walcast::db::install::rotate_partitions(&login).await.unwrap();
+    assert!(!exists("realtime.messages_2020_01_01").await);
+}
+
+/// What the official service leaves, with owners of their own.
+async fn adopted() -> (Database, String) {
+    let database = Database::create().await;
+    let client = database.client().await;
+    let owner = format!("messages_owner_of_{}", database.name);
+    let sql = format!(
+        "create role {owner} nologin;
+         create schema realtime;
+         create table realtime.schema_migrations (version bigint primary key);
+         create table realtime.messages (
+             topic text not null, extension text not null, payload jsonb, event text,
+             private boolean default false, updated_at timestamp not null default now(),
+             inserted_at timestamp not null default now(),
+             id uuid not null default gen_random_uuid(), binary_payload bytea,
+             primary key (id, inserted_at)
+         ) partition by range (inserted_at);
+         alter table realtime.messages owner to {owner};
+         create publication {PUBLICATION} for table realtime.messages;
+         grant create on database {} to {owner};
+         alter publication {PUBLICATION} owner to {owner};
+         alter schema realtime owner to {owner};",
+        database.name
+    );
+    client.batch_execute(&sql).await.unwrap();
+    (database, owner)
+}
+
+#[tokio::test]
+async fn what_somebody_else_set_up_is_read_as_it_is() {
+    let (database, owner) = adopted().await;
+    let service = Service::on(database, |_| ()).await;
+    let admin = service.admin().await;
+    let topic = topic("adopted");
+    let mut socket = listen(&service, Version::V2, &topic).await;
+    let id = store(&admin, &topic, "broadcast", "[]").await;
+    assert_eq!(hear(&mut socket).await, ("e".into(), json!([]), id));
+    let owners = "select pubowner::regrole::text from pg_publication where pubname = $1";
+    let row = admin.query_one(owners, &[&PUBLICATION]).await.unwrap();
+    assert_eq!(row.get::<_, &str>(0), owner);
+}
+
+#[tokio::test]
+async fn doctor_says_who_must_look_after_messages() {
+    let (database, owner) = adopted().await;
+    let client = database.client().await;
+    let user = format!("messages_user_of_{}", database.name);
+    let sql =
+        format!("create role {user} login; grant create on database {} to {user}", database.name);
+    client.batch_execute(&sql).await.unwrap();
+    let mut config = walcast::config::Config::default();
+    let url = database.url.replace("postgres://postgres@", &format!("postgres://{user}:x@"));
+    config.database.url = walcast::config::Secret::new(url);
+    let found = async || doctor::examine(&config).await;
+    let findings = found().await;
+    let about = |findings: &[doctor::Finding], what: &str| {
+        let found = findings.iter().find(|finding| finding.text.contains(what));
+        let found = found.unwrap_or_else(|| panic!("{what}: {findings:#?}"));
+        (found.level, found.mend.as_ref().map(ToString::to_string).unwrap_or_default())
+    };
+    let (level, mend) = about(&findings, &format!("belongs to {owner}"));
+    assert_eq!(level, Level::Warn);
+    assert!(mend.contains(&owner) && mend.contains(&user), "{mend}");
+    assert_eq!(about(&findings, "lacks the partition").0, Level::Red);
+    assert_eq!(
+        about(&findings, &format!("publication {PUBLICATION} has")).0,
+        Level::Ok,
+        "{findings:#?}"
+    );
+    client.batch_execute("create table other (id int primary key)").await.unwrap();
+    let add = format!("alter publication {PUBLICATION} add table other");
+    client.batch_execute(&add).await.unwrap();
+    assert_eq!(about(&found().await, "read in vain: public.other").0, Level::Warn);
+    client.batch_execute(&format!("drop publication {PUBLICATION}")).await.unwrap();
+    let (level, mend) = about(&found().await, "so nothing is broadcast from the database");
+    assert_eq!(level, Level::Warn);
+    assert!(mend.contains("create publication"), "{mend}");
+    config.replication.messages_publication.clear();
+    let findings = doctor::examine(&config).await;
+    assert_eq!(about(&findings, "no publication is set for that").0, Level::Ok);
 }
