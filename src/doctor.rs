@@ -527,13 +527,16 @@ async fn messages_publication(
         );
         return Ok(());
     };
-    if !row.get::<_, bool>("has_messages") {
+    if row.get("has_messages") {
+        findings.ok(format!("publication {name} has realtime.messages"));
+    } else {
         findings.warn(
-            format!("publication {name} lacks realtime.messages or its inserts, so nothing is broadcast from the database"),
+            format!(
+                "publication {name} lacks realtime.messages or its inserts, so nothing is \
+                 broadcast from the database"
+            ),
             by_hand(format!("alter publication {sql} add table realtime.messages;")),
         );
-    } else {
-        findings.ok(format!("publication {name} has realtime.messages"));
     }
     let others: Vec<String> = row.get("others");
     if !others.is_empty() {

@@ -218,9 +218,9 @@ async fn serve(
     });
     let token = stop_feed.clone();
     let slot = config.replication.slot.clone();
-    let (lacking, watched) = (Arc::new(Notify::new()), Arc::clone(&status));
-    let told = Arc::clone(&lacking);
-    let watcher = upkeep::watch_server(Arc::clone(logins), slot, watched, told, token);
+    let (lacking, told) = (Arc::new(Notify::new()), Arc::clone(&status));
+    let found = Arc::clone(&lacking);
+    let watcher = upkeep::watch_server(Arc::clone(logins), slot, told, found, token);
     running.spawn(async move {
         watcher.await;
         ("server watch", Ok(()))

@@ -137,12 +137,13 @@ pub(super) fn read(
     if !hears(&room) {
         return Ok(Read::Nothing);
     }
-    let payload = match optional(places.binary_payload) {
-        TupleColumn::Null => match column(places.payload) {
-            TupleColumn::Null => return Ok(Read::Nothing),
-            json => jsonb(json, payload_bytes_max).map(|json| (Encoding::Json, batch.slice(json))),
-        },
-        bytes => bytea(bytes, payload_bytes_max, batch).map(|bytes| (Encoding::Bytes, bytes)),
+    let (binary, json) = (optional(places.binary_payload), column(places.payload));
+    let payload = if binary != TupleColumn::Null {
+        bytea(binary, payload_bytes_max, batch).map(|bytes| (Encoding::Bytes, bytes))
+    } else if json != TupleColumn::Null {
+        jsonb(json, payload_bytes_max).map(|json| (Encoding::Json, batch.slice(json)))
+    } else {
+        return Ok(Read::Nothing);
     };
     let event = text(column(places.event));
     let id = uuid(column(places.id));
@@ -193,9 +194,8 @@ fn uuid(column: TupleColumn<'_>) -> Option<Box<str>> {
 /// Its text, which is JSON.
 fn jsonb(column: TupleColumn<'_>, bytes_max: usize) -> Option<&[u8]> {
     let json = match column {
-        TupleColumn::Text(json) => json,
-        // A version number goes before the text.
-        TupleColumn::Binary([1, json @ ..]) => json,
+        // In binary, a version number goes before the text.
+        TupleColumn::Text(json) | TupleColumn::Binary([1, json @ ..]) => json,
         TupleColumn::Binary(_) | TupleColumn::Null | TupleColumn::Unchanged => return None,
     };
     (json.len() <= bytes_max && str::from_utf8(json).is_ok()).then_some(json)
@@ -344,17 +344,16 @@ mod tests {
 
     #[test]
     fn what_is_too_large_or_unreadable_is_refused() {
-        let refused: [(Option<&[u8]>, Option<&[u8]>); 6] = [
-            (Some(b"\"2345678901234567890\""), None),
-            (Some(b"\"\xff\""), None),
-            (None, Some(br"\x0001020304050607080910111213141516171819AA")),
-            (None, Some(br"\x0")),
-            (None, Some(br"\x0g")),
-            (None, Some(br"\000")),
-        ];
-        for (payload, binary) in refused {
-            let read = check(row(payload, binary), false);
-            assert!(matches!(read, Read::Refused), "{payload:?} {binary:?} {read:?}");
+        let json: [&[u8]; 2] = [b"\"2345678901234567890\"", b"\"\xff\""];
+        for json in json {
+            let read = check(row(Some(json), None), false);
+            assert!(matches!(read, Read::Refused), "{json:?} {read:?}");
+        }
+        let binary: [&[u8]; 4] =
+            [br"\x0001020304050607080910111213141516171819AA", br"\x0", br"\x0g", br"\000"];
+        for binary in binary {
+            let read = check(row(None, Some(binary)), false);
+            assert!(matches!(read, Read::Refused), "{binary:?} {read:?}");
         }
         let fits = check(row(Some(b"\"234567890123456789\""), None), false);
         assert!(matches!(fits, Read::Said(..)));
