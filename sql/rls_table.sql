@@ -1,5 +1,6 @@
 -- rls_table: all that decides who may see a table's rows, for the current role and search_path.
--- in:     $1 oid  table
+-- in:     $1 oid     table
+--         $2 text[]  the publications that the log is read through
 -- out:    one row; none when the table does not exist
 --         facts text  a JSON object, equal text for equal facts: what was compiled from it holds
 --                     for as long as this statement gives the same text
@@ -76,7 +77,7 @@ select
                     ),
                     -- pg_depend does not know of whole-row references; the node tree does.
                     'whole_row', p.polqual::text ~ ':varattno 0 ',
-                    -- Partitions too: the log names them.
+                    -- Partitions too, and what they are part of: the log names either.
                     'tables', (
                         select coalesce(pg_catalog.jsonb_agg(distinct read.oid::bigint), '[]')
                         from pg_catalog.pg_depend as d
@@ -87,51 +88,111 @@ select
                             select t.relid
                             from pg_catalog.pg_partition_tree(other.oid) as t
                             where other.relkind = 'p'
+                            union all
+                            select a.relid
+                            from pg_catalog.pg_partition_ancestors(other.oid) as a
+                            where other.relispartition
                         ) as read (oid)
                         where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
                             and d.objid = p.oid
                             and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
                             and d.refobjid <> c.oid
                     ),
-                    -- It reads a table of which the log says nothing.
-                    'unlogged', not exists (
-                        select from pg_catalog.pg_publication as b where b.puballtables
-                    )
-                        and exists (
-                            select
-                            from pg_catalog.pg_depend as d
-                            join pg_catalog.pg_class as other on other.oid = d.refobjid
-                            where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
-                                and d.objid = p.oid
-                                and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                                and d.refobjid <> c.oid
-                                and other.relkind in ('r', 'p')
-                                and not exists (
+                    -- It reads a table of whose rows the log does not say all: one that is in none of
+                    -- our publications, or only in part; a catalog; one with children.
+                    'unlogged', exists (
+                        select
+                        from pg_catalog.pg_depend as d
+                        join pg_catalog.pg_class as other on other.oid = d.refobjid
+                        where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
+                            and d.objid = p.oid
+                            and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                            and d.refobjid <> c.oid
+                            and other.relkind in ('r', 'p')
+                            and (
+                                other.relpersistence <> 'p'
+                                or other.oid < 16384
+                                or (
+                                    other.relkind = 'r'
+                                    and exists (
+                                        select
+                                        from pg_catalog.pg_inherits as i
+                                        where i.inhparent = other.oid
+                                    )
+                                )
+                                or not exists (
                                     select
-                                    from pg_catalog.pg_publication_rel as b
-                                    where b.prrelid = other.oid
-                                        or b.prrelid in (
-                                            select a.relid
-                                            from pg_catalog.pg_partition_ancestors(other.oid) as a
+                                    from pg_catalog.pg_publication as b
+                                    where b.pubname = any ($2)
+                                        and b.pubinsert
+                                        and b.pubupdate
+                                        and b.pubdelete
+                                        and b.pubtruncate
+                                        and (
+                                            b.puballtables
+                                            or exists (
+                                                select
+                                                from pg_catalog.pg_publication_rel as r
+                                                where r.prpubid = b.oid
+                                                    -- A row filter, from version 15 on.
+                                                    and pg_catalog.to_jsonb(r) ->> 'prqual' is null
+                                                    and (
+                                                        r.prrelid = other.oid
+                                                        or r.prrelid in (
+                                                            select a.relid
+                                                            from pg_catalog.pg_partition_ancestors(
+                                                                other.oid
+                                                            ) as a
+                                                        )
+                                                    )
+                                            )
                                         )
                                 )
-                        ),
-                    -- What else it reads cannot be told: a function given values, a view, itself.
+                            )
+                    ),
+                    -- What else it reads cannot be told: itself, a view, a function or an operator
+                    -- of the application's own. Known are functions of C, and those whose text
+                    -- holds nothing but what takes the claims apart.
                     'opaque', p.polqual::text ~ (':relid ' || c.oid::text || ' ')
                         or exists (
                             select
                             from pg_catalog.pg_depend as d
+                            left join pg_catalog.pg_operator as o
+                                on d.refclassid = 'pg_catalog.pg_operator'::pg_catalog.regclass
+                                and o.oid = d.refobjid
                             left join pg_catalog.pg_proc as f
-                                on d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-                                and f.oid = d.refobjid
-                                and f.pronargs > 0
+                                on f.oid = case
+                                    when o.oid is not null then o.oprcode::pg_catalog.oid
+                                    when d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+                                        then d.refobjid
+                                end
+                            left join pg_catalog.pg_language as l on l.oid = f.prolang
                             left join pg_catalog.pg_class as v
                                 on d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
                                 and v.oid = d.refobjid
                                 and v.relkind not in ('r', 'p')
                             where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass
                                 and d.objid = p.oid
-                                and (f.oid is not null or v.oid is not null)
+                                and (
+                                    v.oid is not null
+                                    or (
+                                        l.lanname not in ('internal', 'c')
+                                        and (
+                                            f.prosqlbody is not null
+                                            or pg_catalog.regexp_replace(
+                                                -- Strings and comments first, then the words.
+                                                pg_catalog.regexp_replace(
+                                                    f.prosrc, '''[^'']*''|--[^\n]*', ' ', 'g'
+                                                ),
+                                                '\m(select|coalesce|nullif|current_setting'
+                                                || '|pg_catalog|as|case|when|then|else|end|is|not|and'
+                                                || '|or|true|false|null|uuid|text|jsonb|json|int'
+                                                || '|integer|bigint|boolean|operator|begin|return)\M',
+                                                '', 'gi'
+                                            ) ~ '[^-0-9(),.:;>=#?|[:space:]]'
+                                        )
+                                    )
+                                )
                         ),
                     -- Calls, as the condition prints them, that give the same all through a statement.
                     'stable_calls', (

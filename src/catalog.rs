@@ -6,7 +6,7 @@
 //! Never:  catalogs that PUBLIC may not read; rows of the user's tables.
 //! Source: `sql/catalog/`, postgresql.org/docs/17/catalogs.html
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tokio_postgres::{Client, Row, Statement};
 use crate::change::value::{NESTING_MAX, Type};
 use crate::change::{Column, ColumnSet, Relation, ReplicaIdentity, builtin};
 use crate::db;
+use crate::snapshot::Snapshot;
 
 /// How long an answer may take. Catalog queries take milliseconds; a lock or a dead link does not
 /// end by waiting.
@@ -33,6 +34,16 @@ const TABLES_MAX: usize = 10_000;
 /// that, values are shown as strings of their text.
 const TYPE_NODES_MAX: usize = 10_000;
 
+/// Snapshots remembered: with their interval, how far behind changes may be and still be told from
+/// definitions made since.
+const SNAPSHOTS_MAX: usize = 64;
+
+/// Snapshots nearer to each other than this are not both kept.
+const SNAPSHOTS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Transactions remembered because they changed definitions.
+const DEFINERS_MAX: usize = 1024;
+
 /// Why the catalog gave no answer. Ask again later, and decide nothing meanwhile.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -42,6 +53,9 @@ pub enum Error {
     /// The server refused or broke off.
     #[error("the catalog query failed")]
     Query(#[source] tokio_postgres::Error),
+    /// What the server says it saw is not a snapshot.
+    #[error("the server's snapshot is none: {0}")]
+    Snapshot(String),
     /// No answer in time; the connection was given up.
     #[error("the catalog did not answer within {} s", ANSWER_TIMEOUT.as_secs())]
     Timeout,
@@ -89,6 +103,8 @@ pub struct TableColumn {
     pub kind: Type,
     /// Computed by the server. The log leaves it out before version 18.
     pub generated: bool,
+    /// Which transaction named it so, or changed it otherwise, last; none: before all others.
+    pub defined_by: Option<u32>,
 }
 
 /// A schema and a table in it.
@@ -117,6 +133,8 @@ pub struct Table {
     pub row_security: bool,
     /// Columns in attribute order, generated ones too; dropped ones not.
     pub columns: Box<[TableColumn]>,
+    /// Columns that are no more, and which transaction dropped them.
+    pub dropped: Box<[(i16, Option<u32>)]>,
     /// Names of the primary key's columns in the key's order; empty without one.
     pub primary_key: Box<[Box<str>]>,
     /// For a partition: the topmost table it is part of.
@@ -136,8 +154,8 @@ impl Table {
         self.readable.get(role).is_some_and(|columns| columns.iter().any(|name| **name == *column))
     }
 
-    /// The places in this table's log relation that a role may select. By name: a column that was
-    /// renamed since is not among them.
+    /// The places in this table's log relation that a role may select. By name: the relation has
+    /// those of this table.
     pub fn readable_in(&self, role: &str, relation: &Relation) -> ColumnSet {
         let columns = (0..).zip(&relation.columns);
         columns.filter(|(_, column)| self.may_read(role, &column.name)).map(|(at, _)| at).collect()
@@ -146,6 +164,44 @@ impl Table {
     /// What row security has for a role; nothing for one that is not configured.
     pub fn row_access(&self, role: &str) -> RowAccess {
         self.row_access.get(role).copied().unwrap_or(RowAccess::None)
+    }
+}
+
+/// What a column that cannot be told is called: no column has this name, nobody may read it.
+const UNTOLD: &str = "";
+
+impl Table {
+    /// Which columns of this table, as it is now, those of a definition from the log are.
+    ///
+    /// Columns keep their number, not their name, and the log has no numbers. `is_before` says of
+    /// a transaction whether it committed before the changes that the definition is for: a column
+    /// that was defined before them had its name then. The others are told by their order, which
+    /// is that of the numbers, if none of them is missing in the log. Otherwise they are not told.
+    pub fn columns_of(
+        &self,
+        logged: &[&str],
+        is_before: impl Fn(u32) -> bool,
+    ) -> Box<[Option<&TableColumn>]> {
+        let before = |xid: Option<u32>| xid.is_none_or(&is_before);
+        let settled = |name: &str| {
+            let named = self.columns.iter().find(|column| *column.name == *name)?;
+            before(named.defined_by).then_some(named)
+        };
+        let mut found: Box<[_]> = logged.iter().map(|name| settled(name)).collect();
+        let moved = self.columns.iter().filter(|column| !before(column.defined_by));
+        let dropped = self.dropped.iter().filter(|(_, xid)| !before(*xid));
+        let mut moved: Vec<(i16, Option<&TableColumn>)> = moved
+            .map(|column| (column.attnum, Some(column)))
+            .chain(dropped.map(|(attnum, _)| (*attnum, None)))
+            .collect();
+        moved.sort_unstable_by_key(|(attnum, _)| *attnum);
+        let open: Vec<_> = found.iter_mut().filter(|found| found.is_none()).collect();
+        if open.len() == moved.len() {
+            for (open, (_, column)) in open.into_iter().zip(moved) {
+                *open = column;
+            }
+        }
+        found
     }
 }
 
@@ -180,7 +236,16 @@ impl Relation {
                     table.is_some_and(|table| table.primary_key.iter().any(|key| **key == *name))
                 }
             };
-            Column { name: name.into(), type_oid, type_name, kind, in_identity, in_primary_key }
+            let attnum = None;
+            Column {
+                name: name.into(),
+                attnum,
+                type_oid,
+                type_name,
+                kind,
+                in_identity,
+                in_primary_key,
+            }
         });
         Self {
             oid,
@@ -190,6 +255,23 @@ impl Relation {
             replica_identity,
             columns: columns.collect(),
         }
+    }
+}
+
+impl Relation {
+    /// The same with each column called what it is called now, and its number; `columns` are those
+    /// of [`Table::columns_of`]. One that cannot be told is nobody's to read.
+    #[must_use]
+    pub fn named(mut self, columns: &[Option<&TableColumn>], table: &Table) -> Self {
+        let places = self.columns.iter_mut().zip(columns);
+        for (logged, now) in places {
+            logged.name = now.map_or(UNTOLD, |now| &now.name).into();
+            logged.attnum = now.map(|now| now.attnum);
+            if self.replica_identity != ReplicaIdentity::Default {
+                logged.in_primary_key = table.primary_key.contains(&logged.name);
+            }
+        }
+        self
     }
 }
 
@@ -233,6 +315,36 @@ struct Known {
     fingerprint: Option<i64>,
     /// Counts what was forgotten, so that an answer on its way meanwhile is not remembered.
     forgotten: u64,
+    past: Past,
+}
+
+/// What is known of the order of definitions and changes.
+#[derive(Default)]
+struct Past {
+    /// What our answers saw, oldest first, none of them much younger than the one before.
+    snapshots: VecDeque<(Instant, Snapshot)>,
+    /// Transactions that changed definitions and were decoded.
+    definers: VecDeque<u32>,
+}
+
+impl Past {
+    fn keep(&mut self, snapshot: Snapshot) {
+        let (now, count) = (Instant::now(), self.snapshots.len());
+        let last_but_one = count.checked_sub(2).and_then(|place| self.snapshots.get(place));
+        if last_but_one.is_some_and(|(at, _)| now.duration_since(*at) < SNAPSHOTS_INTERVAL) {
+            self.snapshots.pop_back();
+        } else if count >= SNAPSHOTS_MAX {
+            self.snapshots.pop_front();
+        }
+        self.snapshots.push_back((now, snapshot));
+    }
+
+    fn is_before(&self, xid: u32, changes: &[u32]) -> bool {
+        let between = |snapshot: &Snapshot| {
+            snapshot.has_ended(xid) && !changes.iter().any(|change| snapshot.sees(*change))
+        };
+        self.definers.contains(&xid) || self.snapshots.iter().any(|(_, snapshot)| between(snapshot))
+    }
 }
 
 struct Connection {
@@ -303,8 +415,13 @@ impl Catalog {
         let rows = self.ask(connection, |c| &c.table, &parameters).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         let Json(definition) = row.try_get::<_, Json<Definition>>(0).map_err(Error::Query)?;
-        let table = Arc::new(definition.into_table(oid));
+        let seen: Snapshot = definition
+            .snapshot
+            .parse()
+            .map_err(|_| Error::Snapshot(definition.snapshot.clone()))?;
+        let table = Arc::new(definition.into_table(oid, &seen));
         let mut known = self.known();
+        known.past.keep(seen);
         if let Some(same) = known.tables.get(&oid).filter(|known| **known == table) {
             return Ok(Some(Arc::clone(same))); // what was made of it stays good
         }
@@ -315,6 +432,29 @@ impl Catalog {
             known.tables.insert(oid, Arc::clone(&table));
         }
         Ok(Some(table))
+    }
+
+    /// Takes note of transactions that changed definitions: the log has what they changed before
+    /// whatever is asked about from now on.
+    pub fn observe_definers(&self, xids: &[u32]) {
+        let mut known = self.known();
+        for xid in xids {
+            if known.past.definers.len() >= DEFINERS_MAX {
+                known.past.definers.pop_front();
+            }
+            known.past.definers.push_back(*xid);
+        }
+    }
+
+    /// The log is read anew from an earlier place: no transaction was decoded before.
+    pub fn forget_definers(&self) {
+        self.known().past.definers.clear();
+    }
+
+    /// Whether the transaction `xid` certainly committed before every one of `changes`, or before
+    /// these wrote to a table that it defined: that is locked against them.
+    pub fn is_before(&self, xid: u32, changes: &[u32]) -> bool {
+        self.known().past.is_before(xid, changes)
     }
 
     /// Asks again about a table, because the log says that it changed.
@@ -398,7 +538,12 @@ impl Catalog {
         let mut connection = self.connection.lock().await;
         let rows = self.ask(&mut connection, |c| &c.fingerprint, &[]).await?;
         let now = fingerprint(&rows).map_err(Error::Query)?;
+        let snapshot: Option<&str> =
+            rows.first().map(|row| row.try_get(1)).transpose().map_err(Error::Query)?;
         let mut known = self.known();
+        if let Some(seen) = snapshot.and_then(|text| text.parse().ok()) {
+            known.past.keep(seen);
+        }
         let before = known.fingerprint.replace(now);
         let changed = before.is_none_or(|before| before != now);
         if changed {
@@ -517,8 +662,17 @@ struct Definition {
     root: Option<RootDefinition>,
     primary_key: Box<[Box<str>]>,
     columns: Vec<ColumnDefinition>,
+    dropped: Vec<DroppedDefinition>,
+    creator: Option<u32>,
+    snapshot: String,
     types: Vec<TypeDefinition>,
     roles: Vec<RoleDefinition>,
+}
+
+#[derive(Deserialize)]
+struct DroppedDefinition {
+    attnum: i16,
+    xid: u32,
 }
 
 #[derive(Deserialize)]
@@ -535,6 +689,7 @@ struct ColumnDefinition {
     r#type: u32,
     collation: u32,
     generated: bool,
+    xid: u32,
 }
 
 #[derive(Deserialize)]
@@ -562,7 +717,11 @@ struct RoleDefinition {
 }
 
 impl Definition {
-    fn into_table(self, oid: u32) -> Table {
+    fn into_table(self, oid: u32, seen: &Snapshot) -> Table {
+        // No change can be older than its table. Ids come again: one that this answer does not see
+        // is not from now.
+        let creator = self.creator;
+        let definer = |xid: u32| Some(xid).filter(|xid| Some(*xid) != creator && seen.sees(*xid));
         let types: HashMap<u32, &TypeDefinition> =
             self.types.iter().map(|definition| (definition.oid, definition)).collect();
         let mut nodes = TYPE_NODES_MAX;
@@ -574,6 +733,7 @@ impl Definition {
             kind: resolve(column.r#type, &types, 0, &mut nodes),
             name: column.name,
             generated: column.generated,
+            defined_by: definer(column.xid),
         });
         let columns = columns.collect();
         let row_access = self.roles.iter().map(|role| {
@@ -593,6 +753,7 @@ impl Definition {
                 .map_or(ReplicaIdentity::Nothing, ReplicaIdentity::from_code),
             row_security: self.row_security,
             columns,
+            dropped: self.dropped.iter().map(|d| (d.attnum, definer(d.xid))).collect(),
             primary_key: self.primary_key,
             partition_root_oid: self.root.as_ref().map(|root| root.oid),
             partition_root: self.root.map(|root| root.name),
@@ -655,6 +816,52 @@ mod tests {
                     .collect(),
             ),
         }
+    }
+
+    #[test]
+    fn columns_are_told_by_name_or_by_order_or_not_at_all() {
+        let column = |attnum: i16, name: &str, defined_by| TableColumn {
+            attnum,
+            name: name.into(),
+            type_oid: 25,
+            collation_oid: 100,
+            type_name: "text".into(),
+            kind: Type::Text,
+            generated: false,
+            defined_by,
+        };
+        let check = |columns: &[TableColumn], dropped: &[(i16, Option<u32>)], logged: &[&str]| {
+            let table = Table {
+                oid: 1,
+                schema: "public".into(),
+                name: "t".into(),
+                kind: Kind::Table,
+                replica_identity: ReplicaIdentity::Default,
+                row_security: false,
+                columns: columns.into(),
+                dropped: dropped.into(),
+                primary_key: Box::default(),
+                partition_root: None,
+                partition_root_oid: None,
+                readable: BTreeMap::new(),
+                row_access: BTreeMap::new(),
+            };
+            let found = table.columns_of(logged, |xid| xid < 100);
+            found.iter().map(|found| found.map(|column| column.attnum)).collect::<Vec<_>>()
+        };
+        let (id, a, b) =
+            (column(1, "id", None), column(2, "a", Some(100)), column(3, "b", Some(99)));
+        let all = [id.clone(), a.clone(), b.clone()];
+        assert_eq!(check(&all, &[], &["id", "a", "b"]), [Some(1), Some(2), Some(3)]);
+        assert_eq!(check(&all, &[], &["id", "x", "b"]), [Some(1), Some(2), Some(3)], "renamed");
+        assert_eq!(check(&all, &[], &["id", "b"]), [Some(1), Some(3)], "added");
+        let swapped = [id.clone(), a, column(3, "b", Some(100))];
+        assert_eq!(check(&swapped, &[], &["id", "b", "a"]), [Some(1), Some(2), Some(3)]);
+        assert_eq!(check(&swapped, &[], &["id", "b"]), [Some(1), None], "which of them?");
+        let gone = [id, column(4, "a", Some(100))];
+        assert_eq!(check(&gone, &[(2, Some(100))], &["id", "a"]), [Some(1), None]);
+        assert_eq!(check(&gone, &[(2, Some(99))], &["id", "a"]), [Some(1), Some(4)]);
+        assert_eq!(check(&gone, &[(2, Some(100))], &["id", "a", "c"]), [Some(1), None, Some(4)]);
     }
 
     #[test]

@@ -94,7 +94,7 @@ pub struct Database {
     pub search_path: String,
     /// Connections for subscription checks. Default 4, 1 to 100.
     pub pool_size: usize,
-    /// Milliseconds one user's policies may take for one batch. Default 2000, 10 to 60000.
+    /// Milliseconds one user's policies may take for one batch, or for one channel. Default 2000, 10 to 60000.
     pub check_timeout_ms: u64,
     /// Milliseconds all users' policies together may take for one batch; those not asked by then
     /// miss it and are told. Default 10000, 100 to 600000.
@@ -102,6 +102,11 @@ pub struct Database {
     /// Milliseconds between the two snapshots of the recent past that decide who could see a row
     /// before it was deleted. Each is held for two intervals. Default 400, 50 to 5000.
     pub snapshot_interval_ms: u64,
+    /// Connections for the checks of private channels. Default 4, 1 to 100.
+    pub channel_pool_size: usize,
+    /// Milliseconds that such a check may wait for one of them (`IncreaseConnectionPool`). Default
+    /// 5000, 100 to 60000; clients wait 10 s for a join.
+    pub channel_wait_timeout_ms: u64,
     /// Milliseconds to wait for a new connection. Default 5000, 100 to 60000.
     pub connect_timeout_ms: u64,
 }
@@ -118,6 +123,8 @@ impl Default for Database {
             check_timeout_ms: 2000,
             batch_check_timeout_ms: 10_000,
             snapshot_interval_ms: 400,
+            channel_pool_size: 4,
+            channel_wait_timeout_ms: 5000,
             connect_timeout_ms: 5000,
         }
     }

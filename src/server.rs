@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use crate::auth::access::Access;
 use crate::auth::jwt::Verifier;
 use crate::auth::rls::Authorizer;
 use crate::catalog::Catalog;
@@ -138,13 +139,15 @@ async fn serve(
     let catalog = Catalog::new(logins.check.clone(), &config.database.roles, publications);
     let catalog = catalog.beside_messages(&config.replication.messages_publication);
     let catalog = Arc::new(catalog);
-    let authorizer = Arc::new(Authorizer::new(logins.check.clone(), &config.database));
+    let authorizer = Authorizer::new(logins.check.clone(), &config.database, publications);
+    let authorizer = Arc::new(authorizer);
     let status = Arc::new(Status::default());
     let (ready, is_ready) = watch::channel(false);
     let joiner = Arc::new(Joiner::new(
         Arc::clone(&hub),
         Arc::clone(&catalog),
         Arc::clone(&authorizer),
+        Arc::new(Access::new(logins.check.clone(), &config.database)),
         logins.check.clone(),
         config,
         is_ready.clone(),
@@ -317,9 +320,11 @@ fn operations(
         "extensions": [],
     });
     Ok(Operations {
-        health: Box::new(move || Health {
-            db_connected: status.answers.load(Ordering::Relaxed),
-            replication_connected: status.attached.load(Ordering::Relaxed),
+        health: Box::new(move || {
+            let attached = status.attached.load(Ordering::Relaxed);
+            // Whoever streams the log answers, whatever the last question met.
+            let answers = attached || status.answers.load(Ordering::Relaxed);
+            Health { db_connected: answers, replication_connected: attached }
         }),
         bearers: Some(Arc::clone(verifier)),
         metrics_bearers,

@@ -72,6 +72,13 @@ pub const KEY_SET_KEYS: &str = "walcast_key_set_keys";
 /// When the key set was last fetched or confirmed, in seconds since 1970.
 pub const KEY_SET_FETCHED: &str = "walcast_key_set_fetched_timestamp_seconds";
 
+/// Seconds it took to decide what somebody may read on a private channel, waiting included.
+pub const READ_AUTHORIZATION_SECONDS: &str = "walcast_read_authorization_seconds";
+/// Seconds it took to decide what somebody may write there, waiting included.
+pub const WRITE_AUTHORIZATION_SECONDS: &str = "walcast_write_authorization_seconds";
+/// Time to read the stored messages of a channel.
+pub const REPLAY_SECONDS: &str = "walcast_replay_seconds";
+
 /// Label: why.
 pub const REASON: &str = "reason";
 /// Label: `ok` or `error`.
@@ -185,7 +192,7 @@ pub fn with_official_names(mut rendered: String) -> String {
             samples.push('\n');
         }
         if !samples.is_empty() {
-            more.push_str(&format!("# TYPE {name} {kind}\n{samples}\n"));
+            more.extend(["# TYPE ", name, " ", kind, "\n", &samples, "\n"]);
         }
     }
     rendered.push_str(&more);
@@ -248,6 +255,9 @@ fn describe() {
     describe_gauge!(KEY_SET_KEYS, "Keys of the fetched key set.");
     describe_gauge!(KEY_SET_FETCHED, Unit::Seconds, "Last good fetch, since 1970.");
     describe_counter!(CHECKS_FAILED, "Policy checks without an answer, by reason.");
+    describe_histogram!(READ_AUTHORIZATION_SECONDS, Unit::Seconds, "Read checks of channels.");
+    describe_histogram!(WRITE_AUTHORIZATION_SECONDS, Unit::Seconds, "Write checks of channels.");
+    describe_histogram!(REPLAY_SECONDS, Unit::Seconds, "Reads of stored messages.");
 }
 
 #[cfg(test)]

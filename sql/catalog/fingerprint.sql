@@ -5,6 +5,7 @@
 -- in:     nothing
 -- out:    one row
 --         fingerprint bigint
+--         snapshot text: what this answer sees
 -- caller: catalog.rs, polled
 -- needs:  PostgreSQL 14+, any role: reads only catalogs that PUBLIC may read
 -- note:   a row's xmin is the transaction that wrote this version of it. Row and xmin are hashed
@@ -102,4 +103,5 @@ select
             -3
         )), 0)
         from pg_catalog.pg_roles as r
-    ) as fingerprint;
+    ) as fingerprint,
+    pg_catalog.pg_current_snapshot()::text as snapshot;

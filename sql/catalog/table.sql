@@ -6,7 +6,11 @@
 --             schema, name text · kind, replica_identity "char" · row_security boolean
 --             root {oid, schema, name}: the topmost partitioned table above a partition, else null
 --             primary_key [text] in key order
---             columns [{attnum, name, type oid, collation oid (0: none), generated boolean}] in attribute order
+--             columns [{attnum, name, type oid, collation oid (0: none), generated boolean,
+--                 xid: of whoever defined it last}] in attribute order
+--             dropped [{attnum, xid}]: columns that are no more
+--             creator xid: of whoever made the table; null for what has no rows
+--             snapshot text: what this answer sees
 --             types [{oid, name, base oid (domains), element oid and delimiter (arrays),
 --                 attributes [{name, type oid}] (composites)}]: every type met in the columns,
 --                 within others too
@@ -24,7 +28,8 @@ relation as (
     where c.oid = $1
 ),
 attribute as (
-    select a.attnum, a.attname, a.atttypid, a.attcollation, a.attgenerated <> '' as generated
+    select a.attnum, a.attname, a.atttypid, a.attcollation, a.attgenerated <> '' as generated,
+        a.xmin::text::pg_catalog.int8 as xid
     from pg_catalog.pg_attribute as a
     where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped
 ),
@@ -79,7 +84,8 @@ select pg_catalog.json_build_object(
                     'name', a.attname,
                     'type', a.atttypid::pg_catalog.int8,
                     'collation', a.attcollation::pg_catalog.int8,
-                    'generated', a.generated
+                    'generated', a.generated,
+                    'xid', a.xid
                 )
                 order by a.attnum
             ),
@@ -87,6 +93,26 @@ select pg_catalog.json_build_object(
         )
         from attribute as a
     ),
+    'dropped', (
+        select coalesce(
+            pg_catalog.json_agg(
+                pg_catalog.json_build_object(
+                    'attnum', a.attnum, 'xid', a.xmin::text::pg_catalog.int8
+                )
+                order by a.attnum
+            ),
+            '[]'
+        )
+        from pg_catalog.pg_attribute as a
+        where a.attrelid = relation.oid and a.attnum > 0 and a.attisdropped
+    ),
+    -- Nothing ever defines a system column anew.
+    'creator', (
+        select a.xmin::text::pg_catalog.int8
+        from pg_catalog.pg_attribute as a
+        where a.attrelid = relation.oid and a.attnum = -1
+    ),
+    'snapshot', pg_catalog.pg_current_snapshot()::text,
     'types', (
         select coalesce(
             pg_catalog.json_agg(

@@ -2,6 +2,8 @@
 -- in:     nothing
 -- out:    rows of kind text · name text · sql text (null: goes with something else) · why text (null: may go)
 -- caller: db/install.rs, uninstall
+--         partitions go with a table of ours, and one by one from a table that was adopted: only
+--         while they are empty, because messages are not ours to delete
 -- needs:  functions with a text body leave no trace in pg_depend, so their text is searched
 with made as (
     select
@@ -43,6 +45,18 @@ select
         when 'event trigger' then pg_catalog.format('drop event trigger %I', m.name)
         when 'publication' then pg_catalog.format('drop publication %I', m.name)
         when 'function' then 'drop function ' || m.name
+        when 'partition' then case
+            when a.is_ours then null
+            when pg_catalog.to_regclass(m.name) is null then 'select'
+            else pg_catalog.format(
+                'begin; set local row_security = off;'
+                ' lock table realtime.messages in access exclusive mode;'
+                ' do $do$ begin'
+                ' if exists (select from %1$s) then raise exception ''it holds messages''; end if;'
+                ' drop table %1$s; end $do$; commit',
+                m.name
+            )
+        end
         when 'table' then 'drop table ' || m.name
         when 'type' then 'drop type ' || m.name
         when 'schema' then pg_catalog.format('drop schema %I', m.name)
@@ -56,18 +70,23 @@ select
             where t.pubname = m.name and t.schemaname <> 'realtime'
         )
             then 'it has tables that somebody added'
-        when m.kind in ('table', 'partition') and p.number > 0
+        when m.kind = 'table' and p.number > 0
             then 'realtime.messages has policies'
         when m.kind = 'function' and f.caller is not null
             then 'function ' || f.caller || ' calls it'
     end as why
 from made as m
 cross join policies as p
+cross join (
+    select exists (
+        select from walcast.objects as t where t.kind = 'table' and t.name = 'realtime.messages'
+    ) as is_ours
+) as a
 left join kept_functions as f on f.name = m.name
-where m.kind not in ('grant', 'partition')
+where m.kind <> 'grant'
 order by
     pg_catalog.array_position(
-        array['event trigger', 'publication', 'function', 'table', 'type', 'schema', 'role'],
+        array['event trigger', 'publication', 'function', 'partition', 'table', 'type', 'schema', 'role'],
         m.kind
     ),
     m.name desc;

@@ -1,9 +1,10 @@
 //! Who is asking: verified claims and the Postgres role they name.
 //!
-//! In:     tokens (`jwt`), rows and their audience (`rls`).
+//! In:     tokens (`jwt`), rows and their audience (`rls`), private channels (`access`).
 //! Out:    [`Claims`]; later, who may see what.
 //! Never:  a role outside the configured list.
 
+pub mod access;
 pub mod jwks;
 pub mod jwt;
 pub mod rls;

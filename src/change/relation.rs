@@ -35,8 +35,10 @@ impl ReplicaIdentity {
 /// One column of a tuple, in the order the log sends them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
-    /// Name.
+    /// Name, as the catalog has it now; empty when the log's column cannot be told from others.
     pub name: Box<str>,
+    /// Its number in the catalog, where that is known.
+    pub attnum: Option<i16>,
     /// Type OID.
     pub type_oid: u32,
     /// `pg_type.typname`, such as `int4` or `_text`.
@@ -67,7 +69,7 @@ pub struct Relation {
 impl Relation {
     /// The place of a column in this relation's tuples.
     pub fn column(&self, name: &str) -> Option<usize> {
-        self.columns.iter().position(|column| *column.name == *name)
+        self.columns.iter().position(|column| *column.name == *name && !name.is_empty())
     }
 
     /// The places of the primary key's columns; empty when there is no key or it is not known.

@@ -141,6 +141,8 @@ const BOUNDS: &[(&str, i64, i64)] = &[
     ("database.check_timeout_ms", 10, 60_000),
     ("database.batch_check_timeout_ms", 100, 600_000),
     ("database.snapshot_interval_ms", 50, 5_000),
+    ("database.channel_pool_size", 1, 100),
+    ("database.channel_wait_timeout_ms", 100, 60_000),
     ("database.connect_timeout_ms", 100, 60_000),
     ("replication.sender_timeout_ms", 1_000, 600_000),
     ("replication.batch_bytes", 4 * 1024, 16 * 1024 * 1024),

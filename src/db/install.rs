@@ -380,10 +380,16 @@ pub async fn uninstall(login: &Login, slot: Option<&str>) -> Result<Removal, Err
                     removal.dropped.push(what);
                     continue;
                 }
-                Err(error) => sentence(&error),
+                Err(error) => {
+                    // A statement of several ends its own transaction only when it succeeds.
+                    client.batch_execute("rollback").await.map_err(failed(&what))?;
+                    sentence(&error)
+                }
             },
         };
-        remains |= kind != Kind::Role.as_str();
+        // Roles are the cluster's. A partition with messages is like its neighbours, which
+        // somebody else made: whoever keeps those drops it in its time.
+        remains |= kind != Kind::Role.as_str() && kind != "partition";
         removal.kept.push((what, why));
     }
     if remains {

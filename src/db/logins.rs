@@ -29,9 +29,10 @@ pub const ORPHAN_AGE: Duration = Duration::from_mins(15);
 /// and queries about the slot.
 const REPLICATION_CONNECTIONS: usize = 6;
 
-/// Connections of the check login besides its pool: for each role its own, with two that hold an
-/// older snapshot, and one for the catalog and one for watching the server, with their successors.
-const CHECK_CONNECTIONS: usize = 10;
+/// Connections of the check login besides its pools: for each role its own, with two that hold an
+/// older snapshot, and one for the catalog, one for watching the server and one that ends a hung
+/// check, with their successors.
+const CHECK_CONNECTIONS: usize = 11;
 const CHECK_CONNECTIONS_PER_ROLE: usize = 6;
 
 /// How long the server may take to notice that our connections are closed, and how often we look.
@@ -205,6 +206,7 @@ impl Logins {
                 let verifier = scram_sha_256(password.expose().as_bytes());
                 let connections = CHECK_CONNECTIONS
                     + settings.pool_size
+                    + settings.channel_pool_size
                     + settings.roles.len() * CHECK_CONNECTIONS_PER_ROLE;
                 pair.push(Credentials { name, verifier, kind: Kind::Check, connections });
             }

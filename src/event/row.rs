@@ -314,6 +314,7 @@ mod tests {
     fn column(name: &str, type_name: &str, kind: Type, in_primary_key: bool) -> Column {
         Column {
             name: name.into(),
+            attnum: None,
             type_oid: 0,
             type_name: type_name.into(),
             kind,

@@ -128,6 +128,7 @@ impl Feed {
     }
 
     pub(super) fn forget(&self, segment: &Segment) {
+        self.catalog.observe_definers(&segment.definers);
         for Definition { oid, schema, table, .. } in segment.redefined.iter().map(|d| &**d) {
             self.catalog.forget(*oid);
             self.authorizer.forget(Some(*oid));
@@ -167,7 +168,10 @@ impl Feed {
                 continue;
             }
             if !done.contains_key(&oid) {
-                let (relation, within) = self.define(&change.definition, memory).await?;
+                let same = pending.iter().filter(|other| other.definition.oid == oid);
+                let mut xids: Vec<u32> = same.map(|other| other.commit.xid).collect();
+                xids.dedup();
+                let (relation, within) = self.define(&change.definition, &xids, memory).await?;
                 if let Some(Within { relation, .. }) = &within {
                     let root = roots.entry(relation.oid).or_insert_with(|| Arc::clone(relation));
                     // Partitions differ in what the log carries of them, or the root came itself.
@@ -208,10 +212,11 @@ impl Feed {
         Ok((changes, pending.len()))
     }
 
-    /// A table's relation, and for a partition its place in a table that somebody asked for.
+    /// For changes of `xids`: a table's relation, and for a partition its place in a table that somebody asked for.
     async fn define(
         &self,
         definition: &Arc<Definition>,
+        xids: &[u32],
         memory: &mut Memory,
     ) -> Result<(Arc<Relation>, Option<Within>), Unanswered> {
         let oid = definition.oid;
@@ -228,7 +233,8 @@ impl Feed {
             }
         }
         let known = memory.relations.get(&oid).filter(|known| {
-            Arc::ptr_eq(&known.definition, definition)
+            known.settled
+                && Arc::ptr_eq(&known.definition, definition)
                 && same(known.table.as_ref(), table.as_ref())
                 && same(known.within.as_ref().map(|within| &within.root), root.as_ref())
         });
@@ -239,16 +245,22 @@ impl Feed {
             }
             return Ok((relation, within));
         }
-        let relation = Arc::new(definition.complete(table.as_deref()));
-        let within = root.map(|root| {
-            let (relation, places) = definition.within(&root);
-            // Equal ones are the same one, so that what was made of it need not be made anew.
-            let known = memory.relations.get(&root.oid).map(|known| Arc::clone(&known.relation));
-            let relation = match known {
+        let is_before = |xid: u32| self.catalog.is_before(xid, xids);
+        // Equal ones are the same one, so that what was made of it need not be made anew.
+        let same_as = |oid: u32, relation: Relation| {
+            let known = memory.relations.get(&oid).map(|known| Arc::clone(&known.relation));
+            match known {
                 Some(known) if *known == relation => known,
                 Some(_) | None => Arc::new(relation),
-            };
-            Within { relation, places: places.into(), root }
+            }
+        };
+        let (relation, mut settled) = definition.complete(table.as_deref(), is_before);
+        let relation = same_as(oid, relation);
+        let within = root.zip(table.as_ref()).map(|(root, table)| {
+            let (rows, places, root_settled) =
+                definition.within(&root, (table, &relation), is_before);
+            settled &= root_settled;
+            Within { relation: same_as(root.oid, rows), places: places.into(), root }
         });
         if let Some(within) = &within {
             memory.keep_root(definition, within);
@@ -257,6 +269,7 @@ impl Feed {
             definition: Arc::clone(definition),
             table,
             relation: Arc::clone(&relation),
+            settled,
             within: within.clone(),
         };
         memory.relations.insert(oid, completed);

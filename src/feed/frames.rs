@@ -91,7 +91,7 @@ impl Frames {
         let mut hidden = 0;
         let mut note = |verdict: Verdict, party: Option<ClaimsId>| {
             let variant = outcome(change, verdict, rules).map(|variant| (variant, Side::Shown));
-            let gone = left && verdict.old == Visibility::Yes;
+            let gone = left && matches!(verdict.old, Visibility::Yes | Visibility::YesNow);
             let gone = gone.then_some(((Operation::Delete, OldColumns::Key), Side::Left));
             hidden += u64::from(variant.is_none() && gone.is_none());
             for (variant, side) in variant.into_iter().chain(gone) {
@@ -252,6 +252,7 @@ mod tests {
     fn change(operation: Operation, old: Option<&str>, new: Option<&str>) -> Change {
         let column = |name: &str, in_primary_key| Column {
             name: name.into(),
+            attnum: None,
             type_oid: 25,
             type_name: "text".into(),
             kind: Type::Text,

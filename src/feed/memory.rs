@@ -39,6 +39,8 @@ pub(super) struct Completed {
     pub(super) definition: Arc<Definition>,
     pub(super) table: Option<Arc<Table>>,
     pub(super) relation: Arc<Relation>,
+    /// The columns are told from each other, whatever changes follow.
+    pub(super) settled: bool,
     /// For a partition whose root somebody asked for: its rows as the root's.
     pub(super) within: Option<Within>,
 }
@@ -85,6 +87,7 @@ impl Memory {
             definition: Arc::clone(definition),
             table: Some(Arc::clone(&within.root)),
             relation: Arc::clone(&within.relation),
+            settled: true,
             within: None,
         };
         self.relations.insert(within.root.oid, completed);

@@ -255,6 +255,7 @@ impl Feed {
         let mut memory = Memory::default();
         // Whatever was cached may have changed while nobody read the log.
         self.catalog.forget_all();
+        self.catalog.forget_definers();
         self.authorizer.forget(None);
         self.hub.forget_tables();
         let look_now = Notify::new();
@@ -390,6 +391,7 @@ impl Feed {
             self.authorizer.observe_transaction(commit, tables, changes, whole);
         }
         if segment.last().is_none() && !segment.asks_the_catalog() {
+            self.catalog.observe_definers(&segment.definers);
             return Ok(());
         }
         // What is forgotten now must not be learned again from before the change.

@@ -5,12 +5,13 @@
 //!         what new rows of `realtime.messages` say.
 //! Never:  IO; a look into the rows of a table that nobody asked for.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use super::messages::{self, Message as StoredMessage, Places, Read};
-use crate::catalog::Table;
+use crate::catalog::{Table, TableColumn};
 use crate::change::{Commit, OldImage, Operation, Relation, Tuple, TupleBuilder, Value};
 use crate::hub::RoomName;
 use crate::lsn::Lsn;
@@ -65,26 +66,66 @@ impl Definition {
         }
     }
 
-    /// The relation as the rest of the house knows it.
-    pub(super) fn complete(&self, table: Option<&Table>) -> Relation {
+    /// The relation as the rest of the house knows it, its columns called what they are called
+    /// now; and whether that is settled for whatever changes follow. `is_before` says of a
+    /// transaction whether it committed before the changes at hand.
+    pub(super) fn complete(
+        &self,
+        table: Option<&Table>,
+        is_before: impl Fn(u32) -> bool,
+    ) -> (Relation, bool) {
         let columns = self.columns.iter();
         let columns = columns.map(|c| (u8::from(c.in_identity), &*c.name, c.type_oid));
         let (schema, name) = (&self.schema, &self.table);
-        Relation::from_message(self.oid, schema, name, self.identity(), columns, table)
+        let relation =
+            Relation::from_message(self.oid, schema, name, self.identity(), columns, table);
+        let Some(table) = table else { return (relation, true) };
+        let settled = Cell::new(true);
+        let is_before = |xid| {
+            let before = is_before(xid);
+            settled.set(settled.get() && before);
+            before
+        };
+        let names: Vec<&str> = self.columns.iter().map(|column| &*column.name).collect();
+        let columns = table.columns_of(&names, is_before);
+        (relation.named(&columns, table), settled.get())
     }
 
     /// This partition as rows of `root`, the partitioned table above it: the columns that the log
-    /// carries in the root's order, and their places in this partition's tuples.
-    pub(super) fn within(&self, root: &Table) -> (Relation, Box<[usize]>) {
-        let place = |name: &str| self.columns.iter().position(|column| *column.name == *name);
-        let places: Box<[usize]> =
-            root.columns.iter().filter_map(|column| place(&column.name)).collect();
+    /// carries in the root's order, and their places in this partition's tuples. `own` is the
+    /// partition in the catalog. Both tables' columns have the same names at any time; one of the
+    /// root's that was defined anew since, by another transaction than the partition's, is left
+    /// out.
+    pub(super) fn within(
+        &self,
+        root: &Table,
+        own: (&Table, &Relation),
+        is_before: impl Fn(u32) -> bool,
+    ) -> (Relation, Box<[usize]>, bool) {
+        let (table, relation) = own;
+        let mut settled = true;
+        let mut columns: Vec<(usize, &TableColumn)> = Vec::new();
+        for column in &root.columns {
+            let place = if column.defined_by.is_none_or(&is_before) {
+                self.columns.iter().position(|logged| logged.name == column.name)
+            } else {
+                settled = false;
+                let mut same = table.columns.iter();
+                let same = same.find(|same| same.name == column.name);
+                let together = same.is_some_and(|same| same.defined_by == column.defined_by);
+                relation.column(&column.name).filter(|_| together)
+            };
+            columns.extend(place.map(|place| (place, column)));
+        }
+        let places: Box<[usize]> = columns.iter().map(|(place, _)| *place).collect();
+        let named: Vec<Option<&TableColumn>> =
+            columns.iter().map(|(_, column)| Some(*column)).collect();
         let columns = places.iter().filter_map(|place| self.columns.get(*place));
         let columns = columns.map(|c| (u8::from(c.in_identity), &*c.name, c.type_oid));
         let (schema, name, identity) = (&root.schema, &root.name, self.identity());
         let relation =
             Relation::from_message(root.oid, schema, name, identity, columns, Some(root));
-        (relation, places)
+        (relation.named(&named, root), places, settled)
     }
 }
 
@@ -144,6 +185,8 @@ pub(super) struct Segment {
     pub redefined: Vec<Arc<Definition>>,
     /// The catalog changed before these changes, in a way that no table tells.
     pub catalog_changed: bool,
+    /// Transactions that said so, for the last time before all changes here, and committed.
+    pub definers: Vec<u32>,
     /// What transactions did, wanted or not, when somebody listens to anything.
     pub transactions: Vec<Touched>,
     /// Tables with rows that the server could not print; nobody gets these rows. Each once.
@@ -173,6 +216,7 @@ impl Segment {
             && self.transactions.is_empty()
             && self.unreadable.is_empty()
             && !self.catalog_changed
+            && self.definers.is_empty()
     }
 }
 
@@ -194,12 +238,22 @@ struct Transaction {
     touched: Vec<u32>,
     /// It touched more tables than are remembered.
     overflowed: bool,
+    /// It said that it changed the catalog.
+    defines: bool,
 }
 
 impl Transaction {
     fn new(commit: Commit, history: bool) -> Self {
         let touched = Vec::new();
-        Self { commit, ordinal: 0, truncated: 0, history, touched, overflowed: false }
+        Self {
+            commit,
+            ordinal: 0,
+            truncated: 0,
+            history,
+            touched,
+            overflowed: false,
+            defines: false,
+        }
     }
 
     fn touch(&mut self, oid: u32) {
@@ -289,7 +343,9 @@ impl Reader {
                 }
                 Message::Commit(commit) => {
                     self.leave_transaction(&mut segment, listening, true);
-                    self.transaction = None;
+                    let ended = self.transaction.take();
+                    // What came before it last said so is in an earlier segment.
+                    segment.definers.extend(ended.filter(|t| t.defines).map(|t| t.commit.xid));
                     segment.committed = Some(commit.end_lsn);
                     if one_transaction {
                         break;
@@ -315,6 +371,9 @@ impl Reader {
                         segments.push(close(&mut segment));
                     }
                     segment.catalog_changed = true;
+                    if let Some(transaction) = &mut self.transaction {
+                        transaction.defines = true;
+                    }
                 }
                 Message::Insert(insert) => {
                     if let Some(hears) = hears {

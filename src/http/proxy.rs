@@ -114,7 +114,9 @@ impl Proxy {
     }
 
     async fn pass(&self, request: Request) -> Response {
-        if request.headers().contains_key(header::UPGRADE) {
+        // Other upgrades are offers that need not be taken.
+        let upgrades = request.headers().get_all(header::UPGRADE);
+        if upgrades.iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket")) {
             return error(StatusCode::NOT_IMPLEMENTED, "WebSockets are not passed through");
         }
         if request.headers().contains_key(MARK) {

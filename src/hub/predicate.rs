@@ -370,8 +370,10 @@ impl Test {
                     | Operator::IMatch => return Err(Undecided),
                 }))
             }
-            // Nothing is in an empty list, however the value is written.
-            How::Any(_, operands, false) if operands.is_empty() => Ok(Some(false)),
+            // Nothing is in an empty list, however the value is written; of a null it is unknown.
+            How::Any(_, operands, has_null) if operands.is_empty() => {
+                Ok((!has_null).then_some(false))
+            }
             How::Any(kind, operands, has_null) => {
                 let value = kind.read(text).ok_or(Undecided)?;
                 let found = operands.contains(&value);
@@ -507,6 +509,7 @@ pub(super) mod tests {
     pub(in crate::hub) fn relation(types: &[u32]) -> Relation {
         let columns = types.iter().enumerate().map(|(index, type_oid)| Column {
             name: format!("c{index}").into(),
+            attnum: None,
             type_oid: *type_oid,
             type_name: "irrelevant".into(),
             kind: if *type_oid == COMPOSITE { Type::Composite(Box::default()) } else { Type::Text },

@@ -21,6 +21,7 @@ use tokio_postgres::Client;
 use tracing::warn;
 
 use crate::auth::Claims;
+use crate::auth::access::{Access, ReadGrants, WriteGrants};
 use crate::auth::rls::{Authorizer, ProbeError};
 use crate::catalog::{Catalog, Kind, Published, RowAccess, Table};
 use crate::config;
@@ -57,6 +58,10 @@ pub struct Request {
     pub private: bool,
     /// `config.broadcast.replay`.
     pub replay: Option<Box<RawValue>>,
+    /// `config.presence.enabled`.
+    pub presence: bool,
+    /// What policies read as `request.headers`, a JSON object.
+    pub headers: Arc<str>,
 }
 
 /// What became of a join.
@@ -108,12 +113,13 @@ impl Joiner {
         hub: Arc<Hub>,
         catalog: Arc<Catalog>,
         authorizer: Arc<Authorizer>,
+        access: Arc<Access>,
         login: Login,
         settings: &config::Config,
         ready: watch::Receiver<bool>,
     ) -> Self {
         Self {
-            door: Door::new(Arc::clone(&hub)),
+            door: Door::new(Arc::clone(&hub), access),
             hub,
             catalog,
             authorizer,
@@ -129,13 +135,36 @@ impl Joiner {
 
     /// Registers a channel. Takes seconds at most.
     pub async fn join(&self, request: Request) -> Joined {
-        match self.door.enter(&request).await {
+        let entering = timeout_at(Instant::now() + WAIT_MAX, self.door.enter(&request)).await;
+        match entering.unwrap_or_else(|_elapsed| Err(self.unavailable())) {
             Err(reason) => Joined { unavailable: Some(reason), ..Joined::default() },
             Ok(entered) => {
                 let joined = self.subscribe(request).await;
                 Joined { entered: Some(entered), ..joined }
             }
         }
+    }
+
+    /// What other claims may read in a private room.
+    ///
+    /// # Errors
+    /// Why the channel has to go, in a sentence for the client.
+    pub async fn renew(&self, request: &Request, before: ReadGrants) -> Result<ReadGrants, String> {
+        let renewed = timeout_at(Instant::now() + WAIT_MAX, self.door.renew(request, before));
+        let late = "Realtime was unable to connect to the project database";
+        renewed.await.unwrap_or_else(|_elapsed| Err(late.into()))
+    }
+
+    /// What claims may write on a private topic (without `realtime:`); none when that could not
+    /// be found out.
+    pub async fn may_write(
+        &self,
+        claims: &Claims,
+        topic: &str,
+        headers: &str,
+    ) -> Option<WriteGrants> {
+        let asked = self.door.may_write(claims, topic, headers);
+        timeout_at(Instant::now() + WAIT_MAX, asked).await.ok().flatten()
     }
 
     /// Whether changes flow.

@@ -1,23 +1,35 @@
-//! The room of a channel: who may enter it.
+//! The room of a channel: who may enter it, stay in it and speak there.
 //!
-//! In:     a channel that wants in, its verified claims.
+//! In:     a channel that wants in, its verified claims; later, other claims.
 //! Out:    its place in the room, or the sentence the client is told.
-//! Never:  a place in a private room before the policies let the claims read there.
+//! Never:  a place in a private room before the policies let the claims read there; a decision that
+//!         outlives the claims it was made for.
+//! Source: spec of the realtime protocol, sections 1.6, 4.6 and 6.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tracing::warn;
+
 use super::Request;
 use crate::auth::Claims;
-use crate::event::broadcast::Broadcast;
+use crate::auth::access::{self, Access, ReadGrants, Since, Stored, StoredPayload, WriteGrants};
+use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
 use crate::hub::{Entrant, Hub, Occupancy, RoomName};
+use crate::telemetry;
+
+/// Stored messages that one join gets at most, and when it does not say how many.
+const REPLAY_MAX: u32 = 25;
 
 /// A channel that is in its room.
 #[derive(Debug)]
 pub struct Entered {
     /// Its place.
     pub occupancy: Occupancy,
-    /// Whether its claims let it see who is present.
-    pub sees_presence: bool,
+    /// What its claims let it read.
+    pub grants: ReadGrants,
     /// Stored messages to send before live ones, oldest first, when it asked for any.
     pub stored: Option<Vec<Broadcast>>,
 }
@@ -26,11 +38,12 @@ pub struct Entered {
 #[derive(Debug)]
 pub(super) struct Door {
     hub: Arc<Hub>,
+    access: Arc<Access>,
 }
 
 impl Door {
-    pub(super) fn new(hub: Arc<Hub>) -> Self {
-        Self { hub }
+    pub(super) fn new(hub: Arc<Hub>, access: Arc<Access>) -> Self {
+        Self { hub, access }
     }
 
     /// Enters.
@@ -38,33 +51,194 @@ impl Door {
     /// # Errors
     /// `Code: text` for the client.
     pub(super) async fn enter(&self, request: &Request) -> Result<Entered, String> {
-        let sub_topic = request.topic.strip_prefix("realtime:").unwrap_or(&request.topic);
-        if request.private {
-            return Err(format!(
-                "Unauthorized: You do not have permissions to read from this Channel topic: \
-                 {sub_topic}"
-            ));
+        let replay = request.replay.as_deref().map(since).transpose()?;
+        if !request.private {
+            if replay.is_some() {
+                let problem = "Replay is not allowed for public channels";
+                return Err(format!("UnableToReplayMessages: {problem}"));
+            }
+            let grants = ReadGrants { broadcast: true, presence: true };
+            let occupancy = self.hub.enter(name(request), entrant(request, grants));
+            return Ok(Entered { occupancy, grants, stored: None });
         }
-        if request.replay.is_some() {
-            return Err(
-                "UnableToReplayMessages: Replay is not allowed for public channels".to_owned()
-            );
+        let topic = sub_topic(request);
+        let grants = self.access.read(&request.claims, topic, &request.headers, request.presence);
+        let grants = grants.await.map_err(|error| refusal(&error, topic))?;
+        let nothing = !grants.broadcast && !grants.presence;
+        if nothing || replay.is_some() && !grants.broadcast {
+            return Err(format!("Unauthorized: {}", no_permission(topic)));
         }
-        let occupancy = self.hub.enter(name(request), entrant(request, &request.claims, true));
-        Ok(Entered { occupancy, sees_presence: true, stored: None })
+        // Before the store is read: what is inserted after that comes live.
+        let occupancy = self.hub.enter(name(request), entrant(request, grants));
+        let stored = match replay {
+            None => None,
+            Some(since) => {
+                let stored = self.access.stored(&request.claims, topic, &request.headers, since);
+                let stored = stored.await.map_err(|error| {
+                    log(&error, topic);
+                    "UnableToReplayMessages: Realtime was unable to replay messages".to_owned()
+                })?;
+                Some(stored.into_iter().filter_map(broadcast).collect())
+            }
+        };
+        Ok(Entered { occupancy, grants, stored })
     }
+
+    /// What other claims may read in the room of a channel that is there.
+    ///
+    /// # Errors
+    /// Why the channel has to go, in a sentence for the client.
+    pub(super) async fn renew(
+        &self,
+        request: &Request,
+        before: ReadGrants,
+    ) -> Result<ReadGrants, String> {
+        let topic = sub_topic(request);
+        let grants = self.access.read(&request.claims, topic, &request.headers, request.presence);
+        let grants = grants.await.map_err(|error| {
+            let text = refusal(&error, topic);
+            text.split_once(": ").map_or(text.clone(), |(_code, text)| text.to_owned())
+        })?;
+        if !grants.broadcast && !grants.presence {
+            return Err(no_permission(topic));
+        }
+        if before.broadcast && !grants.broadcast || before.presence && !grants.presence {
+            let lost = "You no longer have permission to read from this Channel topic";
+            return Err(format!("{lost}: {topic}"));
+        }
+        Ok(grants)
+    }
+
+    /// What claims may write in a private room; none when that could not be found out.
+    pub(super) async fn may_write(
+        &self,
+        claims: &Claims,
+        topic: &str,
+        headers: &str,
+    ) -> Option<WriteGrants> {
+        let grants = self.access.write(claims, topic, headers, true).await;
+        grants.inspect_err(|error| log(error, topic)).ok()
+    }
+}
+
+fn sub_topic(request: &Request) -> &str {
+    request.topic.strip_prefix("realtime:").unwrap_or(&request.topic)
 }
 
 fn name(request: &Request) -> RoomName {
     RoomName { topic: Arc::clone(&request.topic), private: request.private }
 }
 
-fn entrant(request: &Request, claims: &Claims, hears: bool) -> Entrant {
+fn entrant(request: &Request, grants: ReadGrants) -> Entrant {
     Entrant {
         subscriber: Arc::clone(&request.subscriber),
         format: request.format,
-        hears,
-        expires_at: claims.expires_at,
+        hears: grants.broadcast,
+        expires_at: request.claims.expires_at,
         replays: request.replay.is_some(),
+    }
+}
+
+fn no_permission(topic: &str) -> String {
+    format!("You do not have permissions to read from this Channel topic: {topic}")
+}
+
+fn log(error: &access::Error, topic: &str) {
+    let (code, message) = match error {
+        access::Error::Policy { message, .. } => ("RlsPolicyError", &**message),
+        access::Error::Canceled => ("QueryCanceled", ""),
+        access::Error::MissingPartition => ("MissingPartition", ""),
+        access::Error::Busy => ("IncreaseConnectionPool", ""),
+        access::Error::Unavailable(_) => ("UnableToConnectToProject", ""),
+        access::Error::Role { .. } => ("Unauthorized", ""),
+    };
+    warn!(code, topic, message, error = telemetry::chain(error), "a channel was not allowed");
+}
+
+/// What a client is told when there is no answer: `Code: text`.
+fn refusal(error: &access::Error, topic: &str) -> String {
+    log(error, topic);
+    match error {
+        access::Error::Policy { .. } | access::Error::Role { .. } => {
+            format!("Unauthorized: {}", no_permission(topic))
+        }
+        access::Error::Canceled => {
+            "QueryCanceled: Query was cancelled, please try again".to_owned()
+        }
+        access::Error::MissingPartition => {
+            "MissingPartition: Realtime was unable to find the expected messages partition"
+                .to_owned()
+        }
+        access::Error::Busy => {
+            "IncreaseConnectionPool: Please increase your connection pool size".to_owned()
+        }
+        access::Error::Unavailable(_) => {
+            "UnableToConnectToProject: Realtime was unable to connect to the project database"
+                .to_owned()
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Replay {
+    since: i64,
+    limit: Option<i64>,
+}
+
+/// The time of the last millisecond of year 9999: Postgres takes it, and nothing is as new.
+const SINCE_MAX: i64 = 253_402_300_799_999;
+
+fn since(replay: &RawValue) -> Result<Since, String> {
+    let replay: Option<Replay> = serde_json::from_str(replay.get()).ok();
+    let valid = replay.filter(|replay| (0..=SINCE_MAX).contains(&replay.since));
+    let Some(Replay { since, limit }) = valid else {
+        return Err("UnableToReplayMessages: Replay params are not valid".to_owned());
+    };
+    let limit = limit.unwrap_or(REPLAY_MAX.into()).clamp(1, REPLAY_MAX.into());
+    Ok(Since { milliseconds: since, limit: u32::try_from(limit).unwrap_or(REPLAY_MAX) })
+}
+
+/// A stored message as it is told; none when its bytes are none.
+fn broadcast(stored: Stored) -> Option<Broadcast> {
+    let Stored { id, event, payload } = stored;
+    let (encoding, data) = match payload {
+        StoredPayload::Json(json) => (Encoding::Json, json.into_bytes().into()),
+        StoredPayload::Hex(hex) => (Encoding::Bytes, unhex(&hex)?),
+    };
+    let meta = Meta { id: Some(id.into()), replayed: true };
+    Some(Broadcast::User(UserEvent { event: event.into(), encoding, data, meta }))
+}
+
+fn unhex(hex: &str) -> Option<Bytes> {
+    let digits = hex.as_bytes().chunks_exact(2);
+    let byte = |pair: &[u8]| {
+        let pair = std::str::from_utf8(pair).ok()?;
+        u8::from_str_radix(pair, 16).ok()
+    };
+    digits.map(byte).collect::<Option<Vec<u8>>>().map(Bytes::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replay_options_are_checked_and_bounded() {
+        let parse = |text: &str| since(&RawValue::from_string(text.into()).unwrap());
+        let since = |milliseconds, limit| Ok(Since { milliseconds, limit });
+        assert_eq!(parse(r#"{"since":1}"#), since(1, 25));
+        assert_eq!(parse(r#"{"since":1700000000000,"limit":1000}"#), since(1_700_000_000_000, 25));
+        assert_eq!(parse(r#"{"since":0,"limit":-3}"#), since(0, 1));
+        for bad in
+            ["{}", r#"{"since":"1"}"#, r#"{"since":1.5}"#, r#"{"since":-1}"#, r#"{"since":1e300}"#]
+        {
+            assert!(parse(bad).unwrap_err().ends_with("Replay params are not valid"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn hexadecimal_digits_are_bytes() {
+        assert_eq!(unhex("00ff1a").as_deref(), Some(&[0, 255, 26][..]));
+        assert_eq!(unhex("zz"), None);
     }
 }

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use axum::http::StatusCode;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use hashbrown::HashMap;
 use serde_json::value::RawValue;
@@ -25,6 +25,7 @@ use super::held::{self, Held, Raw};
 use super::phoenix::{self, Version};
 use super::websocket::{Peer, binary_frame, text_frame};
 use crate::auth::Claims;
+use crate::auth::access::ReadGrants;
 use crate::auth::jwt::Verifier;
 use crate::change::Operation;
 use crate::event::broadcast::Broadcast;
@@ -109,7 +110,8 @@ impl Admit for Endpoint {
         let verifier = Arc::clone(&realtime.verifier);
         let rates = Arc::clone(&realtime.rates);
         let session = Session::new(&token, Arc::new(claims), verifier, realtime.limits, rates);
-        Ok(move |outbox| Socket::new(realtime, version, session, epoch, outbox))
+        let headers = policy_headers(&request.headers);
+        Ok(move |outbox| Socket::new(realtime, version, session, headers, epoch, outbox))
     }
 
     async fn prepare(&self, request: &Parts) {
@@ -118,6 +120,29 @@ impl Admit for Endpoint {
             wait.over().await;
         }
     }
+}
+
+/// The headers of a request that policies may read: those whose names begin with `x-`, but the key.
+/// A JSON object.
+fn policy_headers(headers: &HeaderMap) -> Arc<str> {
+    let mut shown = serde_json::Map::new();
+    for (name, value) in headers {
+        let name = name.as_str();
+        if !name.starts_with("x-") || name == "x-api-key" {
+            continue;
+        }
+        let value = String::from_utf8_lossy(value.as_bytes());
+        match shown.get_mut(name) {
+            Some(serde_json::Value::String(before)) => {
+                before.push_str(", ");
+                before.push_str(&value);
+            }
+            _ => {
+                shown.insert(name.to_owned(), value.into());
+            }
+        }
+    }
+    serde_json::Value::Object(shown).to_string().into()
 }
 
 /// The token that a request for a socket shows; the header wins over the query.
@@ -148,6 +173,8 @@ enum Mail {
     Notice(ChannelId, String),
     Expired(ChannelId),
     MayWrite(ChannelId, u32, Option<Grants>),
+    /// What the claims of that turn may read in a private room, until when.
+    Renewed(ChannelId, u64, Result<ReadGrants, String>, SystemTime),
     /// Whether broadcasts from the database flow, for who asked.
     Replication(ChannelId, bool),
     KeysFetched,
@@ -197,7 +224,9 @@ impl Inbox for Notices {
 struct Place {
     membership: Option<Arc<Membership>>,
     occupancy: Occupancy,
-    sees_presence: bool,
+    grants: ReadGrants,
+    /// Counts the claims; an answer about older ones is none.
+    turn: u64,
     /// What its presence is known by, once it showed itself.
     key: Option<Box<str>>,
     /// Messages to send right after the answer to the join.
@@ -242,6 +271,8 @@ pub struct Socket {
     realtime: Arc<Realtime>,
     version: Version,
     session: Session,
+    /// What policies read as `request.headers`.
+    headers: Arc<str>,
     mailbox: Arc<Mailbox>,
     joining: HashMap<ChannelId, Arc<Kept>>,
     joined: HashMap<ChannelId, Place>,
@@ -260,6 +291,7 @@ impl Socket {
         realtime: Arc<Realtime>,
         version: Version,
         session: Session,
+        headers: Arc<str>,
         epoch: u64,
         outbox: Arc<Outbox>,
     ) -> Self {
@@ -274,6 +306,7 @@ impl Socket {
             realtime,
             version,
             session,
+            headers,
             mailbox,
             joining: HashMap::new(),
             joined: HashMap::new(),
@@ -327,9 +360,7 @@ impl Socket {
                     place.occupancy.untrack(&mut self.dirty);
                 }
             }
-            Output::CheckWrite { channel, turn, .. } => {
-                self.mailbox.post(Mail::MayWrite(channel, turn, None));
-            }
+            Output::CheckWrite { channel, claims, turn } => self.check_write(channel, claims, turn),
             Output::Disconnect { code, reason } => {
                 return ControlFlow::Break(CloseReason::Session { code, text: reason });
             }
@@ -405,6 +436,8 @@ impl Socket {
             legacy: kept.legacy,
             private: kept.private,
             replay: kept.replay.clone(),
+            presence: kept.presence.enabled,
+            headers: Arc::clone(&self.headers),
         }
     }
 
@@ -417,6 +450,7 @@ impl Socket {
     }
 
     fn refresh(&mut self, channel: ChannelId, claims: Arc<Claims>) {
+        self.renew(channel, &claims);
         let Some(place) = self.joined.get(&channel) else { return };
         let Some(membership) = place.membership.clone() else { return };
         let turn = membership.begin_refresh();
@@ -431,6 +465,61 @@ impl Socket {
         });
     }
 
+    /// Puts a channel's place in its room under other claims: at once where policies have no say.
+    fn renew(&mut self, channel: ChannelId, claims: &Arc<Claims>) {
+        let Some(place) = self.joined.get_mut(&channel) else { return };
+        place.turn += 1;
+        if !place.request.private {
+            place.occupancy.renew(true, claims.expires_at);
+            return;
+        }
+        let (turn, before, kept) = (place.turn, place.grants, Arc::clone(&place.request));
+        let (expires_at, request) = (claims.expires_at, self.request(&kept, Arc::clone(claims)));
+        let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
+        self.realtime.spawn(async move {
+            let renewed = joiner.renew(&request, before).await;
+            if let Some(mailbox) = mailbox.upgrade() {
+                mailbox.post(Mail::Renewed(channel, turn, renewed, expires_at));
+            }
+        });
+    }
+
+    fn renewed(
+        &mut self,
+        channel: ChannelId,
+        turn: u64,
+        renewed: Result<ReadGrants, String>,
+        expires_at: SystemTime,
+    ) -> ControlFlow<CloseReason> {
+        let place = self.joined.get_mut(&channel).filter(|place| place.turn == turn);
+        match (place, renewed) {
+            (None, _) => ControlFlow::Continue(()),
+            (Some(_), Err(message)) => self.input(Input::Shutdown { channel, message }),
+            (Some(place), Ok(grants)) => {
+                place.grants = grants;
+                place.occupancy.renew(grants.broadcast, expires_at);
+                if place.request.presence.enabled {
+                    self.watch(channel);
+                }
+                ControlFlow::Continue(())
+            }
+        }
+    }
+
+    fn check_write(&self, channel: ChannelId, claims: Arc<Claims>, turn: u32) {
+        let Some(place) = self.joined.get(&channel) else { return };
+        let (headers, kept) = (Arc::clone(&self.headers), Arc::clone(&place.request));
+        let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
+        self.realtime.spawn(async move {
+            let topic = kept.topic.strip_prefix("realtime:").unwrap_or(&kept.topic);
+            let grants = joiner.may_write(&claims, topic, &headers).await;
+            let grants = grants.map(|g| Grants { broadcast: g.broadcast, presence: g.presence });
+            if let Some(mailbox) = mailbox.upgrade() {
+                mailbox.post(Mail::MayWrite(channel, turn, grants));
+            }
+        });
+    }
+
     fn joined(&mut self, channel: ChannelId, joined: Joined) -> ControlFlow<CloseReason> {
         let Some(request) = self.joining.remove(&channel) else {
             return ControlFlow::Continue(());
@@ -438,7 +527,7 @@ impl Socket {
         let Joined { subscriptions, membership, asked, entered, problem, unavailable } = joined;
         let membership = membership.map(Arc::new);
         let subscriber = Arc::clone(&request.subscriber);
-        let outcome = if let Some(Entered { occupancy, sees_presence, stored }) = entered
+        let outcome = if let Some(Entered { occupancy, grants, stored }) = entered
             && unavailable.is_none()
         {
             let mut system = match problem {
@@ -455,7 +544,8 @@ impl Socket {
             let place = Place {
                 membership,
                 occupancy,
-                sees_presence,
+                grants,
+                turn: 0,
                 key: None,
                 stored,
                 request,
@@ -483,7 +573,7 @@ impl Socket {
 
     /// Shows who is present, beginning with those who are.
     fn watch(&mut self, channel: ChannelId) {
-        let Some(place) = self.joined.get(&channel).filter(|place| place.sees_presence) else {
+        let Some(place) = self.joined.get(&channel).filter(|place| place.grants.presence) else {
             return;
         };
         let Kept { topic, join_ref, .. } = &*place.request;
@@ -611,14 +701,12 @@ impl Socket {
     }
 
     fn hold(&mut self, frame: Frame<'_>, raw: Raw<'_>) -> ControlFlow<CloseReason> {
-        match self.held.as_mut().map(|held| held.push(&frame.topic, raw)) {
-            Some(Ok(())) => ControlFlow::Continue(()),
-            // Too much to wait: all of it is answered with the keys there are.
-            Some(Err(held::Full)) | None => {
-                self.release()?;
-                self.input(Input::Frame(frame))
-            }
+        if let Some(Ok(())) = self.held.as_mut().map(|held| held.push(&frame.topic, raw)) {
+            return ControlFlow::Continue(());
         }
+        // Too much to wait: all of it is answered with the keys there are.
+        self.release()?;
+        self.input(Input::Frame(frame))
     }
 
     /// Takes what was held as if it came now.
@@ -661,6 +749,9 @@ impl Peer for Socket {
                 }
                 Mail::MayWrite(channel, turn, grants) => {
                     self.input(Input::MayWrite { channel, turn, grants })?;
+                }
+                Mail::Renewed(channel, turn, renewed, expires_at) => {
+                    self.renewed(channel, turn, renewed, expires_at)?;
                 }
                 Mail::Replication(channel, true) => {
                     let message = SystemMessage::replication_ready();

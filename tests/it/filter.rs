@@ -58,6 +58,7 @@ impl Fixture {
             replica_identity: ReplicaIdentity::Full,
             columns: Box::new([RelationColumn {
                 name: "c".into(),
+                attnum: None,
                 type_oid,
                 type_name: "irrelevant".into(),
                 kind,

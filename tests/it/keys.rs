@@ -85,11 +85,12 @@ impl Source {
                 connections.spawn(async move {
                     match tls {
                         None => answering.answer(stream).await,
-                        // A client that does not trust us goes away.
-                        Some(tls) => match tls.accept(stream).await {
-                            Ok(stream) => answering.answer(stream).await,
-                            Err(_) => (),
-                        },
+                        Some(tls) => {
+                            // A client that does not trust us goes away.
+                            if let Ok(stream) = tls.accept(stream).await {
+                                answering.answer(stream).await;
+                            }
+                        }
                     }
                 });
             }
@@ -311,17 +312,16 @@ async fn an_answer_of_no_use_never_replaces_a_good_set() {
     settings.jwks_timeout_ms = 300;
     let verifier = verifier(&settings);
     verifier.refresh().await.unwrap();
-    let huge = format!("{{\"keys\":[],\"x\":\"{}\"}}", "x".repeat(1024 * 1024));
+    // Good but for one thing, so that it is this thing that is found.
+    let good = json!({ "keys": public(&["p256"]) }).to_string();
+    let huge = json!({ "keys": public(&["p256"]), "x": "x".repeat(1024 * 1024) }).to_string();
     let many: Vec<Value> = (0..257).flat_map(|_| public(&["p256"])).collect();
     let mut private_only = public(&["p256"]);
     private_only[0]["use"] = "enc".into();
-    let status = |status: &str| Act::Answer(format!("HTTP/1.1 {status}"), b"{}".into());
+    let status = |status: &str| Act::Answer(format!("HTTP/1.1 {status}"), good.clone().into());
     let compressed = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip";
-    let mut slow_end = Act::Answer("HTTP/1.1 200 OK\r\nx: y".into(), Vec::new());
-    if let Act::Answer(head, _) = &mut slow_end {
-        // Promises more than comes.
-        *head = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close".into();
-    }
+    // Promises less than comes.
+    let two_lengths = Act::Answer("HTTP/1.1 200 OK\r\ncontent-length: 5".into(), b"{}".into());
     for (what, act) in [
         ("closed", Act::Close),
         ("hangs", Act::Hang),
@@ -335,12 +335,13 @@ async fn an_answer_of_no_use_never_replaces_a_good_set() {
             "long head",
             Act::Answer(format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(1 << 20)), vec![]),
         ),
-        ("two lengths", slow_end),
-        ("compressed", Act::Answer(compressed.into(), b"{}".into())),
+        ("two lengths", two_lengths),
+        ("compressed", Act::Answer(compressed.into(), good.clone().into())),
         ("huge", ok(huge)),
         ("empty", ok("")),
         ("no JSON", ok("<html>")),
         ("no UTF-8", ok([0xff, 0xfe])),
+        ("an end too early", ok(good.trim_end_matches('}'))),
         ("a list", ok("[]")),
         ("no keys", ok("{}")),
         ("keys of another type", ok(r#"{"keys":{}}"#)),
@@ -422,6 +423,28 @@ async fn a_set_that_did_not_change_is_not_sent_again() {
     source.now(Act::Tagged("\"two\"", json!({ "keys": public(&["p256"]) })));
     verifier.refresh().await.unwrap();
     accepts(&verifier, &["p256"]);
+}
+
+#[tokio::test]
+async fn a_set_is_fetched_again_when_it_is_due_by_its_own_account() {
+    let source = Source::start(set(&["rsa"])).await;
+    let mut settings = source.settings();
+    settings.jwks_pause_ms = 1;
+    let kept = KeptFresh::start(&settings, "rsa").await;
+    let body = json!({ "keys": public(&["rsa"]) }).to_string();
+    let short = "HTTP/1.1 200 OK\r\ncache-control: public, max-age=0";
+    source.now(Act::Answer(short.into(), body.into()));
+    let wait = kept.verifier.awaited_key(&forged("nobody")).expect("a fetch begins");
+    timeout(DEADLINE, wait.over()).await.unwrap();
+    // Nobody asks any more, and the interval of the settings is ten minutes.
+    source.until_asked(source.asked() + 3).await;
+    let before = source.asked();
+    source.now(set(&["p256"]));
+    source.until_asked(before + 1).await;
+    let mut removals = kept.removals.clone();
+    timeout(DEADLINE, removals.wait_for(|count| *count == 1)).await.unwrap().unwrap();
+    accepts(&kept.verifier, &["p256"]);
+    kept.stop().await;
 }
 
 #[tokio::test]
@@ -578,8 +601,8 @@ async fn a_flood_of_unknown_keys_costs_few_fetches_and_no_wait() {
         });
     }
     timeout(DEADLINE, waiting.join_all()).await.unwrap();
-    let pauses = usize::try_from(begin.elapsed().as_millis() / 300).unwrap();
     let asked = source.asked() - first;
+    let pauses = usize::try_from(begin.elapsed().as_millis() / 300).unwrap();
     assert!(asked <= pauses + 1, "{asked} fetches in {pauses} pauses");
     // What they asked for is done once, later.
     source.until_asked(first + 1).await;
@@ -643,8 +666,9 @@ async fn serve(source: &Source, change: impl FnOnce(&mut config::Jwt)) -> Servic
         settings.jwt = config::Jwt {
             secret: Secret::new(SECRET),
             jwks_pause_ms: 1,
-            // Slow machines are no reason to refuse.
-            jwks_wait_ms: 20_000,
+            // Only the source ends a wait.
+            jwks_timeout_ms: 60_000,
+            jwks_wait_ms: 60_000,
             ..source.settings()
         };
         change(&mut settings.jwt);

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where its expectation does")]
 
+mod access;
 mod catalog;
 mod broadcast;
 mod changes;
@@ -9,12 +10,14 @@ mod cli;
 mod cluster;
 mod crash;
 mod dev;
+mod dropin;
 mod install;
 mod keys;
 mod layers;
 mod messages;
 mod operations;
 mod presence;
+mod private;
 mod protocol;
 mod rls;
 mod rls_differential;

@@ -9,7 +9,7 @@ use walcast::change::{Change, OldImage, Operation, Tuple, Value};
 use walcast::config::DeleteMode;
 
 use crate::cluster;
-use crate::rls_world::{A, B, C, Failed, No, Unknown, World, Yes, claims, question, shown};
+use crate::rls_world::{A, B, C, Failed, No, Unknown, World, Yes, YesNow, claims, question, shown};
 
 const NOTHING: Shown = Shown::Nothing;
 
@@ -48,7 +48,7 @@ async fn case_04_a_move_shows_no_old_values_to_those_it_comes_to() {
 
 #[tokio::test]
 async fn case_06_an_old_key_is_told_only_to_those_who_saw_the_old_row() {
-    let world = World::notes().await;
+    let world = with_history().await;
     world.run(&format!("insert into map_members values (2, '{A}')")).await;
     world.insert("notes", "values (1, 1, null, 'x')").await;
     let changes = world.update("notes", "id = 9, map_id = 2", "id = 1").await;
@@ -131,9 +131,12 @@ async fn case_10_without_an_old_image_the_old_row_is_unknown() {
 }
 
 /// A world whose snapshots of the past stay as long as the test needs them.
+///
+/// The log tells of every table.
 async fn with_history() -> World {
     let world = World::with(|settings| settings.snapshot_interval_ms = 60_000).await;
     world.create_notes().await;
+    world.run("create publication published for table maps, map_members, notes").await;
     world
 }
 
@@ -208,6 +211,149 @@ async fn old_values_are_kept_from_those_who_were_let_in_by_the_same_transaction(
     let shown = world.shown(&changes, &[A, C]).await;
     assert_eq!(shown[0][1], (Operation::Update, Shown::All));
     assert_eq!(shown[1][1], (Operation::Update, Shown::NewOnly));
+}
+
+/// Ways for a policy to read the members, and whether the log tells of every table then.
+const MEMBERSHIPS: [(&str, &str); 5] = [
+    ("map_id in (select m.map_id from map_members as m where m.user_id = auth.uid())", "notes"),
+    ("map_id in (select my_maps())", "map_members, notes"),
+    ("is_member(map_id)", "map_members, notes"),
+    ("map_id = any (atomic_maps())", "map_members, notes"),
+    ("map_id in (select map_id from my_memberships)", "map_members, notes"),
+];
+
+/// A world with that policy and exactly these tables published.
+async fn with_membership((condition, published): (&str, &str)) -> World {
+    let world = with_history().await;
+    world
+        .run(
+            "create function my_maps() returns setof int
+            language sql stable security definer as $$
+                select map_id from map_members where user_id = auth.uid()
+            $$;
+            create function is_member(map int) returns boolean
+            language plpgsql stable security definer as $$
+                begin
+                    return exists (
+                        select from map_members where map_id = map and user_id = auth.uid()
+                    );
+                end
+            $$;
+            create function atomic_maps() returns int[]
+            language sql stable security definer
+            begin atomic
+                select array(select map_id from map_members where user_id = auth.uid());
+            end;
+            create view my_memberships as select * from map_members where user_id = auth.uid();
+            grant select on my_memberships to public;",
+        )
+        .await;
+    world.policy(condition).await;
+    world.run(&format!("alter publication published set table {published}")).await;
+    world
+}
+
+/// Without what the log does not carry.
+fn logged(changes: Vec<Change>, published: &str) -> Vec<Change> {
+    let carried = |change: &Change| published.split(", ").any(|t| t == &*change.relation.table);
+    changes.into_iter().filter(carried).collect()
+}
+
+#[tokio::test]
+async fn old_values_are_kept_from_those_let_in_by_what_the_log_does_not_tell() {
+    for membership in MEMBERSHIPS {
+        let world = with_membership(membership).await;
+        world.insert("notes", "values (1, 1, null, 'before'), (2, 2, null, 'other')").await;
+        take_history(&world).await;
+        let mut writer = world.begin().await;
+        writer.insert("map_members", &format!("values (1, '{C}')")).await;
+        writer.update("notes", "body = 'after'", "id = 1").await;
+        // C comes to see the old version alone: its key is nothing to C either.
+        writer.update("notes", "map_id = 2", "id = 1").await;
+        let changes = logged(writer.commit().await, membership.1);
+        let place = changes.iter().position(|c| c.operation == Operation::Update).unwrap();
+        let shown = world.shown(&changes, &[A, C]).await;
+        assert_eq!(shown[0][place], (Operation::Update, Shown::All), "{membership:?}");
+        assert_eq!(shown[1][place], (Operation::Update, Shown::NewOnly), "{membership:?}");
+        assert_eq!(shown[1][place + 1].1, NOTHING, "{membership:?}");
+    }
+}
+
+#[tokio::test]
+async fn old_values_written_while_one_was_out_are_kept_from_who_comes_back() {
+    for membership in MEMBERSHIPS {
+        let world = with_membership(membership).await;
+        world.insert("notes", "values (1, 1, null, 'before')").await;
+        take_history(&world).await;
+        // The held snapshot sees A as a member, as does every one after the last transaction.
+        let mut changes = world.delete("map_members", "map_id = 1").await;
+        changes.extend(world.update("notes", "body = 'secret'", "id = 1").await);
+        let mut writer = world.begin().await;
+        writer.insert("map_members", &format!("values (1, '{A}')")).await;
+        writer.update("notes", "body = 'after'", "id = 1").await;
+        changes.extend(writer.commit().await);
+        let changes = logged(changes, membership.1);
+        let shown = world.shown(&changes, &[A]).await.remove(0);
+        assert_eq!(shown.last(), Some(&(Operation::Update, Shown::NewAndOldKey)), "{membership:?}");
+    }
+}
+
+#[tokio::test]
+async fn several_old_rows_are_looked_for_at_once() {
+    let world = with_membership(MEMBERSHIPS[0]).await;
+    world.insert("notes", "values (1, 1, null, 'x'), (2, 2, null, null), (3, 1, null, null)").await;
+    take_history(&world).await;
+    let mut changes = world.update("notes", "body = 'y'", "id = 1").await;
+    let mut writer = world.begin().await;
+    for id in [1, 2, 3] {
+        writer.update("notes", "body = 'z'", &format!("id = {id}")).await;
+    }
+    changes.extend(writer.commit().await);
+    let answers = world.ask(&changes, &[A, B]).await;
+    let old = |user: usize| answers[user].verdicts.iter().map(|v| v.old).collect::<Vec<_>>();
+    // The second version of the first row is younger than the snapshot.
+    assert_eq!(old(0), [Yes, YesNow, No, Yes]);
+    assert_eq!(old(1), [No, No, Yes, No]);
+}
+
+#[tokio::test]
+async fn a_delete_is_not_told_to_those_who_had_left_unheard() {
+    for membership in MEMBERSHIPS {
+        let world = with_membership(membership).await;
+        world.insert("notes", "values (1, 1, null, 'x')").await;
+        take_history(&world).await;
+        // The held snapshot still sees A as a member.
+        let mut changes = world.delete("map_members", "map_id = 1").await;
+        changes.extend(world.delete("notes", "id = 1").await);
+        let changes = logged(changes, membership.1);
+        let answer = world.ask(&changes, &[A]).await.remove(0);
+        assert_eq!(answer.verdicts.last().unwrap().old, No, "{membership:?}");
+    }
+}
+
+#[tokio::test]
+async fn functions_that_only_read_the_claims_leave_an_update_its_old_values() {
+    let world = with_history().await;
+    world
+        .run(
+            "create function me() returns uuid language sql stable as $$
+                -- Who's asking.
+                SELECT coalesce(
+                    nullif(current_setting('request.jwt.claim.sub', true), ''),
+                    (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')
+                )::uuid
+            $$",
+        )
+        .await;
+    for condition in ["user_id = auth.uid()", "user_id = me()", "user_id = (select auth.uid())"] {
+        world.policy(condition).await;
+        world.run("truncate notes").await;
+        world.insert("notes", &format!("values (1, 1, '{A}', 'x')")).await;
+        // There is no snapshot of the past, and none is needed.
+        let changes = world.update("notes", "body = 'y'", "id = 1").await;
+        let shown = world.shown(&changes, &[A]).await;
+        assert_eq!(shown[0][0], (Operation::Update, Shown::All), "{condition}");
+    }
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use walcast::lsn::Lsn;
 
 use crate::cluster::{self, Database};
 
-pub(crate) use Visibility::{Failed, No, Unknown, Yes};
+pub(crate) use Visibility::{Failed, No, Unknown, Yes, YesNow};
 
 /// A member of map 1.
 pub(crate) const A: &str = "aaaaaaaa-0000-0000-0000-000000000001";
@@ -108,7 +108,7 @@ impl World {
         let mut settings = config::Database { roles, ..config::Database::default() };
         settle(&mut settings);
         let login = Login::parse(&url, std::time::Duration::from_secs(10)).unwrap();
-        let authorizer = Authorizer::new(login, &settings);
+        let authorizer = Authorizer::new(login, &settings, &["published".into()]);
         Self { database, admin, authorizer, user, anon, service }
     }
 
@@ -199,6 +199,7 @@ impl World {
             let by_index = replica_identity == ReplicaIdentity::Index;
             Column {
                 name: row.get::<_, &str>(0).into(),
+                attnum: None,
                 type_oid: row.get(1),
                 type_name: row.get::<_, &str>(2).into(),
                 kind: Type::Text,

@@ -21,7 +21,8 @@ use crate::auth::jwks::{self, Source};
 use crate::config;
 use crate::telemetry;
 
-/// Who may wait for one fetch; more are answered at once. Each may hold a request of some 100 KiB.
+/// Who may wait for one fetch; more are answered at once. Each may hold a request of 64 KiB, or
+/// frames of 256 KiB.
 const WAITING_MAX: usize = 1024;
 
 /// Pause after the first failure when there never was a set; it doubles up to that of the settings.
@@ -225,6 +226,7 @@ impl Rotation {
             }
             well = outcome.is_ok();
             if self.epoch() != epoch {
+                info!(%source, "keys are gone; connections have to show their tokens again");
                 removed();
             }
         }

@@ -10,16 +10,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, SimpleQueryMessage, Statement};
 
 use super::history::{Held, History};
-use super::snapshot::Snapshot;
 use super::statement::{Facts, Image, Open, Source, literal};
 use super::touched::Touched;
 use super::{Answer, Error, Question, Verdict, Visibility, lock};
-use crate::change::{Change, OldImage, Operation};
+use crate::change::{Change, OldImage, Operation, Value};
 use crate::db::Login;
+use crate::snapshot::Snapshot;
 
 /// Images in one call: bounds a call's memory and how much one failure takes down.
 const IMAGES_PER_CALL: usize = 500;
@@ -105,7 +105,8 @@ struct Table {
     facts: Facts,
     rule: Rule,
     stamp: u64,
-    functions: HashMap<Open, Statement>,
+    /// By what is left open, and whether they tell what they read.
+    functions: HashMap<(Open, bool), Statement>,
     row_function: Option<Statement>,
     /// Names of all functions made, to drop them with the table.
     names: Vec<String>,
@@ -118,8 +119,46 @@ pub(super) struct Checker {
     cancel: tokio_postgres::CancelToken,
     role: Arc<str>,
     facts: Statement,
+    untold: Statement,
+    publications: Arc<[String]>,
     tables: HashMap<u32, Table>,
     made: u64,
+}
+
+/// In what an answer about an old row may be wrong, because it is from after the transaction that
+/// replaced or removed it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Doubt {
+    /// A DELETE that nobody sees any more goes to those who saw the row before.
+    SawBefore,
+    /// The same where policies may read what the log does not tell of: the past is believed only if
+    /// it turns out that they read nothing of the kind, or that nobody at all wrote anything
+    /// between it and the transaction.
+    SawBeforeUntold,
+    /// An UPDATE's old values are kept from those who came to see them by the same transaction.
+    LetIn,
+    /// The same where policies may read what the log does not tell of: old values go to those who
+    /// found this very row version in the table before the transaction, whatever happened since.
+    LetInUntold,
+}
+
+impl Doubt {
+    /// The answer that is doubted.
+    fn of(self) -> Visibility {
+        match self {
+            Self::SawBefore | Self::SawBeforeUntold => Visibility::No,
+            Self::LetIn | Self::LetInUntold => Visibility::Yes,
+        }
+    }
+
+    /// What holds when the past cannot be asked.
+    fn otherwise(self) -> Visibility {
+        match self {
+            Self::SawBefore | Self::SawBeforeUntold => Visibility::No,
+            Self::LetIn => Visibility::Unknown,
+            Self::LetInUntold => Visibility::YesNow,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,6 +210,9 @@ impl Sheet<'_> {
     }
 }
 
+/// What was read for each user; none: not known.
+type Reads = HashMap<usize, Option<BTreeSet<u32>>>;
+
 /// One image to ask about, and where its answer goes.
 struct Item {
     change: u32,
@@ -181,11 +223,18 @@ struct Item {
 /// What a function is called with beside the users.
 enum Input<'a> {
     Images(&'a [&'a str]),
-    Row { known: &'a [bool], values: &'a [Option<&'a str>] },
+    /// Rows one after the other, column by column.
+    Rows {
+        known: &'a [bool],
+        values: &'a [Option<&'a str>],
+        rows: usize,
+    },
 }
 
 /// What one user's call gave.
 struct Seen {
+    /// Relations that were read for it, when that was asked and nothing failed.
+    tables: Option<Vec<u32>>,
     /// For each image; a null is an image that could not be used. None when all have failed.
     images: Option<Vec<Option<bool>>>,
     /// Images on which the policies raised an error, counted from 1.
@@ -196,7 +245,7 @@ struct Seen {
 
 impl Seen {
     fn failed(message: &str) -> Self {
-        Self { images: None, failed: Vec::new(), message: Some(message.to_owned()) }
+        Self { tables: None, images: None, failed: Vec::new(), message: Some(message.to_owned()) }
     }
 
     fn at(&self, place: usize) -> Visibility {
@@ -256,15 +305,20 @@ impl Checker {
     pub(super) async fn connect(
         login: &Login,
         role: Arc<str>,
+        publications: Arc<[String]>,
         search_path: &str,
         timeout: Duration,
     ) -> Result<Self, Error> {
         let client = connect(login, "walcast check", search_path, timeout).await?;
-        let facts = client.prepare(include_str!("../../../sql/rls_table.sql"));
+        let facts = include_str!("../../../sql/rls_table.sql");
+        let facts = client.prepare_typed(facts, &[Type::OID, Type::TEXT_ARRAY]);
         let facts = facts.await.map_err(unanswered)?;
+        let untold = include_str!("../../../sql/rls_untold.sql");
+        let untold = client.prepare_typed(untold, &[Type::OID_ARRAY, Type::TEXT_ARRAY]);
+        let untold = untold.await.map_err(unanswered)?;
         let cancel = client.cancel_token();
         let (login, tables) = (login.clone(), HashMap::new());
-        Ok(Self { client, login, cancel, role, facts, tables, made: 0 })
+        Ok(Self { client, login, cancel, role, facts, untold, publications, tables, made: 0 })
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -330,13 +384,14 @@ impl Checker {
             for (table, items, users) in &rounds {
                 let asked = async {
                     let all: Vec<&Item> = items.iter().collect();
-                    self.ask_images(&mut sheet, lessons, *table, &all, users).await?;
+                    self.ask_images(&mut sheet, lessons, *table, &all, users, false).await?;
                     self.find_undecided(&mut sheet, lessons, *table, items, users).await
                 };
                 asked.await.map_err(|error| lessons.learn(*table, error))?;
             }
             for (table, items, users) in &rounds {
-                let asked = self.ask_the_past(&mut sheet, lessons, *table, items, users).await;
+                let asked =
+                    self.ask_the_past(&mut sheet, lessons, *table, items, users, &snapshot).await;
                 asked.map_err(|error| lessons.learn(*table, error))?;
             }
         }
@@ -394,7 +449,8 @@ impl Checker {
     }
 
     async fn read_facts(&self, table: u32) -> Result<Option<String>, Error> {
-        let row = self.client.query_opt(&self.facts, &[&table]).await.map_err(unanswered)?;
+        let parameters: [&(dyn ToSql + Sync); 2] = [&table, &&*self.publications];
+        let row = self.client.query_opt(&self.facts, &parameters).await.map_err(unanswered)?;
         row.map(|row| row.try_get(0).map_err(unanswered)).transpose()
     }
 
@@ -529,43 +585,49 @@ impl Checker {
     /// Makes the functions these images need, where they are not made yet.
     async fn make_functions(&mut self, table: u32, items: &[Item]) -> Result<(), Error> {
         let Some(known) = self.tables.get(&table) else { return Ok(()) };
-        let mut missing: Vec<Option<Open>> = Vec::new();
+        let mut missing: Vec<Option<(Open, bool)>> = Vec::new();
         if known.row_function.is_none() {
             missing.push(None);
         }
         for item in items {
-            let open = &item.image.open;
-            if known.asks(open)
-                && !known.functions.contains_key(open)
-                && !missing.iter().flatten().any(|other| other == open)
-            {
-                missing.push(Some(open.clone()));
+            let traced = item.side == Side::Old && known.facts.reads_hidden();
+            for traced in [false, true].into_iter().filter(|t| traced || !*t) {
+                let function = (item.image.open.clone(), traced);
+                if known.asks(&function.0)
+                    && !known.functions.contains_key(&function)
+                    && !missing.iter().flatten().any(|other| *other == function)
+                {
+                    missing.push(Some(function));
+                }
             }
         }
-        for open in missing {
+        for function in missing {
             self.made += 1;
             let name = format!("walcast_check_{}", self.made);
             let Some(known) = self.tables.get_mut(&table) else { return Ok(()) };
-            let (text, parameters) = match &open {
-                Some(open) => (known.facts.image_function(&name, open), "$4::text[]"),
+            let (text, parameters) = match &function {
+                Some((open, traced)) => {
+                    (known.facts.image_function(&name, open, *traced), "$4::text[]")
+                }
                 None => (known.facts.row_function(&name), "$4::boolean[], $5::text[]"),
             };
             self.client.batch_execute(&text).await.map_err(unanswered)?;
             known.names.push(name.clone());
             let call = format!(
-                "select walcast_seen, walcast_failed, walcast_code, walcast_message
+                "select walcast_seen, walcast_failed, walcast_code, walcast_message, walcast_tables
                 from pg_temp.{name}($1::text, $2::text[], $3::text[], {parameters})"
             );
             let statement = self.client.prepare(&call).await.map_err(unanswered)?;
-            match open {
-                Some(open) => drop(known.functions.insert(open, statement)),
+            match function {
+                Some(function) => drop(known.functions.insert(function, statement)),
                 None => known.row_function = Some(statement),
             }
         }
         Ok(())
     }
 
-    /// Asks each user about each image, as far as policies decide it.
+    /// Asks each user about each image, as far as policies decide it. `traced`: tells what was
+    /// read for each user, where that is known.
     async fn ask_images(
         &self,
         sheet: &mut Sheet<'_>,
@@ -573,14 +635,17 @@ impl Checker {
         table: u32,
         items: &[&Item],
         users: &[usize],
-    ) -> Result<(), Error> {
-        let Some(table) = self.tables.get(&table) else { return Ok(()) };
+        traced: bool,
+    ) -> Result<Reads, Error> {
+        let mut reads: Reads =
+            users.iter().map(|user| (*user, traced.then(BTreeSet::new))).collect();
+        let Some(table) = self.tables.get(&table) else { return Ok(Reads::new()) };
         let mut kinds: BTreeMap<&Open, Vec<&Item>> = BTreeMap::new();
         for &item in items {
             kinds.entry(&item.image.open).or_default().push(item);
         }
         for (open, items) in kinds {
-            let Some(statement) = table.functions.get(open) else {
+            let Some(statement) = table.functions.get(&(open.clone(), traced)) else {
                 for item in items {
                     for &user in users {
                         sheet.set(user, item.change, item.side, Visibility::Unknown);
@@ -602,10 +667,17 @@ impl Checker {
                     if let Some(message) = &seen.message {
                         sheet.fail(user, message);
                     }
+                    if let Some(read) = reads.get_mut(&user) {
+                        match (&mut *read, seen.tables) {
+                            (Some(read), Some(tables)) => read.extend(tables),
+                            (Some(_), None) => *read = None,
+                            (None, _) => {}
+                        }
+                    }
                 }
             }
         }
-        Ok(())
+        Ok(reads)
     }
 
     /// New rows that their image leaves undecided are looked for in the table: a user who sees
@@ -635,7 +707,7 @@ impl Checker {
             let Some(change) = at(sheet.job.batch, item.change) else { continue };
             let Some((Some(tuple), _)) = image_of(change, Side::New) else { continue };
             let values = table.facts.texts(&change.relation, &tuple);
-            let input = Input::Row { known: &item.image.known, values: &values };
+            let input = Input::Rows { known: &item.image.known, values: &values, rows: 1 };
             for (user, seen) in self.call(sheet, lessons, statement, &input, &undecided).await? {
                 sheet.set(user, item.change, Side::New, seen.at(0));
                 if let Some(message) = &seen.message {
@@ -647,10 +719,7 @@ impl Checker {
     }
 
     /// Asks about old rows in a snapshot from before their transaction, where that transaction
-    /// may itself have changed the answer.
-    ///
-    /// A DELETE that nobody sees any more goes to those who saw it then. An UPDATE's old values
-    /// are kept from those who came to see them only through the same transaction.
+    /// may itself have changed the answer; what [`Doubt`] says about it.
     async fn ask_the_past(
         &self,
         sheet: &mut Sheet<'_>,
@@ -658,30 +727,35 @@ impl Checker {
         table: u32,
         items: &[Item],
         users: &[usize],
+        answering: &Snapshot,
     ) -> Result<(), Error> {
-        let mut snapshots: BTreeMap<u32, Option<Held>> = BTreeMap::new();
+        let mut snapshots: BTreeMap<(u32, Doubt), Option<Held>> = BTreeMap::new();
         // Items of the same transaction that the same users ask about go together.
-        let mut groups: BTreeMap<(u32, Vec<usize>), Vec<&Item>> = BTreeMap::new();
+        let mut groups: BTreeMap<(u32, Doubt, Vec<usize>), Vec<&Item>> = BTreeMap::new();
         for item in items.iter().filter(|item| item.side == Side::Old) {
             let Some(change) = at(sheet.job.batch, item.change) else { continue };
-            let Some((doubted, otherwise)) = self.doubt(sheet.job, table, change) else { continue };
+            let Some(doubt) = self.doubt(sheet.job, table, change) else { continue };
+            let doubted = doubt.of();
             let doubts = |user: &usize| {
                 sheet.get(*user, item.change).is_some_and(|verdict| verdict.old == doubted)
             };
             let asked: Vec<usize> = users.iter().copied().filter(doubts).collect();
             for &user in &asked {
-                sheet.set(user, item.change, Side::Old, otherwise);
+                sheet.set(user, item.change, Side::Old, doubt.otherwise());
             }
             if !asked.is_empty() {
+                let xid = change.commit.xid;
                 snapshots
-                    .entry(change.commit.xid)
-                    .or_insert_with(|| self.snapshot_before(sheet.job, table, change));
-                groups.entry((change.commit.xid, asked)).or_default().push(item);
+                    .entry((xid, doubt))
+                    .or_insert_with(|| self.snapshot_before(sheet.job, table, change, doubt));
+                groups.entry((xid, doubt, asked)).or_default().push(item);
             }
         }
         let mut begun: Option<(&str, Snapshot)> = None;
-        for ((xid, asked), items) in groups {
-            let Some(held) = snapshots.get(&xid).and_then(Option::as_ref) else { continue };
+        for ((xid, doubt, asked), items) in groups {
+            let Some(held) = snapshots.get(&(xid, doubt)).and_then(Option::as_ref) else {
+                continue;
+            };
             if begun.as_ref().is_none_or(|(id, _)| *id != held.id) {
                 // An error means that its holder has moved on; a lost connection shows next.
                 let Ok(Ok(snapshot)) = self.begin(Some(held)).await else {
@@ -691,55 +765,171 @@ impl Checker {
                 begun = Some((&held.id, snapshot));
             }
             if begun.as_ref().is_some_and(|(_, snapshot)| !snapshot.sees(xid)) {
-                self.ask_images(sheet, lessons, table, &items, &asked).await?;
+                match doubt {
+                    Doubt::SawBefore | Doubt::LetIn => {
+                        self.ask_images(sheet, lessons, table, &items, &asked, false).await?;
+                    }
+                    Doubt::SawBeforeUntold => {
+                        let asking = self.ask_images(sheet, lessons, table, &items, &asked, true);
+                        let reads = asking.await?;
+                        let only = Self::lacks_only(sheet.job, items[0], held, answering);
+                        for (user, read) in reads {
+                            if !only && !self.is_told(sheet.job, items[0], held, read).await? {
+                                for item in &items {
+                                    sheet.set(user, item.change, Side::Old, Visibility::No);
+                                }
+                            }
+                        }
+                    }
+                    Doubt::LetInUntold => {
+                        self.ask_images(sheet, lessons, table, &items, &asked, false).await?;
+                        for item in &items {
+                            for &user in &asked {
+                                let verdict = sheet.get(user, item.change);
+                                if verdict.is_some_and(|v| v.old == Visibility::Yes) {
+                                    sheet.set(user, item.change, Side::Old, Visibility::YesNow);
+                                }
+                            }
+                        }
+                        self.find_old_rows(sheet, lessons, table, &items, &asked).await?;
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// Which answer about a change's old row its own transaction may have caused, and what holds
-    /// when the past cannot be asked.
-    fn doubt(
+    /// Asks whether users find these old row versions in the table: whoever does could have read
+    /// every value of them.
+    async fn find_old_rows(
+        &self,
+        sheet: &mut Sheet<'_>,
+        lessons: &mut Lessons,
+        table: u32,
+        items: &[&Item],
+        users: &[usize],
+    ) -> Result<(), Error> {
+        let Some(table) = self.tables.get(&table) else { return Ok(()) };
+        let Some(statement) = &table.row_function else { return Ok(()) };
+        let can_find = |item: &&Item| table.facts.can_find(&item.image.known);
+        let items: Vec<&Item> = items.iter().copied().filter(can_find).collect();
+        let batch = sheet.job.batch;
+        let mut rest = items.as_slice();
+        while !rest.is_empty() {
+            let tuples = rest.iter().map_while(|item| {
+                let change = at(batch, item.change)?;
+                let (tuple, _) = image_of(change, Side::Old)?;
+                Some((change, tuple?))
+            });
+            let mut bytes = 0_usize;
+            let tuples = tuples.take(IMAGES_PER_CALL).take_while(|(_, tuple)| {
+                let fits = bytes <= IMAGE_BYTES_PER_CALL;
+                bytes = bytes.saturating_add(tuple.values().map(value_len).sum());
+                fits
+            });
+            let tuples: Vec<_> = tuples.collect();
+            let (chunk, later) = rest.split_at(tuples.len().max(1));
+            rest = later;
+            let known = chunk.iter().flat_map(|item| item.image.known.iter().copied());
+            let known: Vec<bool> = known.collect();
+            let values = tuples.iter();
+            let values = values.flat_map(|(change, old)| table.facts.texts(&change.relation, old));
+            let values: Vec<Option<&str>> = values.collect();
+            let input = Input::Rows { known: &known, values: &values, rows: chunk.len() };
+            for (user, seen) in self.call(sheet, lessons, statement, &input, users).await? {
+                for (place, item) in chunk.iter().enumerate() {
+                    if seen.at(place) == Visibility::Yes {
+                        sheet.set(user, item.change, Side::Old, Visibility::Yes);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nobody at all wrote anything between a snapshot of the past and a change.
+    fn lacks_only(job: &Job<'_>, item: &Item, held: &Held, answering: &Snapshot) -> bool {
+        let Some(change) = at(job.batch, item.change) else { return false };
+        let (xid, lsn) = (change.commit.xid, change.commit.lsn);
+        let touched = lock(job.touched);
+        held.snapshot.lacks_only(answering, |other| other == xid || touched.is_after(other, lsn))
+    }
+
+    /// Whether the log tells all about the tables that were `read` in a snapshot of the past, and
+    /// that nobody wrote to them between it and the change.
+    async fn is_told(
         &self,
         job: &Job<'_>,
-        table: u32,
-        change: &Change,
-    ) -> Option<(Visibility, Visibility)> {
+        item: &Item,
+        held: &Held,
+        read: Option<BTreeSet<u32>>,
+    ) -> Result<bool, Error> {
+        let (Some(read), Some(change)) = (read, at(job.batch, item.change)) else {
+            return Ok(false);
+        };
+        let exact = {
+            let touched = lock(job.touched);
+            let mut earlier = touched
+                .earlier(change.commit.lsn, change.commit.xid, |other| read.contains(&other));
+            touched.is_complete(Instant::now()) && earlier.all(|xid| held.snapshot.sees(xid))
+        };
+        if !exact {
+            return Ok(false);
+        }
+        let read: Vec<u32> = read.into_iter().collect();
+        let parameters: [&(dyn ToSql + Sync); 2] = [&read, &&*self.publications];
+        let row = self.client.query_one(&self.untold, &parameters).await.map_err(unanswered)?;
+        let untold: bool = row.try_get(0).map_err(unanswered)?;
+        Ok(!untold)
+    }
+
+    /// In what the answer about a change's old row may be wrong, because it is from after the
+    /// change's own transaction.
+    fn doubt(&self, job: &Job<'_>, table: u32, change: &Change) -> Option<Doubt> {
         let facts = &self.tables.get(&table)?.facts;
         let company = lock(job.touched).company(change.commit.xid, table);
         match change.operation {
-            Operation::Delete
-                if company.rows
-                    || !company.whole
-                    || facts.is_opaque()
-                    || facts.reads_unlogged() =>
-            {
-                Some((Visibility::No, Visibility::No))
-            }
+            Operation::Delete if facts.reads_hidden() => Some(Doubt::SawBeforeUntold),
+            Operation::Delete if company.rows || !company.whole => Some(Doubt::SawBefore),
+            // Without an old image there is nothing to keep back.
+            Operation::Update if change.old_record.is_none() => None,
+            Operation::Update if facts.reads_hidden() => Some(Doubt::LetInUntold),
             Operation::Update
-                if facts.reads_any(company.others.iter().copied())
-                    || (company.rows && facts.is_opaque())
+                if company.others.iter().any(|other| facts.reads(*other))
                     || (!company.whole && facts.reads_others()) =>
             {
-                Some((Visibility::Yes, Visibility::Unknown))
+                Some(Doubt::LetIn)
             }
             Operation::Insert | Operation::Update | Operation::Delete => None,
         }
     }
 
-    /// The newest held snapshot from before a change's transaction, if it is exact: an earlier
-    /// transaction that it does not see either could have taken the row away.
-    fn snapshot_before(&self, job: &Job<'_>, table: u32, change: &Change) -> Option<Held> {
+    /// The newest held snapshot from before a change's transaction, if it answers the doubt: an
+    /// earlier transaction that it does not see either could have taken the row away.
+    fn snapshot_before(
+        &self,
+        job: &Job<'_>,
+        table: u32,
+        change: &Change,
+        doubt: Doubt,
+    ) -> Option<Held> {
         let (xid, lsn) = (change.commit.xid, change.commit.lsn);
         let held = job.history.before(xid)?;
         let facts = &self.tables.get(&table)?.facts;
-        let touched = lock(job.touched);
-        let company = touched.company(xid, table);
-        let relevant = |other| {
-            other != table
-                && (!company.whole || company.others.contains(&other) || facts.reads(other))
+        let exact = match doubt {
+            Doubt::SawBefore | Doubt::LetIn => {
+                let touched = lock(job.touched);
+                let company = touched.company(xid, table);
+                let relevant = |other| {
+                    other != table
+                        && (!company.whole || company.others.contains(&other) || facts.reads(other))
+                };
+                touched.is_complete(Instant::now())
+                    && touched.earlier(lsn, xid, relevant).all(|xid| held.snapshot.sees(xid))
+            }
+            // What was read, or the row that was found, tells more.
+            Doubt::SawBeforeUntold | Doubt::LetInUntold => true,
         };
-        let exact = touched.earlier(lsn, xid, relevant).all(|xid| held.snapshot.sees(xid));
         exact.then_some(held)
     }
 
@@ -777,7 +967,7 @@ impl Checker {
             let mut parameters = users.to_vec();
             match input {
                 Input::Images(images) => parameters.push(images),
-                Input::Row { known, values } => {
+                Input::Rows { known, values, .. } => {
                     parameters.push(known);
                     parameters.push(values);
                 }
@@ -799,7 +989,7 @@ impl Checker {
             let mut answered = 0;
             let images = match input {
                 Input::Images(images) => images.len(),
-                Input::Row { .. } => 1,
+                Input::Rows { rows, .. } => *rows,
             };
             for (user, row) in asked.iter().zip(&rows) {
                 let Some(one) = read(row, images)? else {
@@ -839,11 +1029,16 @@ fn read(row: &Row, images: usize) -> Result<Option<Seen>, Error> {
     }
     let seen: Option<Vec<Option<bool>>> = row.try_get(0).map_err(unanswered)?;
     Ok(Some(Seen {
+        tables: row.try_get(4).map_err(unanswered)?,
         // Any other number of answers would belong to other images.
         images: seen.filter(|seen| seen.len() == images),
         failed: row.try_get(1).map_err(unanswered)?,
         message: row.try_get(3).map_err(unanswered)?,
     }))
+}
+
+fn value_len(value: Value<'_>) -> usize {
+    if let Value::Text(text) = value { text.len() } else { 0 }
 }
 
 /// How many of these go into one call.

@@ -37,31 +37,35 @@ pub fn decide(
     announce_move_out: bool,
     row_security: bool,
 ) -> (Operation, Shown) {
-    use Visibility::{Failed, No, Unknown, Yes};
+    use Visibility::{Failed, No, Unknown, Yes, YesNow};
     let shown = match operation {
         Operation::Insert => match verdict.new {
             Yes => Shown::All,
-            No | Unknown | Failed => Shown::Nothing,
+            YesNow | No | Unknown | Failed => Shown::Nothing,
         },
         Operation::Update => match (verdict.old, verdict.new) {
             (Yes, Yes) => Shown::All,
             (No | Failed, Yes) => Shown::NewOnly,
+            (YesNow, Yes) => Shown::NewAndOldKey,
             (Unknown, Yes) => match (old_image, mode) {
                 // The old key is announced like a deleted row's.
                 (Some(_), DeleteMode::PkCompat) => Shown::NewAndOldKey,
                 (Some(_), DeleteMode::Full | DeleteMode::Drop) | (None, _) => Shown::NewOnly,
             },
-            (Yes, No) if announce_move_out => return (Operation::Delete, Shown::KeyOnly),
+            (Yes | YesNow, No) if announce_move_out => return (Operation::Delete, Shown::KeyOnly),
             // A new row that is not decided says nothing, not even that the old one is gone.
-            (Yes | No | Unknown | Failed, No | Unknown | Failed) => Shown::Nothing,
+            (Yes | YesNow | No | Unknown | Failed, YesNow | No | Unknown | Failed) => {
+                Shown::Nothing
+            }
         },
         Operation::Delete => match (verdict.old, mode) {
             (Yes, _) if row_security => Shown::KeyOnly,
             (Yes, _) => Shown::All,
             (Unknown, DeleteMode::PkCompat) if old_image.is_some() => Shown::KeyOnly,
-            (No | Unknown | Failed, DeleteMode::PkCompat | DeleteMode::Full | DeleteMode::Drop) => {
-                Shown::Nothing
-            }
+            (
+                YesNow | No | Unknown | Failed,
+                DeleteMode::PkCompat | DeleteMode::Full | DeleteMode::Drop,
+            ) => Shown::Nothing,
         },
     };
     (operation, shown)
@@ -70,7 +74,7 @@ pub fn decide(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Visibility::{Failed, No, Unknown, Yes};
+    use Visibility::{Failed, No, Unknown, Yes, YesNow};
 
     const UNDECIDED: [Visibility; 3] = [No, Unknown, Failed];
 
@@ -110,6 +114,15 @@ mod tests {
     #[test]
     fn a_row_that_moves_out_of_sight_is_a_delete_of_its_key() {
         assert_eq!(update(Yes, No), (Operation::Delete, Shown::KeyOnly));
+    }
+
+    #[test]
+    fn who_may_have_come_by_the_same_transaction_is_told_no_old_values() {
+        assert_eq!(update(YesNow, Yes), (Operation::Update, Shown::NewAndOldKey));
+        assert_eq!(update(YesNow, No), (Operation::Delete, Shown::KeyOnly));
+        for new in [Unknown, Failed] {
+            assert_eq!(update(YesNow, new).1, Shown::Nothing);
+        }
     }
 
     #[test]

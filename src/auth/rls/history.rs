@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use tracing::debug;
 
-use super::snapshot::Snapshot;
 use crate::db::Login;
+use crate::snapshot::Snapshot;
 
 /// One exported snapshot.
 #[derive(Debug, Clone)]

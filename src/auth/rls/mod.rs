@@ -13,7 +13,6 @@
 mod checker;
 mod decision;
 mod history;
-mod snapshot;
 mod statement;
 mod touched;
 
@@ -29,9 +28,9 @@ use tracing::{error, warn};
 use crate::change::{Change, Commit};
 use crate::config;
 use crate::db::Login;
+use crate::snapshot::Snapshot;
 use checker::{Checker, Job, Lessons, Outcome, unanswered};
 use history::History;
-use snapshot::Snapshot;
 use statement::literal;
 use touched::Touched;
 
@@ -87,6 +86,9 @@ pub struct Verdict {
 pub enum Visibility {
     /// The policies say yes.
     Yes,
+    /// They say yes about an old row, but perhaps only since the transaction that replaced it: that
+    /// the row is gone may be told, what it held may not.
+    YesNow,
     /// They say no.
     No,
     /// The log did not carry what they need.
@@ -148,6 +150,7 @@ type Slot = Arc<tokio::sync::Mutex<Option<Checker>>>;
 pub struct Authorizer {
     login: Login,
     settings: config::Database,
+    publications: Arc<[String]>,
     checkers: Mutex<HashMap<Arc<str>, Slot>>,
     guard: tokio::sync::Mutex<Option<Client>>,
     probes: Mutex<HashMap<Arc<str>, Vec<Client>>>,
@@ -201,17 +204,19 @@ fn snapshot_in(answer: &[SimpleQueryMessage]) -> Result<Snapshot, Error> {
 }
 
 impl Authorizer {
-    /// Connects nothing yet. `login` is NOINHERIT and a member of exactly the roles in `settings`.
+    /// Connects nothing yet. `login` is NOINHERIT and a member of exactly the roles in `settings`;
+    /// `publications` are those that the log is read through.
     ///
     /// Call it within a tokio runtime: a task keeps snapshots of the recent past while
     /// [`Self::keep_history`] asks for them, and ends with this value.
-    pub fn new(login: Login, settings: &config::Database) -> Self {
+    pub fn new(login: Login, settings: &config::Database, publications: &[String]) -> Self {
         let history = Arc::new(History::default());
         let interval = Duration::from_millis(settings.snapshot_interval_ms);
         let keeper = tokio::spawn(Arc::clone(&history).keep(login.clone(), interval));
         Self {
             login,
             settings: settings.clone(),
+            publications: publications.into(),
             checkers: Mutex::default(),
             guard: tokio::sync::Mutex::default(),
             probes: Mutex::default(),
@@ -441,7 +446,8 @@ impl Authorizer {
             } else {
                 let path = &self.settings.search_path;
                 let timeout = self.check_timeout();
-                Checker::connect(&self.login, Arc::clone(role), path, timeout).await?
+                let publications = Arc::clone(&self.publications);
+                Checker::connect(&self.login, Arc::clone(role), publications, path, timeout).await?
             };
             let xids: Vec<u32> = lock(&self.pending).xids.iter().copied().collect();
             let job = Job {

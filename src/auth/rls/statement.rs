@@ -56,6 +56,16 @@ pub(super) struct Column {
     in_key: bool,
 }
 
+impl Column {
+    /// Where the log has it. By name, and by number where that is known: names may have changed
+    /// between two looks at the catalog.
+    fn place_in(&self, relation: &Relation) -> Option<usize> {
+        let place = relation.column(&self.name)?;
+        let attnum = relation.columns.get(place)?.attnum;
+        attnum.is_none_or(|attnum| i32::from(attnum) == self.number).then_some(place)
+    }
+}
+
 /// One policy.
 #[derive(Debug, Clone, Deserialize)]
 #[expect(
@@ -68,8 +78,11 @@ pub(super) struct Policy {
     /// Numbers of the columns it names; a system column's is negative.
     needs: Vec<i32>,
     whole_row: bool,
+    /// Other tables that it names.
     tables: Vec<u32>,
+    /// Of some of these the log does not tell all.
     unlogged: bool,
+    /// What else it reads cannot be told; it may be the row itself.
     opaque: bool,
     stable_calls: Vec<String>,
     plan_each_time: bool,
@@ -104,23 +117,10 @@ impl Facts {
         self.active && !self.policies.iter().any(|policy| policy.permissive)
     }
 
-    /// Whether one of `tables`, written by the row's own transaction, may change the answer.
-    pub(super) fn reads_any(&self, mut tables: impl Iterator<Item = u32>) -> bool {
-        let opaque = self.is_opaque();
-        tables.any(|table| {
-            opaque || self.policies.iter().any(|policy| policy.tables.contains(&table))
-        })
-    }
-
-    /// Whether what the policies read cannot be told, so that it may be the row itself.
-    pub(super) fn is_opaque(&self) -> bool {
-        self.policies.iter().any(|policy| policy.opaque)
-    }
-
-    /// Whether some policy reads a table of which the log says nothing: then it does not tell
-    /// either whether a transaction wrote to it.
-    pub(super) fn reads_unlogged(&self) -> bool {
-        self.policies.iter().any(|policy| policy.unlogged)
+    /// Whether some policy reads, or may read, what the log does not tell of: then it does not tell
+    /// either whether a transaction changed the answer.
+    pub(super) fn reads_hidden(&self) -> bool {
+        self.policies.iter().any(|policy| policy.unlogged || policy.opaque)
     }
 
     /// Whether some policy reads other rows than the one it decides on, or may.
@@ -142,7 +142,7 @@ impl Facts {
         source: Source,
     ) -> Image {
         let values = self.columns.iter().map(|column| {
-            let place = relation.column(&column.name)?;
+            let place = column.place_in(relation)?;
             let logged = relation.columns.get(place)?;
             if logged.type_oid != column.type_oid || place >= tuple?.len() {
                 return None;
@@ -183,7 +183,7 @@ impl Facts {
 
     /// The values of an image as text, column by column, for [`Facts::row_function`].
     pub(super) fn texts<'a>(&self, relation: &Relation, tuple: &'a Tuple) -> Vec<Option<&'a str>> {
-        let text = |column: &Column| match tuple.get(relation.column(&column.name)?) {
+        let text = |column: &Column| match tuple.get(column.place_in(relation)?) {
             Value::Text(text) => std::str::from_utf8(text).ok(),
             Value::Null | Value::Unchanged => None,
         };
@@ -199,7 +199,9 @@ impl Facts {
 
     /// A function that answers for each user and each of a list of images; null where only the
     /// policies that are `open` could tell.
-    pub(super) fn image_function(&self, function: &str, open: &[bool]) -> String {
+    ///
+    /// `traced`: it also tells, for each user, which relations were read for that.
+    pub(super) fn image_function(&self, function: &str, open: &[bool], traced: bool) -> String {
         let name = &self.name;
         let alias = &self.alias;
         let condition = self.condition(open);
@@ -297,12 +299,14 @@ impl Facts {
             evaluate: &evaluate("walcast_rows", "walcast_seen"),
             recover: &recover,
             finish,
+            trace: if traced { TRACE } else { "" },
         }
         .text()
     }
 
-    /// A function that answers for each user whether it sees, in the table, the very row version
-    /// that an image shows: equal in each column that the image knows and the role may read.
+    /// A function that answers for each user and each of a list of images whether that user sees,
+    /// in the table, the very row version that the image shows: equal in each column that the image
+    /// knows and the role may read. Images come one after the other, column by column.
     pub(super) fn row_function(&self, function: &str) -> String {
         let mut same = String::from("true");
         for (index, column) in self.columns.iter().enumerate() {
@@ -314,32 +318,39 @@ impl Facts {
                 let type_name = &column.type_name;
                 let _ = write!(
                     same,
-                    " and walcast_t.{quoted} = {function}.walcast_values[{place}]::{type_name}"
+                    " and walcast_t.{quoted}
+                        = {function}.walcast_values[walcast_before + {place}]::{type_name}"
                 );
             }
             let _ = write!(
                 same,
-                " and ({function}.walcast_known[{place}] is not true or case
-                    when {function}.walcast_values[{place}] is null
+                " and ({function}.walcast_known[walcast_before + {place}] is not true or case
+                    when {function}.walcast_values[walcast_before + {place}] is null
                     then pg_catalog.num_nulls(walcast_t.{quoted}) = 1
                     else pg_catalog.num_nulls(walcast_t.{quoted}) = 0
                         and pg_catalog.format('%s', walcast_t.{quoted}) collate \"C\"
-                            = {function}.walcast_values[{place}]
+                            = {function}.walcast_values[walcast_before + {place}]
                     end)"
             );
         }
-        let name = &self.name;
+        let (name, width) = (&self.name, self.columns.len());
         Parts {
             function,
             parameters: "walcast_known boolean[], walcast_values text[]",
-            declare: "",
+            declare: "walcast_before int;",
             rows: "int[]",
             prepare: "",
             evaluate: &format!(
-                "walcast_seen := array[exists(select from {name} as walcast_t where {same})];"
+                "walcast_before := 0;
+                while walcast_before < pg_catalog.cardinality(walcast_known) loop
+                    walcast_seen := walcast_seen
+                        || exists(select from {name} as walcast_t where {same});
+                    walcast_before := walcast_before + {width};
+                end loop;"
             ),
             recover: "",
             finish: "",
+            trace: "",
         }
         .text()
     }
@@ -384,6 +395,14 @@ walcast_message := sqlerrm;
 return next;
 return;";
 
+/// Whatever is read stays locked to the end of the transaction, also by functions that run with
+/// other rights. Catalogs are read all the time; what counts of them is compared elsewhere.
+const TRACE: &str = "walcast_tables := array(
+    select l.relation
+    from pg_catalog.pg_locks as l
+    where l.pid = pg_catalog.pg_backend_pid() and l.locktype = 'relation' and l.relation >= 16384
+);";
+
 /// Locks, memory, disk: these end the whole call; they are nobody's no.
 const FAILURES_OF_POSTGRES: &str =
     "insufficient_resources or system_error or transaction_rollback or lock_not_available";
@@ -403,6 +422,8 @@ struct Parts<'a> {
     recover: &'a str,
     /// Runs after each user.
     finish: &'a str,
+    /// Runs as each user, once it is decided; sets `walcast_tables`.
+    trace: &'a str,
 }
 
 impl Parts<'_> {
@@ -412,7 +433,8 @@ impl Parts<'_> {
     /// function sets (role, claims, any parameter) reaches the next user. The body is a string:
     /// it records no dependency that could stand in the way of the application's DDL.
     fn text(&self) -> String {
-        let Self { function, parameters, declare, rows, prepare, evaluate, recover, finish } = self;
+        let Self { function, parameters, declare, rows, prepare, evaluate, recover, finish, trace } =
+            self;
         let body = format!(
             "
             #variable_conflict use_column
@@ -428,11 +450,13 @@ impl Parts<'_> {
                     walcast_failed := '{{}}';
                     walcast_code := null;
                     walcast_message := null;
+                    walcast_tables := null;
                     walcast_done := false;
                     begin
                         {BECOME_USER}
                         {evaluate}
                         {CHECK_ROLE}
+                        {trace}
                         walcast_done := true;
                         raise exception using errcode = 'WC001';
                     exception
@@ -470,7 +494,8 @@ impl Parts<'_> {
                 out walcast_seen boolean[],
                 out walcast_failed int[],
                 out walcast_code text,
-                out walcast_message text
+                out walcast_message text,
+                out walcast_tables oid[]
             ) returns setof record language plpgsql as {};
             grant execute on function pg_temp.{function} to public",
             literal(&body)
@@ -514,7 +539,11 @@ fn may_wrap(before: &str) -> bool {
         && before.ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '$' | '.' | '"'));
     let upper = word.to_ascii_uppercase();
     let table = [",", "FROM", "JOIN", "LATERAL", "FROM(", "ONLY"];
-    !glued && !table.iter().any(|token| upper.ends_with(token))
+    // `= any ((select f()))` would compare with a row, not with the elements of an array.
+    let list = upper.strip_suffix('(').map(str::trim_end).unwrap_or_default();
+    !glued
+        && !table.iter().any(|token| upper.ends_with(token))
+        && !["ANY", "ALL", "SOME"].iter().any(|token| list.ends_with(token))
 }
 
 /// A string literal, for `standard_conforming_strings = on`.
@@ -594,6 +623,7 @@ mod tests {
     fn relation(columns: &[(&str, u32, bool)]) -> Relation {
         let column = |&(name, type_oid, in_identity): &(&str, u32, bool)| change::Column {
             name: name.into(),
+            attnum: None,
             type_oid,
             type_name: "text".into(),
             kind: Type::Text,
@@ -696,6 +726,7 @@ mod tests {
         check("(SELECT u.u FROM auth.uid() u(u))", "(SELECT u.u FROM auth.uid() u(u))");
         check("(SELECT 1 FROM t, auth.uid() u(u))", "(SELECT 1 FROM t, auth.uid() u(u))");
         check("(SELECT 1 FROM ROWS FROM(auth.uid()) u)", "(SELECT 1 FROM ROWS FROM(auth.uid()) u)");
+        check("(map = ANY (auth.uid()))", "(map = ANY (auth.uid()))");
         check("f(owner, auth.uid())", "f(owner, auth.uid())");
     }
 

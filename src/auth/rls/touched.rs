@@ -32,6 +32,8 @@ pub(super) struct Touched {
     recent: HashMap<u32, Transaction>,
     /// Oldest first.
     order: VecDeque<u32>,
+    /// When one was last forgotten because there were too many.
+    overflowed: Option<Instant>,
 }
 
 /// What a transaction did beside one row.
@@ -45,10 +47,10 @@ pub(super) struct Company {
     pub(super) whole: bool,
 }
 
-impl Default for Company {
-    /// None at all.
-    fn default() -> Self {
-        Self { rows: false, others: BTreeSet::new(), whole: true }
+impl Company {
+    /// Of a transaction that is not remembered: it may have done anything.
+    fn unknown() -> Self {
+        Self { rows: true, others: BTreeSet::new(), whole: false }
     }
 }
 
@@ -100,6 +102,9 @@ impl Touched {
             if self.order.len() <= TRANSACTIONS_MAX && !self.recent.get(first).is_some_and(old) {
                 break;
             }
+            if !self.recent.get(first).is_some_and(old) {
+                self.overflowed = Some(now);
+            }
             self.recent.remove(first);
             self.order.pop_front();
         }
@@ -107,11 +112,22 @@ impl Touched {
 
     /// What `xid` did beside one row of `table`.
     pub(super) fn company(&self, xid: u32, table: u32) -> Company {
-        self.recent.get(&xid).map_or_else(Company::default, |transaction| Company {
+        self.recent.get(&xid).map_or_else(Company::unknown, |transaction| Company {
             rows: transaction.changes > 1,
             others: transaction.tables.iter().copied().filter(|other| *other != table).collect(),
             whole: transaction.whole,
         })
+    }
+
+    /// Whether the transaction `xid` is known to have committed after `lsn`.
+    pub(super) fn is_after(&self, xid: u32, lsn: Lsn) -> bool {
+        self.recent.get(&xid).is_some_and(|transaction| transaction.lsn > lsn)
+    }
+
+    /// Whether no transaction was forgotten too early: then [`Self::earlier`] misses none that a
+    /// snapshot of the past could lack.
+    pub(super) fn is_complete(&self, now: Instant) -> bool {
+        self.overflowed.is_none_or(|at| now.duration_since(at) > AGE_MAX)
     }
 
     /// Transactions that committed before `lsn` and may have written to a table that is
@@ -162,11 +178,12 @@ mod tests {
         let mut touched = Touched::default();
         let now = Instant::now();
         touched.note(&[change(7, 0, 100)], now);
-        assert_eq!(touched.company(7, 100), Company::default());
+        let alone = Company { rows: false, others: BTreeSet::new(), whole: true };
+        assert_eq!(touched.company(7, 100), alone);
         touched.note(&[change(7, 1, 200)], now);
         let expected = Company { rows: true, others: BTreeSet::from([200]), whole: true };
         assert_eq!(touched.company(7, 100), expected);
-        assert_eq!(touched.company(8, 100), Company::default());
+        assert_eq!(touched.company(8, 100), Company::unknown());
     }
 
     #[test]
@@ -201,7 +218,10 @@ mod tests {
         touched.note(&[change(2, 0, 1)], now + AGE_MAX + Duration::from_secs(1));
         assert_eq!(touched.order, [2]);
         let many: Vec<_> = (0..20_000).map(|xid| change(xid, 0, 1)).collect();
+        assert!(touched.is_complete(now));
         touched.note(&many, now);
+        assert!(!touched.is_complete(now));
+        assert!(touched.is_complete(now + AGE_MAX + Duration::from_secs(1)));
         assert_eq!(
             (touched.order.len(), touched.recent.len()),
             (TRANSACTIONS_MAX, TRANSACTIONS_MAX)

@@ -1,0 +1,94 @@
+//! Stored messages of a private channel, for whoever joins late.
+//!
+//! In:     a caller that may read broadcasts on the topic; since when, how many.
+//! Out:    the newest messages, oldest first, that the caller's own policies let it see.
+//! Never:  a message past the policies: they are read as the caller.
+
+use postgres_protocol::escape::escape_literal as literal;
+use tokio_postgres::SimpleQueryMessage;
+
+use super::pool::{Reply, Session};
+use super::{Access, Caller, Failure, RESET, become_caller, failure, is_caller, is_reset};
+
+/// A row of `realtime.messages`, as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its id.
+    pub id: String,
+    /// The event's name.
+    pub event: String,
+    /// What it says.
+    pub payload: StoredPayload,
+}
+
+/// What a stored message says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredPayload {
+    /// JSON text.
+    Json(String),
+    /// Hexadecimal digits of opaque bytes.
+    Hex(String),
+}
+
+/// Which messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Since {
+    /// Milliseconds since 1970, of the time they were inserted; these and later ones.
+    pub milliseconds: i64,
+    /// The newest so many.
+    pub limit: u32,
+}
+
+impl Access {
+    pub(super) async fn stored_on(
+        &self,
+        session: &Session,
+        caller: &Caller<'_>,
+        since: Since,
+    ) -> (Result<Vec<Stored>, Failure>, bool) {
+        let begin = self.begin().replace("read write", "read only");
+        // The order of one instant's messages, those of one transaction, is that of their rows.
+        let select = format!(
+            "select m.id, m.event, m.payload::text, pg_catalog.encode(m.binary_payload, 'hex')
+            from realtime.messages as m
+            where m.topic = {} and m.private and m.extension = 'broadcast'
+                and m.event is not null and (m.payload is null) <> (m.binary_payload is null)
+                and m.inserted_at >= pg_catalog.to_timestamp({}::float8 / 1000) at time zone 'utc'
+                and m.inserted_at < (now() at time zone 'utc') + interval '1 minute'
+            order by m.inserted_at desc, m.ctid desc
+            limit {}",
+            literal(caller.topic),
+            since.milliseconds,
+            since.limit,
+        );
+        let messages = [
+            format!("{begin}; {}", become_caller(caller)),
+            select,
+            "rollback".into(),
+            RESET.into(),
+        ];
+        let replies = session.pipeline(&messages).await;
+        let reset = is_reset(&replies);
+        let Ok([became, rows, _, _]) = <[Reply; 4]>::try_from(replies) else {
+            return (Err(Failure::Connection("replies are missing".into())), false);
+        };
+        let answer = || {
+            is_caller(became, caller)?;
+            let mut stored: Vec<Stored> = rows.map_err(failure)?.iter().filter_map(row).collect();
+            stored.reverse();
+            Ok(stored)
+        };
+        (answer(), reset)
+    }
+}
+
+fn row(message: &SimpleQueryMessage) -> Option<Stored> {
+    let SimpleQueryMessage::Row(row) = message else { return None };
+    let text = |column: usize| row.get(column).map(str::to_owned);
+    let payload = match (text(2), text(3)) {
+        (Some(json), None) => StoredPayload::Json(json),
+        (None, Some(hex)) => StoredPayload::Hex(hex),
+        (None, None) | (Some(_), Some(_)) => return None,
+    };
+    Some(Stored { id: text(0)?, event: text(1)?, payload })
+}

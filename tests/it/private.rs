@@ -1,0 +1,423 @@
+//! Private channels and replay over the socket, on a whole service.
+//!
+//! Each test carries the number of the checklist's item (C47, C80 to C87) in its name.
+
+use serde_json::{Value, json};
+use tokio_postgres::Client;
+
+use crate::service::{
+    ALICE, BOB, Received, Service, Socket, VERSIONS, Version, anon, now, service_role, sign, token,
+    user,
+};
+
+/// Who may do what: `member` reads and writes rooms, `reader` only hears them, `watcher` only sees
+/// presence, by the claim `does`; `raises` makes the policy fail.
+const POLICIES: &str = "
+    create function public.does() returns text language plpgsql stable as $$
+    begin
+        if auth.jwt() ->> 'does' = 'raises' then raise exception 'the secret of the policy'; end if;
+        return auth.jwt() ->> 'does';
+    end $$;
+    create policy hears on realtime.messages for select to authenticated using (
+        realtime.topic() like 'room%' and realtime.messages.extension = 'broadcast'
+        and public.does() in ('member', 'reader')
+    );
+    create policy sees on realtime.messages for select to authenticated using (
+        realtime.topic() like 'room%' and realtime.messages.extension = 'presence'
+        and public.does() in ('member', 'watcher')
+    );
+    create policy writes on realtime.messages for insert to authenticated with check (
+        realtime.topic() like 'room%' and public.does() = 'member'
+    );
+    create policy shown on realtime.messages for select to authenticated using (
+        current_setting('request.headers')::json ->> 'x-room' = realtime.topic()
+        and realtime.messages.extension = 'broadcast'
+        and auth.uid()::text = current_setting('request.jwt.claim.sub')
+    );
+";
+
+async fn start() -> Service {
+    let service = Service::start().await;
+    service.admin().await.batch_execute(POLICIES).await.unwrap();
+    service
+}
+
+fn who(does: &str) -> String {
+    token(&json!({ "role": "authenticated", "sub": ALICE, "does": does }))
+}
+
+fn config(more: &Value) -> Value {
+    let mut config = json!({ "private": true, "broadcast": { "ack": true } });
+    for (name, value) in more.as_object().unwrap() {
+        config[name] = value.clone();
+    }
+    json!({ "config": config })
+}
+
+struct Channel {
+    socket: Socket,
+    topic: String,
+    join_ref: Value,
+}
+
+impl Channel {
+    async fn try_join(
+        service: &Service,
+        version: Version,
+        token: &str,
+        topic: &str,
+        config: &Value,
+    ) -> Result<Self, String> {
+        let mut socket = service.connect(version, token).await;
+        let topic = format!("realtime:{topic}");
+        let join_ref = socket.send_join(&topic, config).await;
+        let reply = socket.reply(&join_ref).await.payload;
+        match reply["status"].as_str() {
+            Some("ok") => Ok(Self { socket, topic, join_ref }),
+            _ => Err(reply["response"]["reason"].as_str().unwrap().to_owned()),
+        }
+    }
+
+    async fn join(service: &Service, version: Version, does: &str, topic: &str) -> Self {
+        let config = config(&json!({}));
+        Self::try_join(service, version, &who(does), topic, &config).await.unwrap()
+    }
+
+    async fn push(&mut self, event: &str, payload: &Value) -> Value {
+        let reference = self.socket.reference();
+        self.socket.send(&self.join_ref, &reference, &self.topic, event, payload).await;
+        self.socket.reply(&reference).await.payload
+    }
+
+    async fn say(&mut self, n: u32) -> Value {
+        let said = json!({ "type": "broadcast", "event": "e", "payload": { "n": n } });
+        self.push("broadcast", &said).await
+    }
+
+    async fn hear(&mut self) -> Value {
+        self.socket.expect("broadcast").await.payload["payload"]["n"].take()
+    }
+
+    async fn authenticate(&mut self, token: &str) {
+        let reference = self.socket.reference();
+        let payload = json!({ "access_token": token });
+        self.socket.send(&self.join_ref, &reference, &self.topic, "access_token", &payload).await;
+    }
+
+    /// The sentence with which the channel is ended.
+    async fn shut_down(&mut self) -> String {
+        let mut system = self.socket.next().await;
+        while system.event != "system" {
+            system = self.socket.next().await;
+        }
+        assert_eq!(system.payload["status"], "error");
+        assert_eq!(system.payload["extension"], "system");
+        let close = self.socket.expect("phx_close").await;
+        assert_eq!(close.reference, self.join_ref);
+        system.payload["message"].as_str().unwrap().to_owned()
+    }
+}
+
+fn unauthorised(topic: &str) -> String {
+    format!("Unauthorized: You do not have permissions to read from this Channel topic: {topic}")
+}
+
+#[tokio::test]
+async fn c80_a_private_channel_is_joined_by_those_whom_a_policy_lets_read() {
+    let service = start().await;
+    for version in VERSIONS {
+        let join = |token: String, topic: &'static str| {
+            let service = &service;
+            async move {
+                let config = config(&json!({}));
+                Channel::try_join(service, version, &token, topic, &config).await.map(|_| ())
+            }
+        };
+        assert_eq!(join(who("member"), "room1").await, Ok(()));
+        assert_eq!(join(who("reader"), "room1").await, Ok(()));
+        assert_eq!(join(service_role(), "anything").await, Ok(()));
+        assert_eq!(join(who("stranger"), "room1").await, Err(unauthorised("room1")));
+        assert_eq!(join(who("member"), "hall").await, Err(unauthorised("hall")));
+        assert_eq!(join(anon(), "room1").await, Err(unauthorised("room1")));
+        // What a policy raises is nobody's business.
+        assert_eq!(join(who("raises"), "room1").await, Err(unauthorised("room1")));
+    }
+}
+
+#[tokio::test]
+async fn c35_c81_who_may_not_write_is_told_and_not_heard() {
+    let service = start().await;
+    for version in VERSIONS {
+        let mut member = Channel::join(&service, version, "member", "room1").await;
+        let mut reader = Channel::join(&service, version, "reader", "room1").await;
+        let public = json!({ "config": { "broadcast": { "ack": true } } });
+        let mut outside =
+            Channel::try_join(&service, version, &who("member"), "room1", &public).await.unwrap();
+        assert_eq!(member.say(1).await, json!({ "status": "ok", "response": {} }));
+        assert_eq!(reader.hear().await, 1);
+        let refused = json!({ "status": "error", "response": { "reason": "Unauthorized" } });
+        assert_eq!(reader.say(2).await, refused);
+        // A public channel of the same name is another room.
+        outside.say(3).await;
+        member.say(4).await;
+        assert_eq!(reader.hear().await, 4);
+        for channel in [&mut member, &mut reader, &mut outside] {
+            channel.socket.nothing_came().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn c82_broadcasts_and_presence_are_granted_apart() {
+    let service = start().await;
+    let presence = config(&json!({ "presence": { "enabled": true, "key": "k" } }));
+    for version in VERSIONS {
+        let join = |does| {
+            let (service, presence, token) = (&service, &presence, who(does));
+            async move { Channel::try_join(service, version, &token, "room2", presence).await }
+        };
+        let mut member = join("member").await.unwrap();
+        assert_eq!(member.socket.expect("presence_state").await.payload, json!({}));
+        let mut watcher = join("watcher").await.unwrap();
+        watcher.socket.expect("presence_state").await;
+        let mut reader = join("reader").await.unwrap();
+        let track = json!({ "type": "presence", "event": "track", "payload": { "a": 1 } });
+        assert_eq!(member.push("presence", &track).await["status"], "ok");
+        member.say(1).await;
+        watcher.socket.expect("presence_diff").await;
+        watcher.socket.nothing_came().await;
+        assert_eq!(reader.hear().await, 1);
+        reader.socket.nothing_came().await;
+        let declined = json!({ "status": "error", "response": {} });
+        assert_eq!(watcher.push("presence", &track).await, declined);
+        // Presence alone lets nobody in who did not ask for it.
+        let joined =
+            Channel::try_join(&service, version, &who("watcher"), "room2", &config(&json!({})))
+                .await;
+        assert_eq!(joined.map(|_| ()).unwrap_err(), unauthorised("room2"));
+    }
+}
+
+#[tokio::test]
+async fn c83_policies_see_the_topic_the_user_and_the_headers() {
+    let service = start().await;
+    for (header, allowed) in [(Some("hall"), true), (Some("room1"), false), (None, false)] {
+        let url = service.url(&format!("/socket/websocket?apikey={}&vsn=2.0.0", user(BOB)));
+        let headers: Vec<_> = header.map(|value| ("x-room", value)).into_iter().collect();
+        let mut socket = Socket::open(Version::V2, &url, &headers).await.unwrap();
+        let reply = socket.join("realtime:hall", &config(&json!({}))).await;
+        assert_eq!(reply["status"] == "ok", allowed, "{header:?} {reply}");
+    }
+}
+
+#[tokio::test]
+async fn c84_another_token_is_decided_anew() {
+    let service = start().await;
+    for version in VERSIONS {
+        let mut member = Channel::join(&service, version, "member", "room3").await;
+        let mut other = Channel::join(&service, version, "member", "room3").await;
+        // Nothing to decide.
+        other.authenticate("sb_publishable_x").await;
+        other.authenticate(&who("member")).await;
+        assert_eq!(other.say(1).await["status"], "ok");
+        assert_eq!(member.hear().await, 1);
+        // What may be written is asked again.
+        other.authenticate(&who("reader")).await;
+        assert_eq!(other.say(2).await["response"]["reason"], "Unauthorized");
+        other.authenticate(&who("member")).await;
+        assert_eq!(other.say(3).await["status"], "ok");
+        assert_eq!(member.hear().await, 3);
+        other.authenticate(&who("stranger")).await;
+        let denied = "You do not have permissions to read from this Channel topic: room3";
+        assert_eq!(other.shut_down().await, denied);
+        member.say(4).await;
+        other.socket.nothing_came().await;
+        let expired = json!({ "role": "authenticated", "sub": ALICE, "exp": now() - 5 });
+        member.authenticate(&sign(&expired, crate::service::SECRET)).await;
+        assert!(member.shut_down().await.starts_with("Token has expired"));
+    }
+}
+
+#[tokio::test]
+async fn c84_losing_one_of_two_permissions_ends_the_channel() {
+    let service = start().await;
+    let presence = config(&json!({ "presence": { "enabled": true } }));
+    let joined = Channel::try_join(&service, Version::V2, &who("member"), "room4", &presence).await;
+    let mut member = joined.unwrap();
+    member.authenticate(&who("watcher")).await;
+    let lost = "You no longer have permission to read from this Channel topic: room4";
+    assert_eq!(member.shut_down().await, lost);
+}
+
+#[tokio::test]
+async fn c85_a_private_channel_ends_with_its_token() {
+    let service = start().await;
+    let claims = json!({
+        "role": "authenticated", "sub": ALICE, "does": "member", "exp": now() + 2,
+    });
+    let token = sign(&claims, crate::service::SECRET);
+    let joined =
+        Channel::try_join(&service, Version::V2, &token, "room5", &config(&json!({}))).await;
+    let mut member = joined.unwrap();
+    let mut other = Channel::join(&service, Version::V2, "member", "room5").await;
+    assert_eq!(member.shut_down().await, "Token has expired 0 seconds ago");
+    let expiry = claims["exp"].as_u64().unwrap();
+    assert!((expiry..=expiry + 1).contains(&now()), "{expiry} {}", now());
+    other.say(1).await;
+    member.socket.nothing_came().await;
+}
+
+#[tokio::test]
+async fn c86_private_only_refuses_public_channels() {
+    let service = Service::with(|config| config.limits.private_only = true).await;
+    service.admin().await.batch_execute(POLICIES).await.unwrap();
+    let mut socket = service.connect(Version::V2, &who("member")).await;
+    let reply = socket.join("realtime:room", &json!({ "config": {} })).await;
+    let reason = "PrivateOnly: This project only allows private channels";
+    assert_eq!(reply["response"]["reason"], reason);
+    Channel::join(&service, Version::V2, "member", "room").await;
+}
+
+#[tokio::test]
+async fn c87_what_is_tried_to_find_out_leaves_nothing() {
+    let service = start().await;
+    let mut member = Channel::join(&service, Version::V2, "member", "room6").await;
+    let mut reader = Channel::join(&service, Version::V2, "reader", "room6").await;
+    member.say(1).await;
+    reader.say(2).await;
+    assert_eq!(reader.hear().await, 1);
+    let rows = "select count(*) from realtime.messages";
+    let row = service.admin().await.query_one(rows, &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 0);
+    // Whatever was committed before this message has come.
+    for channel in [&mut member, &mut reader] {
+        channel.socket.nothing_came().await;
+    }
+}
+
+#[tokio::test]
+async fn public_rooms_work_while_the_database_does_not() {
+    let service = Service::start().await;
+    let kill = "select pg_terminate_backend(pid) from pg_stat_activity
+                where datname = current_database() and pid <> pg_backend_pid()";
+    let admin = service.admin().await;
+    let name = &service.database.name;
+    // Nobody but a superuser gets in any more, and nobody is.
+    admin.batch_execute(&format!("alter database {name} connection limit 0")).await.unwrap();
+    admin.execute(kill, &[]).await.unwrap();
+    let public = json!({ "config": { "presence": { "enabled": true } } });
+    let join =
+        async || Channel::try_join(&service, Version::V2, &anon(), "down", &public).await.unwrap();
+    let (mut one, mut two) = (join().await, join().await);
+    for channel in [&mut one, &mut two] {
+        channel.socket.expect("presence_state").await;
+    }
+    let said = json!({ "type": "broadcast", "event": "e", "payload": { "n": 1 } });
+    let reference = one.socket.reference();
+    one.socket.send(&one.join_ref, &reference, &one.topic, "broadcast", &said).await;
+    assert_eq!(two.hear().await, 1);
+    let track = json!({ "type": "presence", "event": "track", "payload": {} });
+    assert_eq!(two.push("presence", &track).await["status"], "ok");
+    one.socket.expect("presence_diff").await;
+    let private =
+        Channel::try_join(&service, Version::V2, &who("member"), "room", &config(&json!({}))).await;
+    let problem = private.map(|_| ()).unwrap_err();
+    assert!(problem.starts_with("UnableToConnectToProject: "), "{problem}");
+    admin.batch_execute(&format!("alter database {name} connection limit -1")).await.unwrap();
+}
+
+/// Stores messages `from..to` on a topic, one a transaction.
+async fn store(admin: &Client, topic: &str, numbers: std::ops::Range<i32>) {
+    for n in numbers {
+        let send = "select realtime.send(jsonb_build_object('n', $1::int), 'e', $2, true)";
+        admin.execute(send, &[&n, &topic]).await.unwrap();
+    }
+}
+
+async fn replay(
+    service: &Service,
+    version: Version,
+    token: &str,
+    topic: &str,
+    options: Value,
+) -> Result<Channel, String> {
+    let config = config(&json!({ "broadcast": { "replay": options } }));
+    Channel::try_join(service, version, token, topic, &config).await
+}
+
+#[tokio::test]
+async fn c47_stored_messages_are_replayed_oldest_first() {
+    let service = start().await;
+    let admin = service.admin().await;
+    for version in VERSIONS {
+        let topic = &format!("room7 {version:?}");
+        store(&admin, topic, 0..40).await;
+        admin
+            .execute("select realtime.send_binary('\\x00ff'::bytea, 'b', $1, true)", &[topic])
+            .await
+            .unwrap();
+        let options = json!({ "since": 1, "limit": 1000 });
+        let mut member = replay(&service, version, &who("member"), topic, options).await.unwrap();
+        // The newest 25, one of which version 1 cannot be told.
+        for n in 16..40 {
+            let Received { payload, join_ref, .. } = member.socket.expect("broadcast").await;
+            assert_eq!(payload["payload"]["n"], n);
+            assert_eq!(payload["meta"]["replayed"], true);
+            assert_eq!(payload["meta"]["id"], payload["payload"]["id"]);
+            if version == Version::V2 {
+                assert_eq!(join_ref, member.join_ref);
+            }
+        }
+        if version == Version::V2 {
+            let binary = member.socket.expect("broadcast").await.payload;
+            assert_eq!((&binary["kind"], &binary["binary"]), (&json!(4), &json!([0, 255])));
+            assert_eq!(binary["meta"]["replayed"], true);
+        }
+        let options = json!({ "since": (now() + 30) * 1000 });
+        let mut late = replay(&service, version, &who("member"), topic, options).await.unwrap();
+        late.socket.nothing_came().await;
+    }
+}
+
+#[tokio::test]
+async fn c47_bad_replay_options_and_missing_rights_are_refused() {
+    let service = start().await;
+    for (options, does, expected) in [
+        (json!({}), "member", "UnableToReplayMessages: Replay params are not valid".to_owned()),
+        (
+            json!({ "since": "x" }),
+            "member",
+            "UnableToReplayMessages: Replay params are not valid".into(),
+        ),
+        (json!({ "since": 1 }), "watcher", unauthorised("room")),
+    ] {
+        let presence =
+            json!({ "presence": { "enabled": true }, "broadcast": { "replay": options } });
+        let config = config(&presence);
+        let joined = Channel::try_join(&service, Version::V2, &who(does), "room", &config).await;
+        assert_eq!(joined.map(|_| ()).unwrap_err(), expected);
+    }
+    let public = json!({ "config": { "broadcast": { "replay": { "since": 1 } } } });
+    let joined = Channel::try_join(&service, Version::V2, &anon(), "room", &public).await;
+    let expected = "UnableToReplayMessages: Replay is not allowed for public channels";
+    assert_eq!(joined.map(|_| ()).unwrap_err(), expected);
+}
+
+#[tokio::test]
+async fn replay_shows_nobody_what_his_policies_hide() {
+    let service = start().await;
+    let admin = service.admin().await;
+    admin
+        .batch_execute(
+            "create policy less on realtime.messages as restrictive for select to authenticated
+                using (payload is null or (payload ->> 'n')::int % 2 = 0)",
+        )
+        .await
+        .unwrap();
+    store(&admin, "room8", 0..4).await;
+    let options = json!({ "since": 1 });
+    let mut member = replay(&service, Version::V2, &who("member"), "room8", options).await.unwrap();
+    assert_eq!(member.hear().await, 0);
+    assert_eq!(member.hear().await, 2);
+    member.socket.nothing_came().await;
+}
