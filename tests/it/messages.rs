@@ -642,6 +642,30 @@ async fn what_somebody_else_set_up_is_read_as_it_is() {
 }
 
 #[tokio::test]
+async fn a_publication_that_was_never_there_is_read_from_when_it_is_made() {
+    let (database, _) = adopted().await;
+    let admin = database.client().await;
+    admin.batch_execute(&format!("drop publication {PUBLICATION}")).await.unwrap();
+    let service = Service::on(database, |_| ()).await;
+    let topic = topic("never there");
+    let mut socket = listen(&service, Version::V2, &topic).await;
+    store(&admin, &topic, "broadcast", "[]").await;
+    let create = format!("create publication {PUBLICATION} for table realtime.messages");
+    admin.batch_execute(&create).await.unwrap();
+    let heard = async {
+        let mut ids = Vec::new();
+        loop {
+            ids.push(store(&admin, &topic, "broadcast", "[]").await);
+            if let Some(first) = socket.rest().await.first() {
+                return ids.contains(&first.payload["meta"]["id"].as_str().unwrap().to_owned());
+            }
+        }
+    };
+    let heard = tokio::time::timeout(DEADLINE, heard).await;
+    assert!(heard.expect("read in time"), "nothing from before it");
+}
+
+#[tokio::test]
 async fn doctor_says_who_must_look_after_messages() {
     let (database, owner) = adopted().await;
     let client = database.client().await;
