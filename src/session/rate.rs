@@ -4,8 +4,11 @@
 //! Out:    whether this one is within it.
 //! Never:  a lock, an allocation, a wait.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::users::Users;
 
 /// Counts events within each second of the clock.
 #[derive(Debug, Default)]
@@ -49,9 +52,10 @@ fn within(state: u64, now: SystemTime) -> u64 {
     if state >> 32 == second(now) >> 32 { state & u64::from(u32::MAX) } else { 0 }
 }
 
-/// What all connections together have done in this second.
+/// What all connections together do.
 #[derive(Debug, Default)]
 pub struct Rates {
+    pub(super) users: Arc<Users>,
     pub(super) joins: Rate,
     pub(super) events: Rate,
 }

@@ -421,3 +421,29 @@ async fn replay_shows_nobody_what_his_policies_hide() {
     assert_eq!(member.hear().await, 2);
     member.socket.nothing_came().await;
 }
+
+#[tokio::test]
+async fn a_user_has_so_many_connections() {
+    let service = Service::with(|config| config.limits.connections_per_user_max = 2).await;
+    let public = json!({ "config": {} });
+    let join = async |subject: &str, topic: &str| {
+        Channel::try_join(&service, Version::V2, &user(subject), topic, &public).await
+    };
+    let first = join(ALICE, "one").await.unwrap();
+    let mut second = join(ALICE, "two").await.unwrap();
+    // Another channel is no other connection.
+    assert_eq!(second.socket.join("realtime:three", &public).await["status"], "ok");
+    let expected = "ConnectionRateLimitReached: Too many connected users";
+    assert_eq!(join(ALICE, "one").await.map(|_| ()).unwrap_err(), expected);
+    join(BOB, "one").await.unwrap();
+    let mut first = first;
+    first.socket.send_message(tokio_tungstenite::tungstenite::Message::Close(None)).await;
+    first.socket.closed().await;
+    // Its place is free once the service has let it go.
+    let freed = async {
+        while join(ALICE, "one").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::service::DEADLINE, freed).await.unwrap();
+}
