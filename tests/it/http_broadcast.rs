@@ -580,6 +580,34 @@ async fn a_body_that_only_promises_to_come_is_answered() {
     }
 }
 
+/// A sender that cannot write its whole body takes that for a broken connection.
+#[tokio::test]
+async fn whoever_is_refused_is_heard_out_first() {
+    let service = shared().await;
+    let large = vec![b'x'; 9_000_000];
+    let token = anon();
+    let tries = [
+        (BATCH.to_owned(), "x", 401),
+        (BATCH.to_owned(), &*token, 413),
+        (single("t", "e"), "x", 401),
+        (single("t", "e"), &*token, 422),
+        (single("t", "e?private=x"), &*token, 422),
+    ];
+    for (path, key, status) in tries {
+        let mut stream = TcpStream::connect(service.address).await.unwrap();
+        let length = large.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\napikey: {key}\r\n\
+             content-length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        timeout(DEADLINE, stream.write_all(&large)).await.unwrap().expect("all of it is taken");
+        let mut response = Vec::new();
+        timeout(DEADLINE, stream.read_to_end(&mut response)).await.unwrap().unwrap();
+        assert_eq!(Answer::parse(&response).status, status, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn bodies_of_all_requests_together_are_bounded() {
     let service = Service::with(|config| {
