@@ -138,6 +138,11 @@ pub struct Replication {
     pub slot: String,
     /// Publications to read. The first is created, empty, when it is missing.
     pub publications: Vec<String>,
+    /// Publication with `realtime.messages`, whose new rows are broadcast; its tables are not
+    /// shown as row changes. Created when it is missing; where it cannot be, nothing is broadcast
+    /// from the database until it exists. Empty: nothing ever is. Default
+    /// `supabase_realtime_messages_publication`.
+    pub messages_publication: String,
     /// `wal_sender_timeout` of our connection, in milliseconds: how long a dead link holds the
     /// slot. Default 10000, 1000 to 600000.
     pub sender_timeout_ms: u64,
@@ -165,6 +170,7 @@ impl Default for Replication {
         Self {
             slot: "walcast".into(),
             publications: vec!["supabase_realtime".into()],
+            messages_publication: "supabase_realtime_messages_publication".into(),
             sender_timeout_ms: 10_000,
             batch_bytes: 256 * 1024,
             batches_ahead: 4,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -137,6 +137,7 @@ async fn serve(
     let hub = Arc::new(Hub::new(config.presence.clone()));
     let publications = &config.replication.publications;
     let catalog = Catalog::new(logins.check.clone(), &config.database.roles, publications);
+    let catalog = catalog.beside_messages(&config.replication.messages_publication);
     let catalog = Arc::new(catalog);
     let authorizer = Authorizer::new(logins.check.clone(), &config.database, publications);
     let authorizer = Arc::new(authorizer);
@@ -161,6 +162,7 @@ async fn serve(
         login: logins.replication.clone(),
         replication: config.replication.clone(),
         changes: config.changes.clone(),
+        payload_bytes_max: config.limits.payload_bytes_max,
         catalog: Arc::clone(&catalog),
         authorizer: Arc::clone(&authorizer),
         filters,
@@ -224,18 +226,18 @@ async fn serve(
     });
     let token = stop_feed.clone();
     let slot = config.replication.slot.clone();
-    let watcher = upkeep::watch_server(Arc::clone(logins), slot, Arc::clone(&status), token);
+    let (lacking, told) = (Arc::new(Notify::new()), Arc::clone(&status));
+    let found = Arc::clone(&lacking);
+    let watcher = upkeep::watch_server(Arc::clone(logins), slot, told, found, token);
     running.spawn(async move {
         watcher.await;
         ("server watch", Ok(()))
     });
-    if let Some(owner) = owner {
-        let partitions = upkeep::rotate_partitions(owner, stop_feed.clone());
-        running.spawn(async move {
-            partitions.await;
-            ("partitions", Ok(()))
-        });
-    }
+    let partitions = upkeep::rotate_partitions(owner, lacking, stop_feed.clone());
+    running.spawn(async move {
+        partitions.await;
+        ("partitions", Ok(()))
+    });
     let token = stop_feed.clone();
     running.spawn(async move {
         // Told to reconnect, clients show their tokens again.

@@ -285,6 +285,11 @@ impl Config {
             return Err(invalid(name("replication.slot"), problem));
         }
         names(&self.replication.publications, &name("replication.publications"))?;
+        let messages = &self.replication.messages_publication;
+        if messages.len() > IDENTIFIER_BYTES_MAX || messages.contains('\0') {
+            let problem = "must be a name of 1 to 63 bytes, or empty";
+            return Err(invalid(name("replication.messages_publication"), problem));
+        }
         names(&self.database.roles, &name("database.roles"))?;
         for role in &self.database.roles {
             if role.starts_with("pg_") || role == "none" || role == "public" {

@@ -14,6 +14,7 @@ mod dropin;
 mod install;
 mod keys;
 mod layers;
+mod messages;
 mod operations;
 mod presence;
 mod private;

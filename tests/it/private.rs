@@ -447,3 +447,40 @@ async fn a_user_has_so_many_connections() {
     };
     tokio::time::timeout(crate::service::DEADLINE, freed).await.unwrap();
 }
+
+#[tokio::test]
+async fn c47_between_the_store_and_the_stream_nothing_is_missing_or_comes_twice() {
+    let service = start().await;
+    for (round, version) in [VERSIONS, VERSIONS].concat().into_iter().enumerate() {
+        let topic = format!("room9 {round}");
+        let admin = service.admin().await;
+        let sender = {
+            let topic = topic.clone();
+            tokio::spawn(async move { store(&admin, &topic, 0..25).await })
+        };
+        let options = json!({ "since": 1 });
+        let mut member = replay(&service, version, &who("member"), &topic, options).await.unwrap();
+        for n in 0..25 {
+            assert_eq!(member.hear().await, n);
+        }
+        sender.await.unwrap();
+        member.socket.nothing_came().await;
+    }
+}
+
+#[tokio::test]
+async fn c42_a_private_room_hears_the_database_as_its_policies_allow() {
+    let service = start().await;
+    let admin = service.admin().await;
+    let presence = config(&json!({ "presence": { "enabled": true } }));
+    for version in VERSIONS {
+        let mut reader = Channel::join(&service, version, "reader", "room10").await;
+        let watcher =
+            Channel::try_join(&service, version, &who("watcher"), "room10", &presence).await;
+        let mut watcher = watcher.unwrap();
+        watcher.socket.expect("presence_state").await;
+        store(&admin, "room10", 1..2).await;
+        assert_eq!(reader.hear().await, 1);
+        watcher.socket.nothing_came().await;
+    }
+}
