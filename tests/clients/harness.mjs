@@ -4,7 +4,7 @@
 import { spawn } from "node:child_process";
 import { createHmac, randomBytes } from "node:crypto";
 import { createRequire } from "node:module";
-import { createServer } from "node:net";
+import { connect, createServer } from "node:net";
 import { clearTimeout, setTimeout } from "node:timers";
 import { fileURLToPath } from "node:url";
 
@@ -156,14 +156,14 @@ export class Database {
 
 /** A walcast on one database, reachable at one URL however often it is restarted. */
 export class Server {
-  static async start(database) {
-    const server = new Server(database, await freePort(), randomBytes(24).toString("hex"));
+  static async start(database, env) {
+    const server = new Server(database, await freePort(), randomBytes(24).toString("hex"), env);
     await server.start();
     return server;
   }
 
-  constructor(database, port, secret) {
-    Object.assign(this, { database, secret, port, url: `http://127.0.0.1:${port}` });
+  constructor(database, port, secret, env) {
+    Object.assign(this, { database, secret, port, env, url: `http://127.0.0.1:${port}` });
     this.anonKey = this.token("anon");
   }
 
@@ -178,6 +178,7 @@ export class Server {
       WALCAST_SLOT: `walcast_${this.database.name}`,
       WALCAST_LOG: process.env.WALCAST_LOG ?? "info",
       RUST_BACKTRACE: "1",
+      ...this.env,
     });
     const ready = async () => {
       for (;;) {
@@ -219,10 +220,13 @@ export class Server {
   }
 }
 
-/** A database and a server for the tests of one file; `sql` runs once roles and publication exist. */
-export async function serve(sql) {
+/**
+ * A database and a server for the tests of one file; `sql` runs once roles and publication exist,
+ * `env` are settings of the server.
+ */
+export async function serve(sql, env = {}) {
   const database = await Database.create();
-  const server = await Server.start(database);
+  const server = await Server.start(database, env);
   await database.query(sql);
   return {
     database,
@@ -235,6 +239,63 @@ export async function serve(sql) {
   };
 }
 
+// ------------------------------------------------------------------------------------ network
+
+/** A way to a server that a test can break; to a client it is the server. */
+export class Wire {
+  static async to(server) {
+    const wire = new Wire(server);
+    await new Promise((resolve) => wire.listener.listen(0, "127.0.0.1", resolve));
+    wire.url = `http://127.0.0.1:${wire.listener.address().port}`;
+    return wire;
+  }
+
+  constructor(server) {
+    Object.assign(this, { anonKey: server.anonKey, silent: false, broken: false, ends: new Set() });
+    this.listener = createServer({ allowHalfOpen: true }, (near) => {
+      const far = connect({ port: server.port, host: "127.0.0.1", allowHalfOpen: true });
+      this.#carry(near, far);
+      this.#carry(far, near);
+    });
+  }
+
+  #carry(from, to) {
+    this.ends.add(from);
+    from.on("data", (bytes) => to.write(bytes));
+    from.on("end", () => to.end());
+    // However one side went, the other one sees it go.
+    from.on("error", () => to.destroy());
+    from.on("close", () => {
+      this.ends.delete(from);
+      if (from.errored || this.broken) to.destroy();
+    });
+    if (this.broken) from.destroy();
+    else if (this.silent) from.pause();
+  }
+
+  /** From now on nothing arrives, in either direction, and nobody is told; `mend` delivers it. */
+  silence() {
+    this.silent = true;
+    for (const end of this.ends) end.pause();
+  }
+
+  /** Every connection is reset, and new ones too, until `mend`. */
+  break() {
+    this.broken = true;
+    for (const end of this.ends) end.resetAndDestroy();
+  }
+
+  mend() {
+    Object.assign(this, { silent: false, broken: false });
+    for (const end of this.ends) end.resume();
+  }
+
+  close() {
+    this.break();
+    return new Promise((resolve) => this.listener.close(resolve));
+  }
+}
+
 // ------------------------------------------------------------------------------------ clients
 
 /** The ages under test, with the version of realtime-js that each brings. */
@@ -245,15 +306,21 @@ export const VERSIONS = [
 
 /** One user at one client. */
 export class User {
-  /** `token` is what the user signed in with; without one the visitor is anonymous. */
-  constructor(version, server, token) {
+  /**
+   * `token` is what the user signed in with; without one the visitor is anonymous. `server` may be a
+   * wire to it; `realtime` are options of the client's socket.
+   */
+  constructor(version, server, token, realtime = {}) {
     this.version = version;
     this.token = token ?? server.anonKey;
     this.client = version.createClient(server.url, server.anonKey, {
       ...(version.isNewest && { accessToken: async () => this.token }),
       auth: { persistSession: false, autoRefreshToken: false, detectSessionInUrl: false },
-      // Node before 22 has no WebSocket of its own; 2.39 brings one.
-      ...(version.isNewest && { realtime: { transport: globalThis.WebSocket ?? WebSocket } }),
+      realtime: {
+        // Node before 22 has no WebSocket of its own; 2.39 brings one.
+        ...(version.isNewest && { transport: globalThis.WebSocket ?? WebSocket }),
+        ...realtime,
+      },
     });
     // The newest asks its callback for the token; until it has the answer it joins with the key.
     this.signedIn = this.refresh(this.token);
@@ -279,16 +346,29 @@ export class User {
   }
 }
 
-/** Everything one channel has heard, in order, and waits for more. */
+/**
+ * Everything one channel has heard, in order, and waits for more. Who is present it hears only with
+ * `config.presence`, because listening is what makes a client ask for it.
+ */
 export class Feed {
-  constructor(user, topic, bindings) {
-    Object.assign(this, { user, topic, statuses: [], changes: [], systems: [], waiting: new Set() });
-    this.channel = user.client.channel(topic);
+  constructor(user, topic, bindings, config = {}) {
+    Object.assign(this, { user, topic, waiting: new Set() });
+    Object.assign(this, { statuses: [], changes: [], systems: [], broadcasts: [], presences: [] });
+    this.channel = user.client.channel(topic, { config });
     bindings.forEach((binding, index) =>
       this.channel.on("postgres_changes", { event: "*", schema: "public", ...binding }, (change) =>
         this.#heard(this.changes, { binding: index, ...change }),
       ),
     );
+    this.channel.on("broadcast", { event: "*" }, (message) =>
+      this.#heard(this.broadcasts, message),
+    );
+    for (const event of config.presence ? ["sync", "join", "leave"] : []) {
+      this.channel.on("presence", { event }, (presence) => {
+        // A state that changes later is of no use for a comparison.
+        this.#heard(this.presences, structuredClone({ event, ...presence }));
+      });
+    }
     this.channel.on("system", {}, (message) => this.#heard(this.systems, message));
     this.channel.subscribe((status, error) => this.#heard(this.statuses, { status, error }));
   }
@@ -311,7 +391,13 @@ export class Feed {
     });
     const heard = () =>
       `${what} on ${this.topic} of ${this.user.version.name}; heard ${JSON.stringify(
-        { statuses: this.statuses, changes: this.changes, systems: this.systems },
+        {
+          statuses: this.statuses,
+          changes: this.changes,
+          systems: this.systems,
+          broadcasts: this.broadcasts,
+          presences: this.presences,
+        },
         (_, value) => (value instanceof Error ? value.message : value),
       )}`;
     return within(found, heard).finally(() => this.waiting.delete(look));
@@ -325,6 +411,37 @@ export class Feed {
   /** Waits for a change for which `is` holds. */
   change(is, what = "such change") {
     return this.first(this.changes, 0, is, what);
+  }
+
+  /** Waits for the broadcast at index `at` of those heard. */
+  broadcast(at) {
+    return this.first(this.broadcasts, at, () => true, `broadcast ${at}`);
+  }
+
+  /** Who is present as the client has it, without refs: metas by key. */
+  present() {
+    const metas = (list) => list.map(({ presence_ref: _, ...meta }) => meta);
+    const state = Object.entries(this.channel.presenceState());
+    return Object.fromEntries(state.map(([key, list]) => [key, metas(list)]));
+  }
+
+  /** Waits until exactly these are present; keys and metas in any order. */
+  presence(expected) {
+    const sorted = (state) =>
+      JSON.stringify(
+        Object.entries(state)
+          .map(([key, metas]) => [key, metas.map((meta) => JSON.stringify(meta)).sort()])
+          .sort(([a], [b]) => (a < b ? -1 : 1)),
+      );
+    const wanted = sorted(expected);
+    // With the last thing heard; an empty state is also what a client starts with.
+    const is = (_, at, heard) => at + 1 === heard.length && sorted(this.present()) === wanted;
+    return this.first(this.presences, 0, is, `presence ${JSON.stringify(expected)}`);
+  }
+
+  /** Waits for a join or a leave; `from` skips those heard before. */
+  moved(event, is, from = 0) {
+    return this.first(this.presences, from, (item) => item.event === event && is(item), event);
   }
 
   /** Waits for a `system` message; `from` skips those heard before. */
