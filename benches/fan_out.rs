@@ -413,6 +413,7 @@ impl Server {
             metrics: Box::new(String::new),
             gate: Gate::default(),
             operations: Operations::default(),
+            broadcasts: None,
             proxy: None,
         }));
         let stop = CancellationToken::new();

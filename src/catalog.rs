@@ -6,7 +6,7 @@
 //! Never:  catalogs that PUBLIC may not read; rows of the user's tables.
 //! Source: `sql/catalog/`, postgresql.org/docs/17/catalogs.html
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -299,6 +299,8 @@ pub struct Catalog {
     login: db::Login,
     roles: Vec<String>,
     publications: Vec<String>,
+    /// Publication that is read for broadcasts alone; empty: none.
+    messages_publication: String,
     /// Made at the first question and remade when lost. Questions wait for each other here.
     connection: tokio::sync::Mutex<Option<Connection>>,
     known: Mutex<Known>,
@@ -309,6 +311,7 @@ pub struct Catalog {
 struct Known {
     tables: HashMap<u32, Arc<Table>>,
     published: Option<(Instant, Arc<[Published]>)>,
+    beside: Option<Arc<HashSet<u32>>>,
     fingerprint: Option<i64>,
     /// Counts what was forgotten, so that an answer on its way meanwhile is not remembered.
     forgotten: u64,
@@ -348,6 +351,7 @@ struct Connection {
     client: Client,
     table: Statement,
     published: Statement,
+    beside: Statement,
     fingerprint: Statement,
 }
 
@@ -358,9 +362,17 @@ impl Catalog {
             login,
             roles: roles.to_vec(),
             publications: publications.to_vec(),
+            messages_publication: String::new(),
             connection: tokio::sync::Mutex::default(),
             known: Mutex::default(),
         }
+    }
+
+    /// The slot carries this publication too, but its tables are not shown as row changes.
+    #[must_use]
+    pub fn beside_messages(mut self, publication: &str) -> Self {
+        publication.clone_into(&mut self.messages_publication);
+        self
     }
 
     /// A table by its OID; `None` when it was dropped meanwhile.
@@ -449,6 +461,7 @@ impl Catalog {
     pub fn forget(&self, oid: u32) {
         let mut known = self.known();
         known.tables.remove(&oid);
+        known.beside = None;
         known.forgotten = known.forgotten.wrapping_add(1);
     }
 
@@ -457,6 +470,7 @@ impl Catalog {
         let mut known = self.known();
         known.tables.clear();
         known.published = None;
+        known.beside = None;
         known.forgotten = known.forgotten.wrapping_add(1);
     }
 
@@ -489,6 +503,30 @@ impl Catalog {
         self.ask_published(&mut connection).await
     }
 
+    /// The tables whose changes the slot carries for broadcasts alone: they are not to be shown.
+    ///
+    /// # Errors
+    /// Any [`Error`]: ask again later.
+    pub async fn beside(&self) -> Result<Arc<HashSet<u32>>, Error> {
+        if self.messages_publication.is_empty() {
+            return Ok(Arc::default());
+        }
+        if let Some(beside) = &self.known().beside {
+            return Ok(Arc::clone(beside));
+        }
+        let mut connection = self.connection.lock().await;
+        let forgotten = self.known().forgotten;
+        let parameters: [&(dyn ToSql + Sync); 2] = [&self.publications, &self.messages_publication];
+        let rows = self.ask(&mut connection, |c| &c.beside, &parameters).await?;
+        let beside = rows.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<u32>, _>>();
+        let beside = Arc::new(beside.map_err(Error::Query)?);
+        let mut known = self.known();
+        if known.forgotten == forgotten {
+            known.beside = Some(Arc::clone(&beside));
+        }
+        Ok(beside)
+    }
+
     /// Whether policies, functions, grants, composite types, roles, memberships or settings changed
     /// since the last call; if so, every table was forgotten, and what was made of them (each
     /// [`Relation`] too) may be out of date. The first call compares with the time of the first
@@ -511,6 +549,7 @@ impl Catalog {
         if changed {
             known.tables.clear();
             known.published = None;
+            known.beside = None;
             known.forgotten = known.forgotten.wrapping_add(1);
         }
         Ok(changed)
@@ -591,17 +630,20 @@ impl Catalog {
             let table = client.prepare_typed(table, &[SqlType::OID, SqlType::TEXT_ARRAY]).await?;
             let published = include_str!("../sql/catalog/published.sql");
             let published = client.prepare_typed(published, &[SqlType::TEXT_ARRAY]).await?;
+            let beside = include_str!("../sql/catalog/beside.sql");
+            let beside =
+                client.prepare_typed(beside, &[SqlType::TEXT_ARRAY, SqlType::TEXT]).await?;
             let fingerprint =
                 client.prepare(include_str!("../sql/catalog/fingerprint.sql")).await?;
-            Ok((table, published, fingerprint))
+            Ok((table, published, beside, fingerprint))
         };
-        let (table, published, statement) = prepared.await.map_err(Error::Query)?;
+        let (table, published, beside, statement) = prepared.await.map_err(Error::Query)?;
         if self.known().fingerprint.is_none() {
             // Before the first answer that is remembered, so that no change after it is missed.
             let rows = client.query(&statement, &[]).await.map_err(Error::Query)?;
             self.known().fingerprint = Some(fingerprint(&rows).map_err(Error::Query)?);
         }
-        Ok(Connection { client, table, published, fingerprint: statement })
+        Ok(Connection { client, table, published, beside, fingerprint: statement })
     }
 }
 

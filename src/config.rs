@@ -138,6 +138,11 @@ pub struct Replication {
     pub slot: String,
     /// Publications to read. The first is created, empty, when it is missing.
     pub publications: Vec<String>,
+    /// Publication with `realtime.messages`, whose new rows are broadcast; its tables are not
+    /// shown as row changes. Created when it is missing; where it cannot be, nothing is broadcast
+    /// from the database until it exists. Empty: nothing ever is. Default
+    /// `supabase_realtime_messages_publication`.
+    pub messages_publication: String,
     /// `wal_sender_timeout` of our connection, in milliseconds: how long a dead link holds the
     /// slot. Default 10000, 1000 to 600000.
     pub sender_timeout_ms: u64,
@@ -165,6 +170,7 @@ impl Default for Replication {
         Self {
             slot: "walcast".into(),
             publications: vec!["supabase_realtime".into()],
+            messages_publication: "supabase_realtime_messages_publication".into(),
             sender_timeout_ms: 10_000,
             batch_bytes: 256 * 1024,
             batches_ahead: 4,
@@ -358,9 +364,9 @@ pub struct Server {
     /// Bytes of one incoming frame or message; a larger one closes the socket with 1009.
     /// Default 5000000, 1 KiB to 64 MiB.
     pub frame_bytes_max: usize,
-    /// Bytes of messages that have begun to come and not ended, over all sockets; beyond it the
-    /// socket that asks for more is closed with 1013. Default 256 MiB, at least
-    /// `frame_bytes_max`.
+    /// Bytes of messages that have begun to come and not ended, over all sockets, and of broadcasts
+    /// over HTTP that are not answered; beyond it the socket that asks for more is closed with
+    /// 1013, the request gets 429. Default 256 MiB, at least `frame_bytes_max`.
     pub unfinished_bytes_max: usize,
     /// Bytes queued for one slow client before it is closed. Default 16 MiB, 64 KiB to 1 GiB. One
     /// frame that is larger still passes when nothing else is queued.
@@ -369,6 +375,9 @@ pub struct Server {
     pub header_bytes_max: usize,
     /// Milliseconds a client may take to send its request. Default 10000, 100 to 120000.
     pub header_timeout_ms: u64,
+    /// Milliseconds the body of a broadcast over HTTP may take to come; then 408. Default 30000,
+    /// 100 to 600000.
+    pub body_timeout_ms: u64,
     /// Milliseconds without anything coming in before a socket is closed with 1000, and without
     /// anything being taken before the kernel gives a connection up. Default 60000, 1000 to
     /// 3600000.
@@ -398,6 +407,7 @@ impl Default for Server {
             outbox_bytes_max: 16 * 1024 * 1024,
             header_bytes_max: 64 * 1024,
             header_timeout_ms: 10_000,
+            body_timeout_ms: 30_000,
             idle_timeout_ms: 60_000,
             connect_error_backoff_ms: 500,
             join_error_backoff_ms: 500,
@@ -428,6 +438,12 @@ pub struct Limits {
     pub presence_window_ms: u64,
     /// Bytes of one broadcast's payload. Default 3000000, 1 KiB to 64 MiB.
     pub payload_bytes_max: usize,
+    /// Messages in one HTTP request to broadcast; with more it gets 429, and none is sent. Default
+    /// 10000, 1 to 1000000.
+    pub batch_messages_max: usize,
+    /// Bytes of such a request, all its messages together; with more it gets 413. Default 8000000,
+    /// 1 KiB to 64 MiB.
+    pub batch_bytes_max: usize,
     /// Whether every channel must be private. Default false.
     pub private_only: bool,
     /// Sockets of one address (of one /64 in IPv6); more get 429. 0: as many as it likes, because
@@ -456,6 +472,8 @@ impl Default for Limits {
             presence_events_per_window_max: 1000,
             presence_window_ms: 30_000,
             payload_bytes_max: 3_000_000,
+            batch_messages_max: 10_000,
+            batch_bytes_max: 8_000_000,
             private_only: false,
             connections_per_ip_max: 0,
             connections_per_user_max: 0,

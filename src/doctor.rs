@@ -287,12 +287,26 @@ async fn server(
         findings.warn(text, if installed { None } else { Some(Mend::Install) });
     }
     if row.get("has_messages") {
+        let owner = row.get::<_, Option<String>>("messages_owner");
+        let by_owner = owner.filter(|_| !config.database.url.is_empty()).map(|owner| {
+            let database = &config.database.url;
+            let user = Login::parse(database.expose(), Duration::from_secs(1));
+            let user = user.map(|login| install::quote(login.user())).unwrap_or_default();
+            let grant = format!("grant {} to {user};", install::quote(&owner));
+            (owner, by_hand(format!("{grant}   -- or leave it to what made the table")))
+        });
+        if let Some((owner, mend)) = by_owner.clone() {
+            let text = format!(
+                "realtime.messages belongs to {owner}, so its partitions are not made by walcast"
+            );
+            findings.warn(text, mend);
+        }
         match row.get::<_, i32>("missing_partitions") {
             0 => findings.ok("realtime.messages has its partitions for today and tomorrow"),
             _ => findings.red(
                 "realtime.messages lacks the partition of today or tomorrow, so realtime.send \
                  loses messages",
-                Mend::Install,
+                by_owner.map_or(Mend::Install, |(_, mend)| mend),
             ),
         }
     }
@@ -489,6 +503,47 @@ async fn publications(
         } else {
             findings.ok(format!("publication {name} has {tables} tables"));
         }
+    }
+    messages_publication(client, config, findings).await
+}
+
+/// Without it, row changes flow all the same.
+async fn messages_publication(
+    client: &Client,
+    config: &Config,
+    findings: &mut Findings,
+) -> Result<(), tokio_postgres::Error> {
+    let name = &config.replication.messages_publication;
+    if name.is_empty() {
+        findings.ok("nothing is broadcast from the database: no publication is set for that");
+        return Ok(());
+    }
+    let sql = install::quote(name);
+    let row = client.query_opt(include_str!("../sql/doctor/messages.sql"), &[name]).await?;
+    let Some(row) = row else {
+        findings.warn(
+            format!("publication {name} does not exist, so nothing is broadcast from the database"),
+            by_hand(format!("create publication {sql} for table realtime.messages;")),
+        );
+        return Ok(());
+    };
+    if row.get("has_messages") {
+        findings.ok(format!("publication {name} has realtime.messages"));
+    } else {
+        findings.warn(
+            format!(
+                "publication {name} lacks realtime.messages or its inserts, so nothing is \
+                 broadcast from the database"
+            ),
+            by_hand(format!("alter publication {sql} add table realtime.messages;")),
+        );
+    }
+    let others: Vec<String> = row.get("others");
+    if !others.is_empty() {
+        findings.warn(
+            format!("publication {name} has tables that are read in vain: {}", others.join(", ")),
+            by_hand(format!("alter publication {sql} drop table …;")),
+        );
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,7 +26,7 @@ use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
 use crate::feed::{Feed, Filters, Gap, Status};
-use crate::http::{Gate, Health, Operations, Proxy, Service, router};
+use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Service, router};
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
 use crate::join::Joiner;
@@ -137,16 +137,18 @@ async fn serve(
     let hub = Arc::new(Hub::new(config.presence.clone()));
     let publications = &config.replication.publications;
     let catalog = Catalog::new(logins.check.clone(), &config.database.roles, publications);
+    let catalog = catalog.beside_messages(&config.replication.messages_publication);
     let catalog = Arc::new(catalog);
     let authorizer = Authorizer::new(logins.check.clone(), &config.database, publications);
     let authorizer = Arc::new(authorizer);
     let status = Arc::new(Status::default());
     let (ready, is_ready) = watch::channel(false);
+    let access = Arc::new(Access::new(logins.check.clone(), &config.database));
     let joiner = Arc::new(Joiner::new(
         Arc::clone(&hub),
         Arc::clone(&catalog),
         Arc::clone(&authorizer),
-        Arc::new(Access::new(logins.check.clone(), &config.database)),
+        Arc::clone(&access),
         logins.check.clone(),
         config,
         is_ready.clone(),
@@ -160,6 +162,7 @@ async fn serve(
         login: logins.replication.clone(),
         replication: config.replication.clone(),
         changes: config.changes.clone(),
+        payload_bytes_max: config.limits.payload_bytes_max,
         catalog: Arc::clone(&catalog),
         authorizer: Arc::clone(&authorizer),
         filters,
@@ -173,10 +176,13 @@ async fn serve(
     let (tasks, stop_joins) = (TaskTracker::new(), CancellationToken::new());
     let operations = operations(config, &verifier, &status)?;
     let (keys, of_old_keys) = (Arc::clone(&verifier), Arc::clone(&connections));
+    let rates = Arc::default();
+    let (tokens, rooms) = (Arc::clone(&verifier), Arc::clone(&hub));
+    let broadcasts = Broadcasts::new(tokens, access, rooms, Arc::clone(&rates), config);
     let realtime = Realtime {
         verifier,
         limits: config.into(),
-        rates: Arc::default(),
+        rates,
         hub: Arc::clone(&hub),
         joiner,
         deadlines: Arc::clone(&deadlines),
@@ -196,6 +202,7 @@ async fn serve(
         }),
         gate: Gate::new(&config.limits),
         operations,
+        broadcasts: Some(broadcasts),
         proxy: Proxy::new(&config.proxy)?,
     };
     let address = listener.local_addr().context("the listening socket has no address")?;
@@ -219,18 +226,18 @@ async fn serve(
     });
     let token = stop_feed.clone();
     let slot = config.replication.slot.clone();
-    let watcher = upkeep::watch_server(Arc::clone(logins), slot, Arc::clone(&status), token);
+    let (lacking, told) = (Arc::new(Notify::new()), Arc::clone(&status));
+    let found = Arc::clone(&lacking);
+    let watcher = upkeep::watch_server(Arc::clone(logins), slot, told, found, token);
     running.spawn(async move {
         watcher.await;
         ("server watch", Ok(()))
     });
-    if let Some(owner) = owner {
-        let partitions = upkeep::rotate_partitions(owner, stop_feed.clone());
-        running.spawn(async move {
-            partitions.await;
-            ("partitions", Ok(()))
-        });
-    }
+    let partitions = upkeep::rotate_partitions(owner, lacking, stop_feed.clone());
+    running.spawn(async move {
+        partitions.await;
+        ("partitions", Ok(()))
+    });
     let token = stop_feed.clone();
     running.spawn(async move {
         // Told to reconnect, clients show their tokens again.

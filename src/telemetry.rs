@@ -42,6 +42,11 @@ pub const JOINS: &str = "walcast_joins_total";
 pub const CHANGES: &str = "walcast_changes_total";
 /// Broadcasts that were accepted.
 pub const BROADCASTS: &str = "walcast_broadcasts_total";
+/// HTTP requests to broadcast, by [`RESULT`].
+pub const BROADCAST_REQUESTS: &str = "walcast_broadcast_requests_total";
+/// New rows of `realtime.messages` for rooms that somebody was in, by [`RESULT`]: `error` for
+/// those that were too large.
+pub const DATABASE_BROADCASTS: &str = "walcast_database_broadcasts_total";
 /// Frames offered to subscribers.
 pub const DELIVERIES: &str = "walcast_deliveries_total";
 /// Row changes withheld from somebody who asked, by [`REASON`]: once for each party (subscribers
@@ -239,6 +244,8 @@ fn describe() {
     describe_counter!(JOINS, "Joins, by result.");
     describe_counter!(CHANGES, "Row changes read from the WAL.");
     describe_counter!(BROADCASTS, "Broadcasts that were accepted.");
+    describe_counter!(BROADCAST_REQUESTS, "HTTP requests to broadcast, by result.");
+    describe_counter!(DATABASE_BROADCASTS, "Broadcasts from the database, by result.");
     describe_counter!(DELIVERIES, "Frames offered to subscribers.");
     describe_counter!(WITHHELD, "Row changes withheld from somebody who asked, by reason.");
     describe_gauge!(WAL_LAG_BYTES, Unit::Bytes, "WAL not yet published.");

@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, timeout};
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -36,8 +37,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often metrics are brought up to date.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often partitions are made: there are always those of the next three days.
-const PARTITIONS_INTERVAL: Duration = Duration::from_hours(12);
+/// How often partitions are made and dropped: there are always those of the next three days.
+const PARTITIONS_INTERVAL: Duration = Duration::from_hours(1);
+
+/// How long they are left alone after an attempt that came to nothing, and after one that did.
+const PARTITIONS_PAUSE: (Duration, Duration) = (Duration::from_mins(1), Duration::from_secs(1));
 
 /// Forgets what was cached when the catalog changed in a way the log does not tell.
 pub async fn watch_catalog(
@@ -69,11 +73,13 @@ pub async fn watch_catalog(
     }
 }
 
-/// Makes our logins again when somebody dropped them, and measures the slot.
+/// Makes our logins again when somebody dropped them, measures the slot, and says when
+/// `realtime.messages` is `lacking` a partition.
 pub async fn watch_server(
     logins: Arc<Logins>,
     slot: String,
     status: Arc<Status>,
+    lacking: Arc<Notify>,
     shutdown: CancellationToken,
 ) {
     let mut tick = interval(SERVER_INTERVAL);
@@ -94,6 +100,9 @@ pub async fn watch_server(
                 #[expect(clippy::as_conversions, reason = "there is no other way to a float")]
                 let retained = seen.retained_bytes.unwrap_or(0) as f64;
                 metrics::gauge!(telemetry::WAL_RETAINED_BYTES).set(retained);
+                if seen.lacks_partition {
+                    lacking.notify_one();
+                }
                 !seen.has_logins
             }
             Ok(Err(error)) => {
@@ -123,6 +132,7 @@ struct Seen {
     has_logins: bool,
     current_lsn: u64,
     retained_bytes: Option<i64>,
+    lacks_partition: bool,
 }
 
 /// Why it found nothing.
@@ -155,28 +165,60 @@ async fn look(logins: &Logins, slot: &str, idle: &mut Option<Client>) -> Result<
         has_logins: row.get::<_, i64>("logins") == i64::try_from(made.len()).unwrap_or(0),
         current_lsn: u64::try_from(row.get::<_, i64>("current_lsn")).unwrap_or(0),
         retained_bytes: row.get("retained_bytes"),
+        lacks_partition: row.get("lacks_partition"),
     })
 }
 
-/// Makes and drops day partitions of `realtime.messages`. An installation has done it just before.
-pub async fn rotate_partitions(owner: Login, shutdown: CancellationToken) {
-    let mut tick = interval_at(Instant::now() + PARTITIONS_INTERVAL, PARTITIONS_INTERVAL);
+/// Makes and drops day partitions of `realtime.messages`: at once, every hour, and when one is
+/// found `lacking`. What stands in the way is said once.
+pub async fn rotate_partitions(
+    owner: Option<Login>,
+    lacking: Arc<Notify>,
+    shutdown: CancellationToken,
+) {
+    let mut tick = interval(PARTITIONS_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = String::new();
     loop {
+        let Some(owner) = &owner else {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = lacking.notified() => {}
+            }
+            tell_once(&mut told, "there is no DATABASE_URL to make them with".into());
+            continue;
+        };
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = tick.tick() => {}
+            () = lacking.notified() => {}
         }
-        match install::rotate_partitions(&owner).await {
+        let why = match install::rotate_partitions(owner).await {
             Ok(report) => {
-                for (what, why) in report.skipped {
-                    warn!(what, why, "not done");
+                for name in &report.created {
+                    info!(name, "created");
                 }
+                let why = report.skipped.iter().map(|(what, why)| format!("{what}: {why}"));
+                why.collect::<Vec<_>>().join("; ")
             }
-            Err(error) => {
-                let error = telemetry::chain(&error);
-                warn!(error, "the partitions of realtime.messages were not looked after");
-            }
+            Err(error) => telemetry::chain(&error),
+        };
+        tell_once(&mut told, why);
+        let pause = if told.is_empty() { PARTITIONS_PAUSE.1 } else { PARTITIONS_PAUSE.0 };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+/// Says why partitions are not looked after, unless that was the last word; empty: they are.
+fn tell_once(told: &mut String, why: String) {
+    if *told != why {
+        if !why.is_empty() {
+            warn!(why, "the partitions of realtime.messages are not looked after");
+        }
+        *told = why;
     }
 }
 

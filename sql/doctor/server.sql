@@ -51,6 +51,15 @@ select
                         'YYYY_MM_DD'
                     )
             )
-    ) as missing_partitions
+    ) as missing_partitions,
+    (
+        select pg_catalog.pg_get_userbyid(c.relowner)::text
+        from pg_catalog.pg_class as c
+        join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+        where n.nspname = 'realtime'
+            and c.relname = 'messages'
+            and c.relkind = 'p'
+            and not pg_catalog.pg_has_role(c.relowner, 'usage')
+    ) as messages_owner
 from pg_catalog.pg_roles as r
 where r.rolname = current_user;

@@ -173,6 +173,7 @@ const BOUNDS: &[(&str, i64, i64)] = &[
     ("server.outbox_bytes_max", 64 * 1024, 1024 * 1024 * 1024),
     ("server.header_bytes_max", HEADER_BYTES_MIN, 1024 * 1024),
     ("server.header_timeout_ms", 100, 120_000),
+    ("server.body_timeout_ms", 100, 600_000),
     ("server.idle_timeout_ms", 1_000, 3_600_000),
     ("server.connect_error_backoff_ms", 0, 8_000),
     ("server.join_error_backoff_ms", 0, 8_000),
@@ -184,6 +185,8 @@ const BOUNDS: &[(&str, i64, i64)] = &[
     ("limits.presence_events_per_window_max", 1, 1_000_000),
     ("limits.presence_window_ms", 100, 3_600_000),
     ("limits.payload_bytes_max", 1024, 64 * 1024 * 1024),
+    ("limits.batch_messages_max", 1, 1_000_000),
+    ("limits.batch_bytes_max", 1024, 64 * 1024 * 1024),
     ("limits.connections_per_ip_max", 0, 10_000_000),
     ("limits.connections_per_user_max", 0, 10_000_000),
     ("proxy.requests_max", 1, 100_000),
@@ -282,6 +285,11 @@ impl Config {
             return Err(invalid(name("replication.slot"), problem));
         }
         names(&self.replication.publications, &name("replication.publications"))?;
+        let messages = &self.replication.messages_publication;
+        if messages.len() > IDENTIFIER_BYTES_MAX || messages.contains('\0') {
+            let problem = "must be a name of 1 to 63 bytes, or empty";
+            return Err(invalid(name("replication.messages_publication"), problem));
+        }
         names(&self.database.roles, &name("database.roles"))?;
         for role in &self.database.roles {
             if role.starts_with("pg_") || role == "none" || role == "public" {

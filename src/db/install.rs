@@ -9,7 +9,7 @@ use std::fmt;
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::Config;
 use crate::db::{Login, logins};
@@ -27,6 +27,9 @@ const LOCK_KEY: i64 = 0x77_61_6c_63_61_73_74;
 /// How long another installation, or a lock on `realtime.messages`, is waited for.
 const SESSION: &str = "set search_path = ''; set standard_conforming_strings = on; \
     set client_min_messages = warning; set lock_timeout = '15s'; set statement_timeout = '60s'";
+
+/// How long a partition's drop may wait, and so keep those waiting who write messages.
+const IN_PASSING: &str = "set lock_timeout = '300ms'";
 
 /// How often an object is looked at again after losing a race with another installation: roles
 /// belong to the cluster, and each database has a lock of its own.
@@ -217,8 +220,9 @@ const FUNCTIONS: &[(&str, &str)] = &[
     ("walcast.announce_ddl()", include_str!("../../sql/functions/walcast.announce_ddl.sql")),
 ];
 
-/// Everything in the order it must be made. `publication` is the one that users fill.
-fn objects(roles: &[String], publication: &str) -> Vec<Object> {
+/// Everything in the order it must be made. `publication` is the one that users fill, `messages` the
+/// one of messages, if there is to be any.
+fn objects(roles: &[String], publication: &str, messages: &str) -> Vec<Object> {
     let mut all = Vec::new();
     for (name, sql) in ROLES {
         if roles.iter().any(|role| role == name) {
@@ -244,13 +248,10 @@ fn objects(roles: &[String], publication: &str) -> Vec<Object> {
         publication,
         format!("create publication {}", quote(publication)),
     ));
-    // Nobody reads it yet. It is made now because a slot cannot use a publication that is younger
-    // than the slot's own position.
-    all.push(Object::new(
-        Kind::Publication,
-        MESSAGES_PUBLICATION,
-        format!("create publication {MESSAGES_PUBLICATION} for table realtime.messages"),
-    ));
+    if !messages.is_empty() && messages != publication {
+        let sql = format!("create publication {} for table realtime.messages", quote(messages));
+        all.push(Object::new(Kind::Publication, messages, sql));
+    }
     for (name, event) in [("walcast_ddl", "ddl_command_end"), ("walcast_drop", "sql_drop")] {
         let sql = format!(
             "create event trigger {name} on {event} execute function walcast.announce_ddl()"
@@ -259,8 +260,6 @@ fn objects(roles: &[String], publication: &str) -> Vec<Object> {
     }
     all
 }
-
-const MESSAGES_PUBLICATION: &str = "supabase_realtime_messages_publication";
 
 /// Makes what is missing. Safe to run at every start, by any number of processes at once.
 ///
@@ -283,8 +282,9 @@ pub async fn install(login: &Login, config: &Config) -> Result<Report, Error> {
     }
     let publications = &config.replication.publications;
     let first = publications.first().map_or("supabase_realtime", String::as_str);
-    for object in objects(&config.database.roles, first) {
-        have(&mut client, &object, &mut report).await?;
+    let messages = config.replication.messages_publication.as_str();
+    for object in objects(&config.database.roles, first, messages) {
+        have(&mut client, &object, messages, &mut report).await?;
     }
     missing(&client, config, &mut report).await?;
     for grant in grants(&client, &config.database.roles).await? {
@@ -303,6 +303,8 @@ pub async fn install(login: &Login, config: &Config) -> Result<Report, Error> {
 /// Makes the day partitions of `realtime.messages` that are missing, yesterday to three days
 /// ahead, and drops ours that are older than three days. To be called once a day at least.
 ///
+/// Whoever writes messages waits for neither: one that is in use is dropped another time.
+///
 /// # Errors
 /// [`Error`]; call again later.
 pub async fn rotate_partitions(login: &Login) -> Result<Report, Error> {
@@ -310,6 +312,8 @@ pub async fn rotate_partitions(login: &Login) -> Result<Report, Error> {
     prepare(&client).await?;
     let mut report = Report::default();
     if !own_schema_exists(&client).await? {
+        let why = "schema walcast is not installed".to_owned();
+        report.skipped.push(("partitions of realtime.messages".into(), why));
         return Ok(report);
     }
     partitions(&mut client, &mut report).await?;
@@ -317,6 +321,7 @@ pub async fn rotate_partitions(login: &Login) -> Result<Report, Error> {
         .query(include_str!("../../sql/install/old_partitions.sql"), &[&KEEP_DAYS])
         .await
         .map_err(failed("partitions"))?;
+    client.batch_execute(IN_PASSING).await.map_err(failed("session settings"))?;
     for row in old {
         let name: String = row.get(0);
         let sql = format!(
@@ -324,7 +329,13 @@ pub async fn rotate_partitions(login: &Login) -> Result<Report, Error> {
              delete from walcast.objects where kind = 'partition' and name = {}",
             literal(&name)
         );
-        run(&client, &name, &sql).await?;
+        match client.batch_execute(&sql).await {
+            Ok(()) => {}
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                debug!(name, "in use; dropped another time");
+            }
+            Err(error) => return Err(failed(&name)(error)),
+        }
     }
     Ok(report)
 }
@@ -473,12 +484,17 @@ async fn own_schema(client: &Client, report: &mut Report) -> Result<(), Error> {
 }
 
 /// Makes one object unless it exists, or is not ours to make.
-async fn have(client: &mut Client, object: &Object, report: &mut Report) -> Result<(), Error> {
+async fn have(
+    client: &mut Client,
+    object: &Object,
+    messages: &str,
+    report: &mut Report,
+) -> Result<(), Error> {
     for _ in 0..RACES_MAX {
         let found = find(client, object.kind, &object.name).await?;
         let replaces = match found {
             None => {
-                if let Some(why) = closed(client, object).await? {
+                if let Some(why) = closed(client, object, messages).await? {
                     report.skipped.push((object.to_string(), why));
                     return Ok(());
                 }
@@ -575,9 +591,10 @@ async fn stale(client: &Client, object: &Object, found: &Found) -> Result<bool, 
 ///
 /// A schema is open to us when we made it, or when it is this login's own and no other product
 /// keeps its migrations in it (their next version would trip over what we added).
-async fn closed(client: &Client, object: &Object) -> Result<Option<String>, Error> {
-    let messages_publication = object.name == MESSAGES_PUBLICATION;
-    let schema = if messages_publication { Some("realtime") } else { object.schema() };
+/// The publication of messages goes with its table.
+async fn closed(client: &Client, object: &Object, messages: &str) -> Result<Option<String>, Error> {
+    let of_messages = object.kind == Kind::Publication && object.name == messages;
+    let schema = if of_messages { Some("realtime") } else { object.schema() };
     let Some(schema) = schema.filter(|schema| *schema != "walcast") else { return Ok(None) };
     let Some(found) = find(client, Kind::Schema, schema).await? else {
         return Ok(Some(format!("there is no schema {schema}")));
@@ -707,6 +724,10 @@ async fn partitions(client: &mut Client, report: &mut Report) -> Result<(), Erro
         .map_err(failed("partitions"))?;
     for row in missing {
         let (name, sql): (String, String) = (row.get(0), row.get(1));
+        if let Some(why) = row.get(2) {
+            report.skipped.push(("partitions of realtime.messages".into(), why));
+            return Ok(());
+        }
         let what = format!("partition {name}");
         let made = async {
             let transaction = client.transaction().await?;
@@ -722,10 +743,6 @@ async fn partitions(client: &mut Client, report: &mut Report) -> Result<(), Erro
         }
     }
     Ok(())
-}
-
-async fn run(client: &Client, what: &str, sql: &str) -> Result<(), Error> {
-    client.batch_execute(sql).await.map_err(failed(what))
 }
 
 fn failed(what: &str) -> impl FnOnce(tokio_postgres::Error) -> Error {

@@ -15,12 +15,13 @@ use super::Feed;
 use super::filters;
 use super::frames::{Frames, Rules, Wanted};
 use super::memory::{Completed, Memory, Within};
+use super::messages::{self, Message};
 use super::reader::{Definition, Pending, Segment};
 use crate::auth::rls::{self, Question, Verdict, Visibility};
 use crate::catalog::{self, RowAccess, Table};
-use crate::change::{Change, Operation, Relation};
+use crate::change::{Change, Commit, Operation, Relation};
 use crate::hub::{
-    AudienceId, AudienceView, BindingId, Candidate, ClaimsId, Delivery, Interest, Side,
+    AudienceId, AudienceView, BindingId, Candidate, ClaimsId, Interest, Outgoing, Side,
 };
 use crate::subscribe::Answer;
 use crate::telemetry;
@@ -30,6 +31,9 @@ const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Parties whose last notice is remembered; beyond it all are forgotten.
 const NOTICES_MAX: usize = 10_000;
+
+/// Messages that were too large are told in one line at most this often.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// No answer from Postgres for now; the batch is held.
 #[derive(Debug, thiserror::Error)]
@@ -43,32 +47,84 @@ pub(super) enum Unanswered {
 }
 
 impl Feed {
-    /// Publishes changes under one definition of each table.
+    /// Publishes changes under one definition of each table, and messages in their places between
+    /// them.
     pub(super) async fn decide(
         &self,
         changes: &[Change],
+        messages: &[&Message],
         memory: &mut Memory,
     ) -> Result<(), Unanswered> {
-        let candidates = self.hub.candidates(changes, self.changes.announce_move_out);
-        let candidates = self.finish_filters(changes, candidates).await?;
-        if candidates.is_empty() {
+        let candidates = if changes.is_empty() {
+            Vec::new()
+        } else {
+            let candidates = self.hub.candidates(changes, self.changes.announce_move_out);
+            self.finish_filters(changes, candidates).await?
+        };
+        if candidates.is_empty() && messages.is_empty() {
             return Ok(());
         }
         let audiences = self.audiences(changes, &candidates);
         let answers = self.answers(changes, &candidates, &audiences, memory).await?;
         self.notify(&answers, &audiences, memory);
-        let deliveries = self.frames(changes, &candidates, &audiences, &answers, memory);
-        let delivered = self.hub.publish(&deliveries);
+        let outgoing = self.frames(changes, messages, &candidates, &audiences, &answers, memory);
+        let delivered = self.hub.publish(&outgoing);
         metrics::counter!(telemetry::DELIVERIES).increment(delivered);
+        count_messages("ok", messages.len());
         if delivered > 0 {
             let now = SystemTime::now();
-            for of_commit in changes.chunk_by(|a, b| a.commit.lsn == b.commit.lsn) {
-                if let Ok(latency) = now.duration_since(of_commit[0].commit.time) {
+            let mut commits: Vec<Commit> = changes.iter().map(|change| change.commit).collect();
+            commits.extend(messages.iter().map(|message| message.commit));
+            commits.sort_by_key(|commit| commit.lsn);
+            commits.dedup_by_key(|commit| commit.lsn);
+            for commit in commits {
+                if let Ok(latency) = now.duration_since(commit.time) {
                     metrics::histogram!(telemetry::LATENCY_SECONDS).record(latency);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Messages of tables that are `realtime.messages`.
+    pub(super) async fn sure<'a>(
+        &self,
+        messages: &'a [Message],
+    ) -> Result<Vec<&'a Message>, Unanswered> {
+        let mut sure = Vec::with_capacity(messages.len());
+        for message in messages {
+            let is_one = match message.unsure {
+                None => true,
+                Some(oid) => {
+                    let table = self.catalog.table(oid).await?;
+                    let root = table.as_ref().and_then(|table| table.partition_root.as_ref());
+                    root.is_some_and(|root| {
+                        *root.schema == *messages::SCHEMA && *root.name == *messages::TABLE
+                    })
+                }
+            };
+            if is_one {
+                sure.push(message);
+            }
+        }
+        Ok(sure)
+    }
+
+    /// Says that rows of `realtime.messages` were broadcast to nobody.
+    pub(super) fn report_refused(&self, refused: usize, memory: &mut Memory) {
+        if refused == 0 {
+            return;
+        }
+        count_messages("error", refused);
+        memory.refused += refused;
+        let now = Instant::now();
+        let due = |last: Instant| now.duration_since(last) >= REFUSED_INTERVAL;
+        if memory.refused_told.is_none_or(due) {
+            let (messages, payload_bytes_max) = (memory.refused, self.payload_bytes_max);
+            warn!(messages, payload_bytes_max, "UnableToBroadcastChanges: payloads are too large");
+            memory.refused = 0;
+            memory.refused_told = Some(now);
+        }
     }
 
     pub(super) fn forget(&self, segment: &Segment) {
@@ -102,8 +158,15 @@ impl Feed {
         let mut done: HashMap<u32, (Arc<Relation>, Option<Within>)> = HashMap::new();
         let mut roots: HashMap<u32, Arc<Relation>> = HashMap::new();
         let mut changes = Vec::with_capacity(pending.len());
+        if pending.is_empty() {
+            return Ok((changes, 0));
+        }
+        let beside = self.catalog.beside().await?;
         for (used, change) in pending.iter().enumerate() {
             let oid = change.definition.oid;
+            if beside.contains(&oid) {
+                continue;
+            }
             if !done.contains_key(&oid) {
                 let same = pending.iter().filter(|other| other.definition.oid == oid);
                 let mut xids: Vec<u32> = same.map(|other| other.commit.xid).collect();
@@ -274,7 +337,14 @@ impl Feed {
     /// A row that the server cannot print reaches nobody. Those who may see rows of its table are
     /// told that there is one.
     pub(super) async fn report_unreadable(&self, segment: &Segment) -> Result<(), Unanswered> {
+        if segment.unreadable.is_empty() {
+            return Ok(());
+        }
+        let beside = self.catalog.beside().await?;
         for definition in &segment.unreadable {
+            if beside.contains(&definition.oid) {
+                continue;
+            }
             let Definition { schema, table, .. } = &**definition;
             error!(%schema, %table, "a row is too large for the server to print; it reaches nobody");
             withheld("unprintable");
@@ -413,12 +483,14 @@ impl Feed {
     fn frames(
         &self,
         changes: &[Change],
+        messages: &[&Message],
         candidates: &[Candidate],
         audiences: &Audiences,
         answers: &Answers,
         memory: &mut Memory,
-    ) -> Vec<Delivery> {
+    ) -> Vec<Outgoing> {
         let mut frames = Frames::default();
+        let mut messages = messages.iter().peekable();
         let mut rest = candidates;
         let mut wanted = Vec::new();
         while let Some(first) = rest.first() {
@@ -426,6 +498,11 @@ impl Feed {
             let (of_change, after) = rest.split_at(count);
             rest = after;
             let change = &changes[place(first.change)];
+            let before =
+                |message: &&&Message| message.place() < (change.commit.lsn, change.ordinal);
+            while let Some(message) = messages.next_if(before) {
+                frames.say(message.room.clone(), message.what.clone());
+            }
             let Some(table) = memory.table(change.relation.oid) else {
                 // Dropped meanwhile: nobody can be asked who may see its rows.
                 withheld("dropped_table");
@@ -486,6 +563,9 @@ impl Feed {
                 }
             }
         }
+        for message in messages {
+            frames.say(message.room.clone(), message.what.clone());
+        }
         frames.finish()
     }
 
@@ -524,6 +604,11 @@ impl Feed {
 
 /// What a party that was not asked about gets: nothing.
 const UNDECIDED: Verdict = Verdict { new: Visibility::Failed, old: Visibility::Failed };
+
+fn count_messages(result: &'static str, count: usize) {
+    let count = u64::try_from(count).unwrap_or(u64::MAX);
+    metrics::counter!(telemetry::DATABASE_BROADCASTS, telemetry::RESULT => result).increment(count);
+}
 
 fn withheld(reason: &'static str) {
     metrics::counter!(telemetry::WITHHELD, telemetry::REASON => reason).increment(1);

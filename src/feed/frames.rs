@@ -1,7 +1,7 @@
 //! Decided changes → finished frames with their recipients.
 //!
-//! In:     changes, the bindings that want them, who may see what.
-//! Out:    [`Delivery`]s in the order of the changes; equal frames are made once.
+//! In:     changes, the bindings that want them, who may see what; what is said to rooms between.
+//! Out:    [`Outgoing`] in the order of the changes; equal frames are made once.
 //! Never:  IO, a question.
 
 use std::sync::Arc;
@@ -11,8 +11,11 @@ use bytes::Bytes;
 use crate::auth::rls::{Shown, Verdict, Visibility, decide};
 use crate::change::{Change, ColumnSet, Operation};
 use crate::config::DeleteMode;
+use crate::event::broadcast::Broadcast;
 use crate::event::row::{self, OldColumns, RowEvent};
-use crate::hub::{AudienceId, AudienceView, ClaimsId, Delivery, Interest, Recipients, Side};
+use crate::hub::{
+    AudienceId, AudienceView, ClaimsId, Delivery, Interest, Outgoing, Recipients, RoomName, Side,
+};
 
 /// One binding that wants a change, its filter finished.
 #[derive(Debug, Clone)]
@@ -43,7 +46,7 @@ pub(super) struct Rules {
 /// Collects the deliveries of one batch.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    deliveries: Vec<Delivery>,
+    outgoing: Vec<Outgoing>,
     /// `data` objects of the change being written.
     rendered: Vec<(Operation, OldColumns, Arc<ColumnSet>, Bytes)>,
     change: Option<u32>,
@@ -54,9 +57,14 @@ pub(super) struct Frames {
 type Variant = (Operation, OldColumns);
 
 impl Frames {
-    /// The deliveries, in order.
-    pub(super) fn finish(self) -> Vec<Delivery> {
-        self.deliveries
+    /// What goes out, in order.
+    pub(super) fn finish(self) -> Vec<Outgoing> {
+        self.outgoing
+    }
+
+    /// Says something to a room, after everything that was added before.
+    pub(super) fn say(&mut self, room: RoomName, what: Broadcast) {
+        self.outgoing.push(Outgoing::Said(room, what));
     }
 
     /// Makes the frames of one change for one audience. `unrestricted`: its role sees every row,
@@ -180,14 +188,14 @@ impl Frames {
     }
 
     fn push(&mut self, audience: AudienceId, to: Recipients, frame: Bytes) {
-        if let Some(last) = self.deliveries.last_mut()
+        if let Some(Outgoing::Rows(last)) = self.outgoing.last_mut()
             && last.audience == audience
             && matches!((&last.to, &to), (Recipients::All, Recipients::All))
         {
             last.frames.push(frame);
             return;
         }
-        self.deliveries.push(Delivery { audience, to, frames: vec![frame] });
+        self.outgoing.push(Outgoing::Rows(Delivery { audience, to, frames: vec![frame] }));
     }
 }
 
@@ -307,7 +315,7 @@ mod tests {
         let verdict = |claims| verdicts.iter().find(|(id, _)| *id == claims).unwrap().1;
         let view = view(&parties);
         frames.add(0, change, (AudienceId::of(9), &view), wanted, false, verdict, RULES);
-        let found = frames.finish().into_iter().flat_map(|delivery| {
+        let found = rows(frames).into_iter().flat_map(|delivery| {
             assert_eq!(delivery.audience, AudienceId::of(9));
             let Recipients::Parties(parties) = delivery.to else { panic!("not for all") };
             delivery.frames.into_iter().map(move |frame| (parties.clone(), frame))
@@ -328,6 +336,14 @@ mod tests {
             })
             .collect();
         assert_eq!(found, expected);
+    }
+
+    fn rows(frames: Frames) -> Vec<Delivery> {
+        let rows = frames.finish().into_iter().map(|outgoing| match outgoing {
+            Outgoing::Rows(delivery) => delivery,
+            said @ Outgoing::Said(..) => panic!("{said:?}"),
+        });
+        rows.collect()
     }
 
     fn row(note: &str) -> Json {
@@ -410,7 +426,7 @@ mod tests {
             let audience = (AudienceId::of(9), &view);
             frames.add(number, &insert, audience, &[all()], true, never, RULES);
         }
-        let deliveries = frames.finish();
+        let deliveries = rows(frames);
         assert_eq!(deliveries.len(), 1);
         assert!(matches!(deliveries[0].to, Recipients::All));
         assert_eq!(deliveries[0].frames.len(), 2);
@@ -424,7 +440,7 @@ mod tests {
             let mut frames = Frames::default();
             let audience = (AudienceId::of(9), &view);
             frames.add_error(&insert, audience, &[1], false, verdicts, "Error 401: Unauthorized");
-            frames.finish()
+            rows(frames)
         };
         let told = tell(&|claims| if claims == B { NEW } else { FAILED });
         let [delivery] = &told[..] else { panic!("{told:?}") };
@@ -441,7 +457,7 @@ mod tests {
         let view = view(&[A]);
         let audience = (AudienceId::of(9), &view);
         frames.add(0, &delete, audience, &[all()], true, |_| YES, plain);
-        let delivery = frames.finish().remove(0);
+        let delivery = rows(frames).remove(0);
         let frame: Json = serde_json::from_slice(&delivery.frames[0]).unwrap();
         assert_eq!(frame["data"]["old_record"], row("old"));
     }

@@ -23,6 +23,9 @@ pub(super) struct Memory {
     pub(super) roots: Roots,
     /// Party, its claims and the table: an id is given again once its party has left.
     pub(super) notices: HashMap<(ClaimsId, Arc<str>, u32), Instant>,
+    /// Messages that were too large since that was last told.
+    pub(super) refused: usize,
+    pub(super) refused_told: Option<Instant>,
 }
 
 /// What a role may read of a relation, as long as both definitions stay.

@@ -10,6 +10,7 @@ mod decide;
 mod filters;
 mod frames;
 mod memory;
+mod messages;
 mod place;
 mod reader;
 
@@ -25,7 +26,8 @@ use crate::auth::rls::Authorizer;
 use crate::catalog::Catalog;
 use crate::config;
 use crate::db::Login;
-use crate::hub::Hub;
+use crate::hub::{Hub, RoomName};
+use crate::lsn::Lsn;
 use crate::telemetry;
 use crate::wal::{self, Format, WalStream};
 
@@ -33,6 +35,7 @@ pub use filters::Filters;
 
 use decide::Unanswered;
 use memory::{Memory, Roots};
+use messages::Message;
 use place::Place;
 use reader::{Definition, Reader, Segment};
 
@@ -117,6 +120,8 @@ pub struct Feed {
     pub replication: config::Replication,
     /// What is shown.
     pub changes: config::Changes,
+    /// Bytes of a stored message's payload above which it is broadcast to nobody.
+    pub payload_bytes_max: usize,
     /// Table definitions.
     pub catalog: Arc<Catalog>,
     /// Who may see a row.
@@ -158,6 +163,7 @@ impl Feed {
                     &self.replication,
                     place.committed,
                     place.format,
+                    !place.without_messages,
                 ) => opened,
             };
             let error = match opened {
@@ -184,6 +190,7 @@ impl Feed {
                 wal::Error::Disconnected(_)
                 | wal::Error::SlotBusy { .. }
                 | wal::Error::PublicationMissing { .. } => {}
+                wal::Error::MessagesMissing => place.without_messages = true,
                 // It was let in before: the login is made again, or its password put right.
                 wal::Error::LoginRefused(_) if place.live_from.is_some() => {}
                 wal::Error::RowTooLarge(_) if place.format == Format::Text => {
@@ -244,7 +251,7 @@ impl Feed {
         self.status.attached.store(true, Ordering::Relaxed);
         self.ready.send_replace(true);
         metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
-        let mut reader = Reader::new(live_from, place.within);
+        let mut reader = Reader::new(live_from, place.within, self.payload_bytes_max);
         let mut memory = Memory::default();
         // Whatever was cached may have changed while nobody read the log.
         self.catalog.forget_all();
@@ -252,17 +259,37 @@ impl Feed {
         self.authorizer.forget(None);
         self.hub.forget_tables();
         let look_now = Notify::new();
-        let mut missing = std::pin::pin!(self.publication_missing(&look_now));
+        let (with_messages, head) = (wal.identity().messages, wal.identity().head);
+        if !with_messages && !place.without_messages && self.reads_messages() {
+            let publication = &self.replication.messages_publication;
+            warn!(publication, "nothing is broadcast from the database: there is no publication");
+        }
+        let mut looking = std::pin::pin!(
+            self.watch_publications(with_messages || place.without_messages, &look_now)
+        );
         let mut look = tokio::time::interval(STREAM_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let batch = tokio::select! {
                 () = shutdown.cancelled() => return Ok(Ended::Shutdown),
-                publication = &mut missing => {
-                    return Err(wal::Error::PublicationMissing { publication }.into());
-                }
+                found = &mut looking => match found {
+                    Found::Missing(publication) => {
+                        return Err(wal::Error::PublicationMissing { publication }.into());
+                    }
+                    Found::Messages => {
+                        info!("the publication of messages exists now");
+                        return Ok(Ended::Reopen);
+                    }
+                },
                 _ = look.tick() => {
                     self.report_left_out(wal, &look_now);
+                    let settled = wal.position().settled;
+                    if place.without_messages && settled >= head {
+                        // What is before the publication, if it exists, is behind us.
+                        place.without_messages = false;
+                        place.committed = place.committed.max(settled);
+                        return Ok(Ended::Reopen);
+                    }
                     continue;
                 }
                 batch = wal.next_batch() => batch?,
@@ -273,10 +300,16 @@ impl Feed {
             let wants = |table: &Definition, anew: bool| self.wants(table, anew, &memory.roots);
             let one = place.format == Format::Binary;
             let listening = self.hub.subscribers() > 0;
-            let segments = reader.read(&batch, generation, listening, one, wants)?;
+            let hears = |room: &RoomName| self.hub.has_room(room);
+            let hears: Option<&dyn Fn(&RoomName) -> bool> =
+                if self.hub.has_rooms() { Some(&hears) } else { None };
+            let segments = reader.read(&batch, generation, listening, one, hears, wants)?;
             let decoded = reader.changes_decoded - decoded;
             metrics::counter!(telemetry::CHANGES).increment(decoded);
             for segment in segments {
+                if segment.catalog_changed && !with_messages {
+                    look_now.notify_one();
+                }
                 if self.authorizer.observe_decoded(&segment.xids)
                     && let Err(error) = self.authorizer.look().await
                 {
@@ -288,8 +321,9 @@ impl Feed {
                         () = self.publish(&segment, &mut memory) => {}
                     }
                 }
-                if let Some(last) = segment.changes.last() {
-                    place.within = Some((last.commit.lsn, last.ordinal));
+                self.report_refused(segment.messages_refused, &mut memory);
+                if let Some(last) = segment.last() {
+                    place.within = Some(last);
                 }
                 if let Some(committed) = segment.committed {
                     place.committed = committed;
@@ -327,7 +361,7 @@ impl Feed {
     /// Publishes one segment, asking again until Postgres answers.
     async fn publish(&self, segment: &Segment, memory: &mut Memory) {
         let mut wait = HELD.0;
-        let mut done = 0;
+        let mut done = Done::default();
         loop {
             let _batch = EndBatch(&self.hub);
             let Err(error) = self.attempt(segment, &mut done, memory).await else { break };
@@ -344,11 +378,11 @@ impl Feed {
         }
     }
 
-    /// Publishes what is left of a segment; `done` counts its changes that are out.
+    /// Publishes what is left of a segment; `done` counts what of it is out.
     async fn attempt(
         &self,
         segment: &Segment,
-        done: &mut usize,
+        done: &mut Done,
         memory: &mut Memory,
     ) -> Result<(), Unanswered> {
         for touched in &segment.transactions {
@@ -356,36 +390,58 @@ impl Feed {
             let (changes, whole) = (touched.changes, touched.whole);
             self.authorizer.observe_transaction(commit, tables, changes, whole);
         }
-        if segment.changes.is_empty() && !segment.asks_the_catalog() {
+        if segment.last().is_none() && !segment.asks_the_catalog() {
             self.catalog.observe_definers(&segment.definers);
             return Ok(());
         }
         // What is forgotten now must not be learned again from before the change.
         self.authorizer.wait_visible(&segment.xids).await?;
         self.forget(segment);
-        while let Some(rest) = segment.changes.get(*done..).filter(|rest| !rest.is_empty()) {
+        let messages = self.sure(&segment.messages).await?;
+        loop {
+            let rest = segment.changes.get(done.changes..).unwrap_or_default();
             let (changes, used) = self.complete(rest, memory).await?;
-            self.decide(&changes, memory).await?;
-            *done += used;
+            let out = |said: &&&Message| done.said.is_some_and(|last| said.place() <= last);
+            let said = &messages[messages.iter().take_while(out).count()..];
+            // Those before what is left after these changes.
+            let next = rest.get(used).map(|next| (next.commit.lsn, next.ordinal));
+            let is_due = |said: &&Message| next.is_none_or(|next| said.place() < next);
+            let due = said.iter().take_while(|said| is_due(said)).count();
+            self.decide(&changes, &said[..due], memory).await?;
+            done.changes += used;
+            done.said = said[..due].last().map_or(done.said, |last| Some(last.place()));
+            if next.is_none() {
+                break;
+            }
         }
         self.report_unreadable(segment).await
     }
 }
 
 impl Feed {
-    /// Returns the name of a publication once it is missing.
-    async fn publication_missing(&self, look_now: &Notify) -> String {
+    /// Returns once a publication is missing that must exist, or the one of messages exists while
+    /// it is not `known`.
+    async fn watch_publications(&self, known: bool, look_now: &Notify) -> Found {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(PUBLICATIONS_INTERVAL) => {}
                 () = look_now.notified() => {}
             }
-            match wal::missing_publication(&self.login, &self.replication).await {
-                Ok(None) => {}
-                Ok(Some(publication)) => return publication,
+            match wal::look_for_publications(&self.login, &self.replication).await {
+                Ok(wal::Publications { missing: Some(publication), .. }) => {
+                    return Found::Missing(publication);
+                }
+                Ok(wal::Publications { messages: true, .. }) if !known && self.reads_messages() => {
+                    return Found::Messages;
+                }
+                Ok(_) => {}
                 Err(error) => debug!(%error, "the publications cannot be looked for"),
             }
         }
+    }
+
+    fn reads_messages(&self) -> bool {
+        !self.replication.messages_publication.is_empty()
     }
 
     /// Tells everybody when the server left changes out, and has the publications looked for.
@@ -399,6 +455,22 @@ impl Feed {
             look_now.notify_one();
         }
     }
+}
+
+/// What a look at the publications found.
+enum Found {
+    /// One that must exist does not.
+    Missing(String),
+    /// The one of messages exists now.
+    Messages,
+}
+
+/// How much of a segment is out.
+#[derive(Debug, Default)]
+struct Done {
+    changes: usize,
+    /// The last message that is.
+    said: Option<(Lsn, u32)>,
 }
 
 /// Why an attached stream was left without an error.

@@ -20,6 +20,8 @@ pub(super) struct Place {
     pub(super) within: Option<(Lsn, u32)>,
     /// Text, but for a stretch that the server cannot print.
     pub(super) format: Format,
+    /// The publication of messages did not exist at this place: go on without it.
+    pub(super) without_messages: bool,
     /// System identifier and timeline of the log that these positions are of.
     pub(super) history: Option<(String, u32)>,
 }
@@ -63,6 +65,7 @@ mod tests {
             head: Lsn::new(100),
             start: Lsn::new(start),
             created_slot,
+            messages: true,
         }
     }
 

@@ -1,7 +1,8 @@
 //! Messages → changes that somebody asked for, in commit order.
 //!
-//! In:     batches of pgoutput messages; which tables are wanted.
-//! Out:    [`Segment`]s: changes under one definition of each table, with their transactions.
+//! In:     batches of pgoutput messages; which tables are wanted, and which rooms anybody is in.
+//! Out:    [`Segment`]s: changes under one definition of each table, with their transactions, and
+//!         what new rows of `realtime.messages` say.
 //! Never:  IO; a look into the rows of a table that nobody asked for.
 
 use std::cell::Cell;
@@ -9,8 +10,10 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::messages::{self, Message as StoredMessage, Places, Read};
 use crate::catalog::{Table, TableColumn};
 use crate::change::{Commit, OldImage, Operation, Relation, Tuple, TupleBuilder, Value};
+use crate::hub::RoomName;
 use crate::lsn::Lsn;
 use crate::wal::Batch;
 use crate::wal::pgoutput::{self, DecodeError, Message, OldKind, TupleColumn, TupleData};
@@ -172,6 +175,10 @@ pub(super) struct Touched {
 pub(super) struct Segment {
     /// Changes that somebody asked for.
     pub changes: Vec<Pending>,
+    /// What new rows of `realtime.messages` say to rooms that somebody is in.
+    pub messages: Vec<StoredMessage>,
+    /// How many of these rows were too large, or could not be read.
+    pub messages_refused: usize,
     /// Every transaction seen, wanted or not, whose effects the decision may depend on.
     pub xids: Vec<u32>,
     /// Tables whose definition, grants or policies may have changed before these changes.
@@ -194,9 +201,17 @@ impl Segment {
         !self.redefined.is_empty() || self.catalog_changed || !self.unreadable.is_empty()
     }
 
+    /// The last of its changes and messages: its transaction, and its number there.
+    pub(super) fn last(&self) -> Option<(Lsn, u32)> {
+        let change = self.changes.last().map(|change| (change.commit.lsn, change.ordinal));
+        let message = self.messages.last().map(StoredMessage::place);
+        change.max(message)
+    }
+
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
         self.changes.is_empty()
+            && self.messages.is_empty()
             && self.redefined.is_empty()
             && self.transactions.is_empty()
             && self.unreadable.is_empty()
@@ -209,6 +224,8 @@ impl Segment {
 struct Known {
     definition: Arc<Definition>,
     wanted: bool,
+    /// Its new rows may be messages.
+    messages: Option<Places>,
 }
 
 #[derive(Debug)]
@@ -261,6 +278,8 @@ pub(super) struct Reader {
     /// Last change that was published, when its transaction was not complete.
     published: Option<(Lsn, u32)>,
     generation: Option<(u64, u64)>,
+    /// A larger payload of a message is said to nobody.
+    payload_bytes_max: usize,
     /// Whether somebody asked for a table that is known.
     wanting: bool,
     /// Row changes seen so far, wanted or not.
@@ -270,13 +289,18 @@ pub(super) struct Reader {
 impl Reader {
     /// For a new connection. `published` is the last change of an incomplete transaction that was
     /// published over an earlier one.
-    pub(super) fn new(live_from: Lsn, published: Option<(Lsn, u32)>) -> Self {
+    pub(super) fn new(
+        live_from: Lsn,
+        published: Option<(Lsn, u32)>,
+        payload_bytes_max: usize,
+    ) -> Self {
         Self {
             known: HashMap::new(),
             transaction: None,
             live_from,
             published,
             generation: None,
+            payload_bytes_max,
             wanting: false,
             changes_decoded: 0,
         }
@@ -284,7 +308,8 @@ impl Reader {
 
     /// Reads one batch. `wants` tells which tables somebody asked for (true: defined anew); its
     /// answers hold as long as `generation` stays the same. `listening`: what transactions did is
-    /// to be told, whether or not their rows are wanted. `one_transaction`: what follows the first
+    /// to be told, whether or not their rows are wanted. `hears` tells which rooms anybody is in;
+    /// none: nobody is in any. `one_transaction`: what follows the first
     /// commit is left, to be read again over another connection.
     ///
     /// # Errors
@@ -295,6 +320,7 @@ impl Reader {
         generation: (u64, u64),
         listening: bool,
         one_transaction: bool,
+        hears: Option<&dyn Fn(&RoomName) -> bool>,
         wants: impl Fn(&Definition, bool) -> bool,
     ) -> Result<Vec<Segment>, Error> {
         if self.generation.replace(generation) != Some(generation) {
@@ -336,7 +362,8 @@ impl Reader {
                     }
                     segment.redefined.push(Arc::clone(&definition));
                     self.wanting |= wanted;
-                    self.known.insert(oid, Known { definition, wanted });
+                    let messages = Places::of(&definition);
+                    self.known.insert(oid, Known { definition, wanted, messages });
                 }
                 Message::Logical(message) if message.prefix == DDL_PREFIX => {
                     if !segment.changes.is_empty() {
@@ -349,6 +376,9 @@ impl Reader {
                     }
                 }
                 Message::Insert(insert) => {
+                    if let Some(hears) = hears {
+                        self.message(&mut segment, batch, insert.relation, &insert.new, hears)?;
+                    }
                     self.row(&mut segment, batch, insert.relation, Operation::Insert, || {
                         Ok((None, Some(insert.new)))
                     })?;
@@ -394,6 +424,34 @@ impl Reader {
                 whole: complete && !transaction.overflowed,
             });
         }
+    }
+
+    /// Takes what a new row says, if it is a message. To be called before [`Self::row`].
+    fn message(
+        &self,
+        segment: &mut Segment,
+        batch: &Batch,
+        oid: u32,
+        row: &TupleData<'_>,
+        hears: &dyn Fn(&RoomName) -> bool,
+    ) -> Result<(), Error> {
+        let known = self.known.get(&oid).ok_or(Error::OutOfOrder(oid))?;
+        let Some(places) = &known.messages else { return Ok(()) };
+        let transaction = self.transaction.as_ref().ok_or(Error::OutOfOrder(oid))?;
+        let (commit, ordinal) = (transaction.commit, transaction.ordinal);
+        let is_out = self.published.is_some_and(|last| (commit.lsn, ordinal) <= last);
+        if transaction.history || is_out {
+            return Ok(());
+        }
+        match messages::read(places, batch, row, self.payload_bytes_max, hears)? {
+            Read::Said(room, what) => {
+                let unsure = places.unsure;
+                segment.messages.push(StoredMessage { room, what, commit, ordinal, unsure });
+            }
+            Read::Nothing => {}
+            Read::Refused => segment.messages_refused += 1,
+        }
+        Ok(())
     }
 
     fn row<'b>(
@@ -551,11 +609,11 @@ mod tests {
     }
 
     fn reader() -> Reader {
-        Reader::new(Lsn::ZERO, None)
+        Reader::new(Lsn::ZERO, None, 1000)
     }
 
     fn read(reader: &mut Reader, payloads: &[Vec<u8>]) -> Vec<Segment> {
-        reader.read(&Batch::of(payloads), (1, 0), false, false, only_t).unwrap()
+        reader.read(&Batch::of(payloads), (1, 0), false, false, None, only_t).unwrap()
     }
 
     fn redefined(segment: &Segment) -> Vec<u32> {
@@ -659,14 +717,14 @@ mod tests {
             insert(T, "3"),
             commit(200),
         ];
-        let mut reader = Reader::new(Lsn::ZERO, Some((Lsn::new(100), 1)));
+        let mut reader = Reader::new(Lsn::ZERO, Some((Lsn::new(100), 1)), 1000);
         let segments = read(&mut reader, &payloads);
         assert_eq!(ids(&segments[0]), [(100, 2, "2".into()), (200, 0, "3".into())]);
     }
 
     #[test]
     fn nobody_is_owed_what_committed_before() {
-        let mut reader = Reader::new(Lsn::new(150), None);
+        let mut reader = Reader::new(Lsn::new(150), None, 1000);
         let segments = read(
             &mut reader,
             &[
@@ -691,11 +749,13 @@ mod tests {
         let nobody = |_: &Definition, _: bool| false;
         let described =
             [vec![begin(90, 6), relation(T, "t"), commit(90)], one("0").into()].concat();
-        let first = reader.read(&Batch::of(&described), (1, 0), false, false, nobody).unwrap();
+        let first =
+            reader.read(&Batch::of(&described), (1, 0), false, false, None, nobody).unwrap();
         assert!(first[0].changes.is_empty() && first[0].transactions.is_empty());
-        let second = reader.read(&Batch::of(&one("1")), (2, 0), false, false, only_t).unwrap();
+        let second =
+            reader.read(&Batch::of(&one("1")), (2, 0), false, false, None, only_t).unwrap();
         assert_eq!(second[0].changes.len(), 1);
-        let third = reader.read(&Batch::of(&one("2")), (3, 0), false, false, nobody).unwrap();
+        let third = reader.read(&Batch::of(&one("2")), (3, 0), false, false, None, nobody).unwrap();
         assert!(third[0].changes.is_empty());
     }
 
@@ -703,9 +763,9 @@ mod tests {
     fn transactions_are_told_when_somebody_listens_to_anything() {
         let mut reader = reader();
         let payloads = [begin(100, 7), relation(U, "u"), insert(U, "0"), truncate(T), commit(100)];
-        let quiet = reader.read(&Batch::of(&payloads), (1, 0), false, false, only_t).unwrap();
+        let quiet = reader.read(&Batch::of(&payloads), (1, 0), false, false, None, only_t).unwrap();
         assert!(quiet[0].transactions.is_empty());
-        let told = reader.read(&Batch::of(&payloads), (1, 0), true, false, only_t).unwrap();
+        let told = reader.read(&Batch::of(&payloads), (1, 0), true, false, None, only_t).unwrap();
         let [touched] = &told[0].transactions[..] else { panic!("{told:?}") };
         assert_eq!((&*touched.tables, touched.changes, touched.whole), (&[U, T][..], 2, true));
     }
@@ -758,7 +818,7 @@ mod tests {
             insert(T, "1"),
         ];
         let batch = Batch::of(&payloads);
-        let segments = reader().read(&batch, (1, 0), false, true, only_t).unwrap();
+        let segments = reader().read(&batch, (1, 0), false, true, None, only_t).unwrap();
         assert_eq!(ids(&segments[0]), [(100, 0, "0".into())]);
     }
 
@@ -769,7 +829,7 @@ mod tests {
             vec![begin(100, 7), insert(T, "0")],
             vec![begin(100, 7), b"?".to_vec()],
         ] {
-            let read = reader().read(&Batch::of(&payloads), (1, 0), false, false, only_t);
+            let read = reader().read(&Batch::of(&payloads), (1, 0), false, false, None, only_t);
             assert!(read.is_err(), "{payloads:?}");
         }
     }

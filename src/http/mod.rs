@@ -5,6 +5,7 @@
 //!         Supabase service answers, when we stand in front of one.
 //! Never:  logs a path or a query: both may hold a token.
 
+mod broadcast;
 mod cors;
 mod probes;
 mod proxy;
@@ -16,12 +17,13 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 use serde::Serialize;
 
 use crate::transport::admit::Admit;
 use crate::transport::listener::Connections;
 
+pub use broadcast::Broadcasts;
 pub use cors::Origins;
 pub use probes::{Health, Operations};
 pub use proxy::Proxy;
@@ -41,6 +43,8 @@ pub struct Service<A> {
     pub gate: Gate,
     /// What operators and their programs ask.
     pub operations: Operations,
+    /// What is said over HTTP; nothing can be when there is none.
+    pub broadcasts: Option<Broadcasts>,
     /// Who answers the paths that are not ours.
     pub proxy: Option<Proxy>,
 }
@@ -69,6 +73,8 @@ pub fn router<A: Admit>(service: Arc<Service<A>>) -> Router {
 fn api<A: Admit>() -> Router<Arc<Service<A>>> {
     Router::new()
         .route("/ping", get(probes::ping))
+        .route("/broadcast", post(broadcast::batch::<A>))
+        .route("/broadcast/{topic}/events/{event}", post(broadcast::single::<A>))
         .route("/tenants", any(probes::tenants::<A>))
         .route("/tenants/{id}", any(probes::tenant::<A>))
         .route("/tenants/{id}/health", any(probes::tenant_health::<A>))

@@ -198,6 +198,15 @@ pub struct Delivery {
     pub frames: Vec<Bytes>,
 }
 
+/// What goes out, in its place among the rest.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// Frames of row changes.
+    Rows(Delivery),
+    /// What a stored message says to a room.
+    Said(RoomName, Broadcast),
+}
+
 /// All subscribers of this process.
 #[derive(Debug)]
 pub struct Hub {
@@ -304,6 +313,16 @@ impl Hub {
         self.rooms.broadcast(room, what, dirty)
     }
 
+    /// Whether anybody is in any room.
+    pub fn has_rooms(&self) -> bool {
+        self.rooms.are_open()
+    }
+
+    /// Whether anybody is in a room.
+    pub fn has_room(&self, room: &RoomName) -> bool {
+        self.rooms.is_open(room)
+    }
+
     /// Whether anybody asked for this table.
     pub fn wants(&self, schema: &str, table: &str) -> bool {
         self.lock().wants(schema, table)
@@ -381,14 +400,29 @@ impl Hub {
         self.lock().predicate(id, relation)
     }
 
-    /// Hands frames over in the order given and writes what the sockets take.
+    /// Hands over what goes out in the order given, and then writes what the sockets take.
     /// Returns the number of frames handed over.
-    pub fn publish(&self, deliveries: &[Delivery]) -> u64 {
+    pub fn publish(&self, outgoing: &[Outgoing]) -> u64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |d| d.as_secs());
-        let (delivered, dirty) = self.lock().offer(deliveries, now);
-        for outbox in dirty {
-            outbox.flush();
+        let mut dirty = DirtyList::default();
+        let mut delivered = 0;
+        let mut rest = outgoing;
+        while let Some(next) = rest.first() {
+            match next {
+                Outgoing::Said(room, broadcast) => {
+                    delivered += self.broadcast(room, broadcast, &mut dirty);
+                    rest = &rest[1..];
+                }
+                Outgoing::Rows(_) => {
+                    let is_said = |next: &Outgoing| matches!(next, Outgoing::Said(..));
+                    let rows = rest.iter().position(is_said).unwrap_or(rest.len());
+                    let (rows, after) = rest.split_at(rows);
+                    delivered += self.lock().offer(rows, now, &mut dirty);
+                    rest = after;
+                }
+            }
         }
+        dirty.flush();
         delivered
     }
 

@@ -370,8 +370,10 @@ impl Test {
                     | Operator::IMatch => return Err(Undecided),
                 }))
             }
-            // Nothing is in an empty list, however the value is written.
-            How::Any(_, operands, false) if operands.is_empty() => Ok(Some(false)),
+            // Nothing is in an empty list, however the value is written; of a null it is unknown.
+            How::Any(_, operands, has_null) if operands.is_empty() => {
+                Ok((!has_null).then_some(false))
+            }
             How::Any(kind, operands, has_null) => {
                 let value = kind.read(text).ok_or(Undecided)?;
                 let found = operands.contains(&value);

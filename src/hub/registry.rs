@@ -10,12 +10,12 @@ use bytes::Bytes;
 use hashbrown::{Equivalent, HashMap, HashSet};
 
 use super::index::TableIndex;
-use super::outbox::Outbox;
+use super::outbox::DirtyList;
 use super::predicate::{Image, Match, Predicate, Unbound};
 use super::subscription::{Name, Subscription};
 use super::{
-    AudienceView, Candidate, Delivery, Format, Interest, Membership, Recipients, Registration,
-    Side, Subscriber, Turn,
+    AudienceView, Candidate, Delivery, Format, Interest, Membership, Outgoing, Recipients,
+    Registration, Side, Subscriber, Turn,
 };
 use crate::change::{Change, OldImage, Operation, Relation};
 
@@ -425,38 +425,33 @@ impl Registry {
             && self.tables.values().all(|t| t.bindings.is_empty() && t.index.is_empty())
     }
 
-    /// Queues frames; returns how many, and the outboxes that want a flush.
-    pub(super) fn offer(&self, deliveries: &[Delivery], now: u64) -> (u64, Vec<Arc<Outbox>>) {
-        let mut dirty = Vec::new();
+    /// Queues frames of row changes; returns how many. What is said to rooms is passed over.
+    pub(super) fn offer(&self, outgoing: &[Outgoing], now: u64, dirty: &mut DirtyList) -> u64 {
         let mut delivered = 0;
-        for Delivery { audience, to, frames } in deliveries {
+        for outgoing in outgoing {
+            let Outgoing::Rows(Delivery { audience, to, frames }) = outgoing else { continue };
             let Some(audience) = self.audiences.get(audience) else { continue };
             match to {
                 Recipients::All => {
                     for party in audience.parties.values() {
-                        delivered += offer_all(party, frames, now, &mut dirty);
+                        delivered += offer_all(party, frames, now, dirty);
                     }
                 }
                 Recipients::Parties(parties) => {
                     for party in parties.iter().filter_map(|id| audience.parties.get(id)) {
-                        delivered += offer_all(party, frames, now, &mut dirty);
+                        delivered += offer_all(party, frames, now, dirty);
                     }
                 }
             }
         }
-        (delivered, dirty)
+        delivered
     }
 }
 
-fn offer_all(
-    party: &[Arc<Subscriber>],
-    frames: &[Bytes],
-    now: u64,
-    dirty: &mut Vec<Arc<Outbox>>,
-) -> u64 {
+fn offer_all(party: &[Arc<Subscriber>], frames: &[Bytes], now: u64, dirty: &mut DirtyList) -> u64 {
     for subscriber in party {
         if subscriber.offer_valid(frames, now) {
-            dirty.push(Arc::clone(subscriber.outbox()));
+            dirty.push(subscriber.outbox());
         }
     }
     u64::try_from(party.len() * frames.len()).unwrap_or(u64::MAX)

@@ -132,6 +132,14 @@ impl Rooms {
         Occupancy { rooms: Arc::downgrade(self), room, format: format.id, number }
     }
 
+    pub(super) fn are_open(&self) -> bool {
+        !locked(&self.open).is_empty()
+    }
+
+    pub(super) fn is_open(&self, name: &RoomName) -> bool {
+        locked(&self.open).contains_key(name)
+    }
+
     /// Returns how many frames were handed over.
     pub(super) fn broadcast(
         &self,

@@ -119,10 +119,10 @@ impl World {
 
     /// A frame with this text for everybody in the audiences of these candidates.
     fn publish(&self, candidates: &[Candidate], text: &'static str) {
-        let deliveries = candidates.iter().map(|candidate| Delivery {
-            audience: candidate.audience,
-            to: Recipients::All,
-            frames: vec![Bytes::from_static(text.as_bytes())],
+        let deliveries = candidates.iter().map(|candidate| {
+            let (audience, to) = (candidate.audience, Recipients::All);
+            let frames = vec![Bytes::from_static(text.as_bytes())];
+            Outgoing::Rows(Delivery { audience, to, frames })
         });
         self.hub.publish(&deliveries.collect::<Vec<_>>());
         self.hub.end_batch();
@@ -152,7 +152,8 @@ fn what_was_decided_for_a_party_never_reaches_the_next_one() {
     world.hub.leave(&leaves);
     let (_comes, subscriber) = world.join(claims(0, 2), interest(None));
     let (audience, to) = (candidates[0].audience, Recipients::Parties([party].into()));
-    world.hub.publish(&[Delivery { audience, to, frames: vec![Bytes::from_static(b"x")] }]);
+    let frames = vec![Bytes::from_static(b"x")];
+    world.hub.publish(&[Outgoing::Rows(Delivery { audience, to, frames })]);
     assert!(subscriber.waiting().is_empty());
 }
 
@@ -374,7 +375,8 @@ proptest! {
                     Recipients::Parties(parties.map(|(id, _)| *id).collect())
                 };
                 let frames = vec![Bytes::from(format!("{}", view.role))];
-                deliveries.push(Delivery { audience: candidate.audience, to, frames });
+                let audience = candidate.audience;
+                deliveries.push(Outgoing::Rows(Delivery { audience, to, frames }));
             }
             let decided: BTreeMap<usize, bool> = members
                 .iter()

@@ -16,6 +16,7 @@ mod rate;
 mod room;
 #[cfg(test)]
 mod tests;
+mod users;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -35,6 +36,7 @@ use join::Wishes;
 use message::json_string;
 use rate::Rate;
 use room::Talk;
+use users::UserPlace;
 
 pub use join::{BroadcastOptions, JoinRequest, PresenceOptions};
 pub use message::{Frame, Message, Payload, REF_BYTES_MAX, RawRef, RefTooLong, UserBroadcast};
@@ -77,6 +79,8 @@ pub struct Limits {
     pub connection_events_per_second_max: usize,
     /// See `connection_events_per_second_max`.
     pub events_per_second_max: usize,
+    /// Connections that one user's channels may be on. 0: any number.
+    pub connections_per_user_max: usize,
     /// Bytes of a broadcast's payload.
     pub payload_bytes_max: usize,
     /// Presence events of one channel within `presence_window`; more close it.
@@ -97,6 +101,7 @@ impl From<&config::Config> for Limits {
             joins_per_second_max: limits.joins_per_second_max,
             connection_events_per_second_max: limits.connection_events_per_second_max,
             events_per_second_max: limits.events_per_second_max,
+            connections_per_user_max: limits.connections_per_user_max,
             payload_bytes_max: limits.payload_bytes_max,
             presence_events_max: limits.presence_events_per_window_max,
             presence_window: Duration::from_millis(limits.presence_window_ms),
@@ -343,6 +348,8 @@ pub struct Session {
     joins: Rate,
     events: Rate,
     rates: Arc<Rates>,
+    /// Users for whom this connection counts; only kept where they are limited.
+    users: Vec<UserPlace>,
 }
 
 impl fmt::Debug for Session {
@@ -377,6 +384,7 @@ impl Session {
             joins: Rate::default(),
             events: Rate::default(),
             rates,
+            users: Vec::new(),
         }
     }
 
@@ -581,8 +589,24 @@ impl Session {
             }
         }
         .map_err(|error| error.reason())?;
+        if !self.counts_for(&claims) {
+            return Err("ConnectionRateLimitReached: Too many connected users".into());
+        }
         self.channels_made = number;
         Ok((ChannelId(number), claims, token, wishes))
+    }
+
+    /// Whether this connection is one of those that the user of these claims may have.
+    fn counts_for(&mut self, claims: &Claims) -> bool {
+        let most = self.limits.connections_per_user_max;
+        let Some(subject) = claims.subject.as_ref().filter(|_| most > 0) else { return true };
+        if self.users.iter().any(|place| place.is_of(subject)) {
+            return true;
+        }
+        let place = self.rates.users.enter(subject, most);
+        let entered = place.is_some();
+        self.users.extend(place);
+        entered
     }
 
     /// Verifies a token; one that this connection already uses is not verified again, and its

@@ -203,6 +203,11 @@ impl Connections {
         self.limits.unfinished.used()
     }
 
+    /// Where messages that are not at their end have room.
+    pub fn unfinished(&self) -> Arc<Room> {
+        Arc::clone(&self.limits.unfinished)
+    }
+
     /// A place for one more socket, unless there are too many, or the process stops.
     pub fn reserve(self: &Arc<Self>) -> Option<Place> {
         if self.stopping.is_cancelled() {

@@ -18,6 +18,7 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
+use uuid::Uuid;
 
 use super::admit::{Admit, Refusal};
 use super::deadlines::{DeadlineId, Deadlines, Expires};
@@ -845,13 +846,5 @@ fn presence_key(chosen: Option<&RawValue>) -> Box<str> {
     let chosen = chosen.map_or("\"\"", RawValue::get);
     let text: Option<String> = serde_json::from_str(chosen).ok();
     let key = text.unwrap_or_else(|| chosen.to_owned());
-    if key.is_empty() { random_uuid().into() } else { key.into() }
-}
-
-/// A random UUID (version 4).
-fn random_uuid() -> String {
-    let random = rand::random::<u128>() & !(0xF << 76 | 0x3 << 62) | (0x4 << 76 | 0x2 << 62);
-    let hex = format!("{random:032x}");
-    let parts = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
-    parts.join("-")
+    if key.is_empty() { Uuid::new_v4().to_string().into() } else { key.into() }
 }

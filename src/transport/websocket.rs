@@ -84,14 +84,19 @@ impl Room {
 
 /// One connection's part of a [`Room`].
 #[derive(Debug)]
-struct Share {
+pub struct Share {
     room: Arc<Room>,
     held: usize,
 }
 
 impl Share {
+    /// Nothing of it yet.
+    pub const fn of(room: Arc<Room>) -> Self {
+        Self { room, held: 0 }
+    }
+
     /// Holds `bytes` from now on; `false` when that is more than the room has.
-    fn hold(&mut self, bytes: usize) -> bool {
+    pub fn hold(&mut self, bytes: usize) -> bool {
         if bytes == self.held {
             return true;
         }

@@ -33,7 +33,7 @@ use crate::db::Login;
 use crate::lsn::Lsn;
 
 pub use self::connection::ServerError;
-pub use self::slot::{Identity, Slot, drop_slot, inspect, missing_publication};
+pub use self::slot::{Identity, Publications, Slot, drop_slot, inspect, look_for_publications};
 
 /// How long the end of a stream may take: a status update and a goodbye, one round trip.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -66,6 +66,10 @@ pub enum Error {
         /// Its name.
         publication: String,
     },
+    /// The publication of messages did not exist at this place in the log. Open again without it,
+    /// until everything before now is behind us.
+    #[error("the publication of messages does not exist at this place in the log")]
+    MessagesMissing,
     /// The server does not let this login in. Make it again when it is one of ours; otherwise a
     /// person must act.
     #[error("the replication login was refused: check its user, password and line in pg_hba.conf")]
@@ -106,6 +110,9 @@ pub struct Position {
     pub head: Lsn,
     /// What was last confirmed to the slot: the server may remove log before it.
     pub flushed: Lsn,
+    /// Everything that committed before this was published, or concerns nobody: a stream may go on
+    /// here. Brought up to date with `flushed`.
+    pub settled: Lsn,
 }
 
 /// The stream's positions, for whoever watches: reading them costs three loads.
@@ -117,6 +124,7 @@ struct Positions {
     received: AtomicU64,
     head: AtomicU64,
     flushed: AtomicU64,
+    settled: AtomicU64,
     /// End of the last commit the caller has published.
     published: AtomicU64,
     /// The server passed over a publication since this was last looked at.
@@ -131,6 +139,7 @@ impl Progress {
             received: load(&self.0.received),
             head: load(&self.0.head),
             flushed: load(&self.0.flushed),
+            settled: load(&self.0.settled),
         }
     }
 }
@@ -236,15 +245,17 @@ pub struct WalStream {
 impl WalStream {
     /// Connects, checks everything that could lose changes later, creates the slot when it is
     /// missing, and starts to read at `resume`: the end of the last commit published, or
-    /// [`Lsn::ZERO`] for wherever the slot is. [`Identity::start`] tells what came of it.
+    /// [`Lsn::ZERO`] for wherever the slot is. [`Identity::start`] tells what came of it. Without
+    /// the publication of messages.
     ///
     /// # Errors
     /// Each variant says what to do.
     pub async fn open(login: &Login, settings: &Replication, resume: Lsn) -> Result<Self, Error> {
-        Self::open_as(login, settings, resume, Format::Text).await
+        Self::open_as(login, settings, resume, Format::Text, false).await
     }
 
-    /// As [`WalStream::open`], with values in the given format.
+    /// As [`WalStream::open`], with values in the given format. `messages`: with the publication
+    /// of messages, if it exists.
     ///
     /// # Errors
     /// Each variant says what to do.
@@ -253,6 +264,7 @@ impl WalStream {
         settings: &Replication,
         resume: Lsn,
         format: Format,
+        messages: bool,
     ) -> Result<Self, Error> {
         let (sender, batches) = mpsc::channel(settings.batches_ahead.max(1));
         let (opened, opening) = oneshot::channel();
@@ -263,7 +275,7 @@ impl WalStream {
         let (login, settings) = (login.clone(), settings.clone());
         let reader_positions = Arc::clone(&positions);
         let reading = async move {
-            let attaching = attach(&login, &settings, resume, format, reader_positions);
+            let attaching = attach(&login, &settings, resume, (format, messages), reader_positions);
             let attached = token.run_until_cancelled(attaching).await;
             let (identity, reader) = match attached {
                 None => return, // The caller gave up.
@@ -349,13 +361,17 @@ async fn attach(
     login: &Login,
     settings: &Replication,
     resume: Lsn,
-    format: Format,
+    (format, messages): (Format, bool),
     positions: Arc<Positions>,
 ) -> Result<(Identity, Reader), Error> {
     let mut connection = Connection::open(login, settings.sender_timeout()).await?;
     let mut identity = slot::identify(&mut connection).await?;
     // Publication first, slot second: see `slot::check_publications`.
     slot::check_publications(&mut connection, &settings.publications).await?;
+    if messages && !settings.messages_publication.is_empty() {
+        let name = &settings.messages_publication;
+        identity.messages = slot::has_publication(&mut connection, name).await?;
+    }
     let mut found = slot::find(&mut connection, &settings.slot).await?;
     if found.is_none() {
         slot::create(&mut connection, login, settings, identity.server_version).await?;
@@ -371,7 +387,7 @@ async fn attach(
     identity.start = start_position(resume, confirmed, identity.head);
 
     let binary = matches!(format, Format::Binary);
-    let command = slot::start_command(settings, identity.start, binary);
+    let command = slot::start_command(settings, identity.start, binary, identity.messages);
     match connection.start(&command).await {
         Ok(()) => {}
         Err(QueryError::Server(error)) => {
@@ -393,6 +409,7 @@ async fn attach(
     positions.received.store(identity.start.get(), Ordering::Relaxed);
     positions.head.store(identity.head.get(), Ordering::Relaxed);
     positions.flushed.store(confirmed.get(), Ordering::Relaxed);
+    positions.settled.store(identity.start.get(), Ordering::Relaxed);
     Ok((identity, Reader::new(connection, settings, standby, positions)))
 }
 

@@ -40,6 +40,8 @@ pub struct Identity {
     pub start: Lsn,
     /// The slot did not exist and starts here: earlier changes are not to be had.
     pub created_slot: bool,
+    /// The stream carries the publication of messages, too.
+    pub messages: bool,
 }
 
 /// A slot as `pg_replication_slots` shows it.
@@ -92,6 +94,7 @@ pub(super) async fn identify(connection: &mut Connection) -> Result<Identity, Er
         server_version: settings.parsed()?,
         start: Lsn::ZERO,
         created_slot: false,
+        messages: false,
     };
     check_wal_level(&settings.text()?)?;
     Ok(identity)
@@ -114,13 +117,7 @@ pub(super) async fn check_publications(
     publications: &[String],
 ) -> Result<(), Error> {
     for publication in publications {
-        let found = connection
-            .query(&format!(
-                "select from pg_catalog.pg_publication where pubname = {}",
-                escape_literal(publication)
-            ))
-            .await?;
-        if found.is_empty() {
+        if !has_publication(connection, publication).await? {
             return Err(Error::PublicationMissing { publication: publication.clone() });
         }
     }
@@ -130,22 +127,44 @@ pub(super) async fn check_publications(
     Ok(())
 }
 
-/// The first of the settings' publications that does not exist now.
+/// Whether there is such a publication now.
+pub(super) async fn has_publication(
+    connection: &mut Connection,
+    name: &str,
+) -> Result<bool, Error> {
+    let name = escape_literal(name);
+    let find = format!("select from pg_catalog.pg_publication where pubname = {name}");
+    Ok(!connection.query(&find).await?.is_empty())
+}
+
+/// What a look at the publications found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publications {
+    /// The first of those that must exist and does not.
+    pub missing: Option<String>,
+    /// Whether the publication of messages exists.
+    pub messages: bool,
+}
+
+/// Which of the settings' publications exist now.
 ///
 /// # Errors
 /// When the server cannot be asked.
-pub async fn missing_publication(
+pub async fn look_for_publications(
     login: &Login,
     settings: &Replication,
-) -> Result<Option<String>, Box<dyn std::error::Error + Send + Sync>> {
-    const MISSING: &str = "select w.name from pg_catalog.unnest($1::text[]) as w (name) \
+) -> Result<Publications, Box<dyn std::error::Error + Send + Sync>> {
+    const LOOK: &str = "select \
+         (select w.name from pg_catalog.unnest($1::text[]) as w (name) \
          where not exists \
-             (select from pg_catalog.pg_publication as p where p.pubname = w.name) limit 1";
+             (select from pg_catalog.pg_publication as p where p.pubname = w.name) limit 1), \
+         exists (select from pg_catalog.pg_publication as p where p.pubname = $2::text)";
     let client = login.connect("walcast publication check").await?;
-    let publications: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&settings.publications];
-    let asked = client.query_opt(MISSING, &publications);
+    let publications: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
+        [&settings.publications, &settings.messages_publication];
+    let asked = client.query_one(LOOK, &publications);
     let row = tokio::time::timeout(login.timeout(), asked).await??;
-    Ok(row.map(|row| row.try_get(0)).transpose()?)
+    Ok(Publications { missing: row.try_get(0)?, messages: row.try_get(1)? })
 }
 
 /// The slot, if there is one.
@@ -378,8 +397,17 @@ fn check_name(name: &str) -> Result<(), Error> {
 }
 
 /// The command that starts the stream.
-pub(super) fn start_command(settings: &Replication, start: Lsn, binary: bool) -> String {
-    let publications: Vec<String> = settings.publications.iter().map(|name| quoted(name)).collect();
+pub(super) fn start_command(
+    settings: &Replication,
+    start: Lsn,
+    binary: bool,
+    messages: bool,
+) -> String {
+    let mut publications: Vec<&String> = settings.publications.iter().collect();
+    if messages && !publications.contains(&&settings.messages_publication) {
+        publications.push(&settings.messages_publication);
+    }
+    let publications: Vec<String> = publications.into_iter().map(|name| quoted(name)).collect();
     // The replication grammar has plain literals only: a quote is doubled, nothing else is special.
     let publications = publications.join(",").replace('\'', "''");
     let binary = if binary { ", binary 'true'" } else { "" };
@@ -399,6 +427,7 @@ pub(super) async fn stream_error(
     let slot = settings.slot.clone();
     match error.code.as_str() {
         "55006" => busy(connection, &slot).await,
+        "42704" if names_messages(settings, &error.message) => Error::MessagesMissing,
         // The plugin looks a publication up in the catalog as it was at that place in the log.
         "42704" => match check_publications(connection, &settings.publications).await {
             Err(missing @ Error::PublicationMissing { .. }) => missing,
@@ -430,6 +459,17 @@ pub(super) async fn stream_error(
         },
         _ => QueryError::Server(error).into(),
     }
+}
+
+/// Whether the server speaks of the publication of messages, and of none that must exist.
+pub(super) fn names_messages(settings: &Replication, message: &str) -> bool {
+    let Replication { publications, messages_publication: messages, .. } = settings;
+    if messages.is_empty() || publications.contains(messages) {
+        return false;
+    }
+    // The text is in the server's language, and one name may be a part of another.
+    let named = publications.iter().chain([messages]).filter(|name| message.contains(*name));
+    named.max_by_key(|name| name.len()) == Some(messages)
 }
 
 pub(super) fn quoted(identifier: &str) -> String {
@@ -520,11 +560,27 @@ mod tests {
             ..Replication::default()
         };
         assert_eq!(
-            start_command(&settings, Lsn::new(0x1_0000_0002), false),
+            start_command(&settings, Lsn::new(0x1_0000_0002), false, false),
             "START_REPLICATION SLOT \"s\" LOGICAL 1/2 (proto_version '1', \
              publication_names '\"plain\",\"o''dd\"\"one\"', messages 'true')"
         );
-        assert!(start_command(&settings, Lsn::ZERO, true).ends_with("binary 'true')"));
+        assert!(start_command(&settings, Lsn::ZERO, true, false).ends_with("binary 'true')"));
+        let messages = "\"o''dd\"\"one\",\"supabase_realtime_messages_publication\"'";
+        assert!(start_command(&settings, Lsn::ZERO, false, true).contains(messages));
+    }
+
+    #[test]
+    fn a_missing_publication_of_messages_is_told_from_those_that_must_exist() {
+        let mut settings = Replication::default();
+        let missing = |name: &str| format!("publication \"{name}\" does not exist");
+        assert!(names_messages(&settings, &missing("supabase_realtime_messages_publication")));
+        assert!(!names_messages(&settings, &missing("supabase_realtime")));
+        settings.publications.push("not_supabase_realtime_messages_publication".into());
+        assert!(!names_messages(&settings, &missing(&settings.publications[1])));
+        settings.publications.push("supabase_realtime_messages_publication".into());
+        assert!(!names_messages(&settings, &missing("supabase_realtime_messages_publication")));
+        settings.messages_publication.clear();
+        assert!(!names_messages(&settings, &missing("")));
     }
 
     #[test]

@@ -160,8 +160,7 @@ impl Standby {
     /// nothing in the window is left to replay it follows the server's own position, so that an
     /// idle database does not hold back the log its neighbours fill.
     pub(super) fn advance(&mut self, now: Instant) -> Option<Lsn> {
-        let complete = !self.in_transaction && self.published >= self.commit;
-        let safe = if complete { self.published.max(self.head) } else { self.published };
+        let safe = self.settled();
         let mut target = self.flushed;
         while let Some(step) = self.steps.front() {
             let old = now.saturating_duration_since(step.last.1) >= self.window;
@@ -179,6 +178,12 @@ impl Standby {
         }
         self.flushed = target;
         Some(target)
+    }
+
+    /// Everything that committed before this was published, or concerns nobody.
+    pub(super) fn settled(&self) -> Lsn {
+        let complete = !self.in_transaction && self.published >= self.commit;
+        if complete { self.published.max(self.head) } else { self.published }
     }
 
     /// Furthest position received.

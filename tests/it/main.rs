@@ -14,6 +14,7 @@ mod dropin;
 mod install;
 mod keys;
 mod layers;
+mod messages;
 mod operations;
 mod presence;
 mod private;
@@ -29,6 +30,7 @@ mod spine;
 mod values;
 mod wal;
 mod filter;
+mod http_broadcast;
 mod subscribe;
 
 #[tokio::test]

@@ -421,3 +421,66 @@ async fn replay_shows_nobody_what_his_policies_hide() {
     assert_eq!(member.hear().await, 2);
     member.socket.nothing_came().await;
 }
+
+#[tokio::test]
+async fn a_user_has_so_many_connections() {
+    let service = Service::with(|config| config.limits.connections_per_user_max = 2).await;
+    let public = json!({ "config": {} });
+    let join = async |subject: &str, topic: &str| {
+        Channel::try_join(&service, Version::V2, &user(subject), topic, &public).await
+    };
+    let first = join(ALICE, "one").await.unwrap();
+    let mut second = join(ALICE, "two").await.unwrap();
+    // Another channel is no other connection.
+    assert_eq!(second.socket.join("realtime:three", &public).await["status"], "ok");
+    let expected = "ConnectionRateLimitReached: Too many connected users";
+    assert_eq!(join(ALICE, "one").await.map(|_| ()).unwrap_err(), expected);
+    join(BOB, "one").await.unwrap();
+    let mut first = first;
+    first.socket.send_message(tokio_tungstenite::tungstenite::Message::Close(None)).await;
+    first.socket.closed().await;
+    // Its place is free once the service has let it go.
+    let freed = async {
+        while join(ALICE, "one").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::service::DEADLINE, freed).await.unwrap();
+}
+
+#[tokio::test]
+async fn c47_between_the_store_and_the_stream_nothing_is_missing_or_comes_twice() {
+    let service = start().await;
+    for (round, version) in [VERSIONS, VERSIONS].concat().into_iter().enumerate() {
+        let topic = format!("room9 {round}");
+        let admin = service.admin().await;
+        let sender = {
+            let topic = topic.clone();
+            tokio::spawn(async move { store(&admin, &topic, 0..25).await })
+        };
+        let options = json!({ "since": 1 });
+        let mut member = replay(&service, version, &who("member"), &topic, options).await.unwrap();
+        for n in 0..25 {
+            assert_eq!(member.hear().await, n);
+        }
+        sender.await.unwrap();
+        member.socket.nothing_came().await;
+    }
+}
+
+#[tokio::test]
+async fn c42_a_private_room_hears_the_database_as_its_policies_allow() {
+    let service = start().await;
+    let admin = service.admin().await;
+    let presence = config(&json!({ "presence": { "enabled": true } }));
+    for version in VERSIONS {
+        let mut reader = Channel::join(&service, version, "reader", "room10").await;
+        let watcher =
+            Channel::try_join(&service, version, &who("watcher"), "room10", &presence).await;
+        let mut watcher = watcher.unwrap();
+        watcher.socket.expect("presence_state").await;
+        store(&admin, "room10", 1..2).await;
+        assert_eq!(reader.hear().await, 1);
+        watcher.socket.nothing_came().await;
+    }
+}

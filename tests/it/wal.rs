@@ -491,8 +491,9 @@ async fn a_publication_dropped_while_reading_is_missing_and_later_a_gap() {
     let (database, client) = prepared().await;
     let settings = settings(&database);
     let mut stream = open(&database, &settings).await;
-    let missing =
-        async || wal::missing_publication(&login(&database.url), &settings).await.unwrap();
+    let missing = async || {
+        wal::look_for_publications(&login(&database.url), &settings).await.unwrap().missing
+    };
     assert_eq!(missing().await, None);
     client.batch_execute("drop publication p").await.unwrap();
     assert_eq!(missing().await.as_deref(), Some("p"));
@@ -603,7 +604,7 @@ async fn the_binary_format_is_there_for_rows_that_do_not_fit_into_text() {
     let (database, client) = prepared().await;
     let settings = settings(&database);
     let mut stream =
-        WalStream::open_as(&login(&database.url), &settings, Lsn::ZERO, Format::Binary)
+        WalStream::open_as(&login(&database.url), &settings, Lsn::ZERO, Format::Binary, false)
             .await
             .unwrap();
     insert(&client, 7, "x").await;

@@ -277,6 +277,7 @@ impl Talk {
             joins_per_second_max: 1000,
             connection_events_per_second_max: 1000,
             events_per_second_max: 1000,
+            connections_per_user_max: 0,
             payload_bytes_max: 1000,
             presence_events_max: 3,
             presence_window: Duration::from_secs(30),
