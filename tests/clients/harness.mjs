@@ -252,7 +252,14 @@ export class Wire {
 
   constructor(server) {
     Object.assign(this, { anonKey: server.anonKey, silent: false, broken: false, ends: new Set() });
+    this.refused = 0;
     this.listener = createServer({ allowHalfOpen: true }, (near) => {
+      if (this.broken) {
+        this.refused += 1;
+        near.resetAndDestroy();
+        this.listener.emit("refused");
+        return;
+      }
       const far = connect({ port: server.port, host: "127.0.0.1", allowHalfOpen: true });
       this.#carry(near, far);
       this.#carry(far, near);
@@ -269,8 +276,7 @@ export class Wire {
       this.ends.delete(from);
       if (from.errored || this.broken) to.destroy();
     });
-    if (this.broken) from.destroy();
-    else if (this.silent) from.pause();
+    if (this.silent) from.pause();
   }
 
   /** From now on nothing arrives, in either direction, and nobody is told; `mend` delivers it. */
@@ -281,8 +287,16 @@ export class Wire {
 
   /** Every connection is reset, and new ones too, until `mend`. */
   break() {
-    this.broken = true;
+    Object.assign(this, { broken: true, refused: 0 });
     for (const end of this.ends) end.resetAndDestroy();
+  }
+
+  /** Resolves when `times` connections were refused since it broke. */
+  tried(times) {
+    const often = new Promise((resolve) => {
+      this.listener.on("refused", () => this.refused >= times && resolve());
+    });
+    return within(often, () => `${times} attempts; there were ${this.refused}`);
   }
 
   mend() {
