@@ -69,7 +69,8 @@ pub struct BroadcastOptions {
 /// `config.presence`.
 #[derive(Debug, Clone, Default)]
 pub struct PresenceOptions {
-    /// `enabled`: the client wants state and diffs.
+    /// `enabled`: the client wants state and diffs. Clients older than this option (of before July
+    /// 2025) send only a key, whether they listen or not, and are told as they always were.
     pub enabled: bool,
     /// `key`: any JSON value but null, unchecked.
     pub key: Option<Box<RawValue>>,
@@ -214,6 +215,10 @@ impl Wishes {
         let config: Config<'_> = object(config, "config")?;
         let broadcast: Broadcast<'_> = optional(config.broadcast, "broadcast")?;
         let presence: Presence<'_> = optional(config.presence, "presence")?;
+        let enabled = match presence.enabled {
+            None => config.presence.is_some(),
+            given => boolean(given, "presence.enabled")?,
+        };
         let options = optional(config.postgres_changes_options, "postgres_changes_options")?;
         if broadcast.replay.is_some_and(|replay| !replay.get().starts_with('{')) {
             return Err("broadcast.replay is not an object".into());
@@ -230,10 +235,7 @@ impl Wishes {
                     "broadcast.replication_ready",
                 )?,
             },
-            presence: PresenceOptions {
-                enabled: boolean(presence.enabled, "presence.enabled")?,
-                key: bounded(presence.key, "presence.key")?,
-            },
+            presence: PresenceOptions { enabled, key: bounded(presence.key, "presence.key")? },
             wait: wait(&options)?,
             ..tokens
         })

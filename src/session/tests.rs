@@ -47,7 +47,7 @@ fn everything_is_optional_and_null_is_missing() {
         json!({ "broadcast": null, "presence": null, "postgres_changes": null, "private": null,
                 "postgres_changes_options": null }),
         json!({ "broadcast": { "ack": null, "self": null, "replay": null },
-                "presence": { "key": null, "enabled": null }, "postgres_changes": [],
+                "presence": null, "postgres_changes": [],
                 "postgres_changes_options": { "wait": null } }),
     ] {
         let wishes = wishes(&json!({ "config": config })).unwrap();
@@ -55,6 +55,21 @@ fn everything_is_optional_and_null_is_missing() {
         assert!(wishes.broadcast.replay.is_none() && wishes.presence.key.is_none(), "{config}");
         assert!(!wishes.presence.enabled && !wishes.private && !wishes.legacy, "{config}");
         assert!(wishes.postgres_changes.is_empty() && wishes.wait.is_none(), "{config}");
+    }
+}
+
+#[test]
+fn presence_is_for_who_asked_and_for_clients_that_cannot_ask() {
+    for (presence, enabled) in [
+        (json!({ "key": "", "enabled": true }), true),
+        (json!({ "key": "", "enabled": "False" }), false),
+        (json!({ "key": "" }), true),
+        (json!({ "key": null, "enabled": null }), true),
+        (json!({}), true),
+        (json!(null), false),
+    ] {
+        let wishes = wishes(&json!({ "config": { "presence": presence } })).unwrap();
+        assert_eq!(wishes.presence.enabled, enabled, "{presence}");
     }
 }
 

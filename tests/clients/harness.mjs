@@ -4,7 +4,7 @@
 import { spawn } from "node:child_process";
 import { createHmac, randomBytes } from "node:crypto";
 import { createRequire } from "node:module";
-import { createServer } from "node:net";
+import { connect, createServer } from "node:net";
 import { clearTimeout, setTimeout } from "node:timers";
 import { fileURLToPath } from "node:url";
 
@@ -156,14 +156,14 @@ export class Database {
 
 /** A walcast on one database, reachable at one URL however often it is restarted. */
 export class Server {
-  static async start(database) {
-    const server = new Server(database, await freePort(), randomBytes(24).toString("hex"));
+  static async start(database, env) {
+    const server = new Server(database, await freePort(), randomBytes(24).toString("hex"), env);
     await server.start();
     return server;
   }
 
-  constructor(database, port, secret) {
-    Object.assign(this, { database, secret, port, url: `http://127.0.0.1:${port}` });
+  constructor(database, port, secret, env) {
+    Object.assign(this, { database, secret, port, env, url: `http://127.0.0.1:${port}` });
     this.anonKey = this.token("anon");
   }
 
@@ -178,6 +178,7 @@ export class Server {
       WALCAST_SLOT: `walcast_${this.database.name}`,
       WALCAST_LOG: process.env.WALCAST_LOG ?? "info",
       RUST_BACKTRACE: "1",
+      ...this.env,
     });
     const ready = async () => {
       for (;;) {
@@ -219,10 +220,13 @@ export class Server {
   }
 }
 
-/** A database and a server for the tests of one file; `sql` runs once roles and publication exist. */
-export async function serve(sql) {
+/**
+ * A database and a server for the tests of one file; `sql` runs once roles and publication exist,
+ * `env` are settings of the server.
+ */
+export async function serve(sql, env = {}) {
   const database = await Database.create();
-  const server = await Server.start(database);
+  const server = await Server.start(database, env);
   await database.query(sql);
   return {
     database,
@@ -235,6 +239,77 @@ export async function serve(sql) {
   };
 }
 
+// ------------------------------------------------------------------------------------ network
+
+/** A way to a server that a test can break; to a client it is the server. */
+export class Wire {
+  static async to(server) {
+    const wire = new Wire(server);
+    await new Promise((resolve) => wire.listener.listen(0, "127.0.0.1", resolve));
+    wire.url = `http://127.0.0.1:${wire.listener.address().port}`;
+    return wire;
+  }
+
+  constructor(server) {
+    Object.assign(this, { anonKey: server.anonKey, silent: false, broken: false, ends: new Set() });
+    this.refused = 0;
+    this.listener = createServer({ allowHalfOpen: true }, (near) => {
+      if (this.broken) {
+        this.refused += 1;
+        near.resetAndDestroy();
+        this.listener.emit("refused");
+        return;
+      }
+      const far = connect({ port: server.port, host: "127.0.0.1", allowHalfOpen: true });
+      this.#carry(near, far);
+      this.#carry(far, near);
+    });
+  }
+
+  #carry(from, to) {
+    this.ends.add(from);
+    from.on("data", (bytes) => to.write(bytes));
+    from.on("end", () => to.end());
+    // However one side went, the other one sees it go.
+    from.on("error", () => to.destroy());
+    from.on("close", () => {
+      this.ends.delete(from);
+      if (from.errored || this.broken) to.destroy();
+    });
+    if (this.silent) from.pause();
+  }
+
+  /** From now on nothing arrives, in either direction, and nobody is told; `mend` delivers it. */
+  silence() {
+    this.silent = true;
+    for (const end of this.ends) end.pause();
+  }
+
+  /** Every connection is reset, and new ones too, until `mend`. */
+  break() {
+    Object.assign(this, { broken: true, refused: 0 });
+    for (const end of this.ends) end.resetAndDestroy();
+  }
+
+  /** Resolves when `times` connections were refused since it broke. */
+  tried(times) {
+    const often = new Promise((resolve) => {
+      this.listener.on("refused", () => this.refused >= times && resolve());
+    });
+    return within(often, () => `${times} attempts; there were ${this.refused}`);
+  }
+
+  mend() {
+    Object.assign(this, { silent: false, broken: false });
+    for (const end of this.ends) end.resume();
+  }
+
+  close() {
+    this.break();
+    return new Promise((resolve) => this.listener.close(resolve));
+  }
+}
+
 // ------------------------------------------------------------------------------------ clients
 
 /** The ages under test, with the version of realtime-js that each brings. */
@@ -245,15 +320,21 @@ export const VERSIONS = [
 
 /** One user at one client. */
 export class User {
-  /** `token` is what the user signed in with; without one the visitor is anonymous. */
-  constructor(version, server, token) {
+  /**
+   * `token` is what the user signed in with; without one the visitor is anonymous. `server` may be a
+   * wire to it; `realtime` are options of the client's socket.
+   */
+  constructor(version, server, token, realtime = {}) {
     this.version = version;
     this.token = token ?? server.anonKey;
     this.client = version.createClient(server.url, server.anonKey, {
       ...(version.isNewest && { accessToken: async () => this.token }),
       auth: { persistSession: false, autoRefreshToken: false, detectSessionInUrl: false },
-      // Node before 22 has no WebSocket of its own; 2.39 brings one.
-      ...(version.isNewest && { realtime: { transport: globalThis.WebSocket ?? WebSocket } }),
+      realtime: {
+        // Node before 22 has no WebSocket of its own; 2.39 brings one.
+        ...(version.isNewest && { transport: globalThis.WebSocket ?? WebSocket }),
+        ...realtime,
+      },
     });
     // The newest asks its callback for the token; until it has the answer it joins with the key.
     this.signedIn = this.refresh(this.token);
@@ -279,11 +360,14 @@ export class User {
   }
 }
 
-/** Everything one channel has heard, in order, and waits for more. */
+/**
+ * Everything one channel has heard, in order, and waits for more. Who is present it hears only with
+ * `config.presence`, because listening is what makes a client ask for it.
+ */
 export class Feed {
   constructor(user, topic, bindings, config = {}) {
     Object.assign(this, { user, topic, waiting: new Set() });
-    Object.assign(this, { statuses: [], changes: [], systems: [], broadcasts: [] });
+    Object.assign(this, { statuses: [], changes: [], systems: [], broadcasts: [], presences: [] });
     this.channel = user.client.channel(topic, { config });
     bindings.forEach((binding, index) =>
       this.channel.on("postgres_changes", { event: "*", schema: "public", ...binding }, (change) =>
@@ -293,6 +377,12 @@ export class Feed {
     this.channel.on("broadcast", { event: "*" }, (message) =>
       this.#heard(this.broadcasts, message),
     );
+    for (const event of config.presence ? ["sync", "join", "leave"] : []) {
+      this.channel.on("presence", { event }, (presence) => {
+        // A state that changes later is of no use for a comparison.
+        this.#heard(this.presences, structuredClone({ event, ...presence }));
+      });
+    }
     this.channel.on("system", {}, (message) => this.#heard(this.systems, message));
     this.channel.subscribe((status, error) => this.#heard(this.statuses, { status, error }));
   }
@@ -320,6 +410,7 @@ export class Feed {
           changes: this.changes,
           systems: this.systems,
           broadcasts: this.broadcasts,
+          presences: this.presences,
         },
         (_, value) => (value instanceof Error ? value.message : value),
       )}`;
@@ -339,6 +430,32 @@ export class Feed {
   /** Waits for the broadcast at index `at` of those heard. */
   broadcast(at) {
     return this.first(this.broadcasts, at, () => true, `broadcast ${at}`);
+  }
+
+  /** Who is present as the client has it, without refs: metas by key. */
+  present() {
+    const metas = (list) => list.map(({ presence_ref: _, ...meta }) => meta);
+    const state = Object.entries(this.channel.presenceState());
+    return Object.fromEntries(state.map(([key, list]) => [key, metas(list)]));
+  }
+
+  /** Waits until exactly these are present; keys and metas in any order. */
+  presence(expected) {
+    const sorted = (state) =>
+      JSON.stringify(
+        Object.entries(state)
+          .map(([key, metas]) => [key, metas.map((meta) => JSON.stringify(meta)).sort()])
+          .sort(([a], [b]) => (a < b ? -1 : 1)),
+      );
+    const wanted = sorted(expected);
+    // With the last thing heard; an empty state is also what a client starts with.
+    const is = (_, at, heard) => at + 1 === heard.length && sorted(this.present()) === wanted;
+    return this.first(this.presences, 0, is, `presence ${JSON.stringify(expected)}`);
+  }
+
+  /** Waits for a join or a leave; `from` skips those heard before. */
+  moved(event, is, from = 0) {
+    return this.first(this.presences, from, (item) => item.event === event && is(item), event);
   }
 
   /** Waits for a `system` message; `from` skips those heard before. */

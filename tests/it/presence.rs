@@ -116,6 +116,21 @@ async fn c49_who_did_not_ask_gets_neither_state_nor_diffs_until_it_tracks() {
     }
 }
 
+/// What supabase-js before 2.54 sends, which knows no `enabled`.
+#[tokio::test]
+async fn c49_a_client_older_than_the_option_gets_state_and_diffs() {
+    let service = shared().await;
+    for version in VERSIONS {
+        let topic = topic(&format!("c49 old {version:?}"));
+        let old = json!({ "config": { "presence": { "key": "" } } });
+        let mut old = Member::join(service, version, &topic, &old).await;
+        assert_eq!(old.state().await, json!({}));
+        let mut other = Member::join(service, version, &topic, &config("o", false)).await;
+        other.track(&json!({ "n": 1 })).await;
+        assert_eq!(metas(&old.diff().await["joins"], "o"), [json!({ "n": 1 })]);
+    }
+}
+
 #[tokio::test]
 async fn c50_an_update_is_one_diff_and_the_same_again_is_none() {
     let service = shared().await;
