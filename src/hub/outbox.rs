@@ -26,6 +26,13 @@ use tokio::net::TcpStream;
 /// Frames in one system call. More gains nothing measurable; fewer costs a call each.
 const FRAMES_PER_WRITE: usize = 64;
 
+/// How long one task writes to others' sockets before everybody else gets a turn. Shorter costs a
+/// visit to the scheduler for fewer writes; longer is what a heartbeat may have to wait for.
+pub const TURN: Duration = Duration::from_millis(1);
+
+/// Places that an idle [`DirtyList`] keeps.
+const IDLE_PLACES: usize = 64;
+
 /// What a queued frame costs beyond its bytes: the handle in the queue. Counted, so that very
 /// small frames cannot fill memory below the bound in bytes.
 const FRAME_OVERHEAD: usize = size_of::<Bytes>();
@@ -526,6 +533,28 @@ impl DirtyList {
             outbox.flush();
         }
     }
+
+    /// Gives dirty connections their write, one at least; false when it is later than `until` and
+    /// some are left.
+    pub fn flush_until(&mut self, until: Instant) -> bool {
+        while let Some(outbox) = self.dirty.pop() {
+            outbox.flush();
+            if !self.dirty.is_empty() && Instant::now() >= until {
+                return false;
+            }
+        }
+        if self.dirty.capacity() > IDLE_PLACES {
+            self.dirty = Vec::new();
+        }
+        true
+    }
+
+    /// Gives every dirty connection its write, and other tasks their turns meanwhile.
+    pub async fn flush_in_turns(&mut self) {
+        while !self.flush_until(Instant::now() + TURN) {
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 impl Drop for DirtyList {
@@ -582,6 +611,26 @@ mod tests {
         assert_eq!(dirty.len(), 1);
         drop(dirty);
         assert_eq!(outbox.queued_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_long_list_is_flushed_in_turns_and_gives_its_memory_back() {
+        let mut dirty = DirtyList::default();
+        let mut sockets = Vec::new();
+        for _ in 0..100 {
+            let (outbox, client) = outbox(1000).await;
+            let outbox = Arc::new(outbox);
+            dirty.offer(&outbox, &frame(10)).unwrap();
+            sockets.push((outbox, client));
+        }
+        // Late already: one write, so that it comes to an end whatever the clock says.
+        let late = Instant::now();
+        assert!(!dirty.flush_until(late));
+        assert_eq!(dirty.len(), 99);
+        dirty.flush_in_turns().await;
+        assert!(sockets.iter().all(|(outbox, _)| outbox.queued_bytes() == 0));
+        assert_eq!(dirty.dirty.capacity(), 0);
+        assert!(dirty.flush_until(late));
     }
 
     #[tokio::test]

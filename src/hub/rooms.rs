@@ -24,6 +24,9 @@ use crate::event::broadcast::Broadcast;
 /// Frames that may wait for the stored messages before them.
 const REPLAY_WAITING_MAX: usize = 10_000;
 
+/// Watchers to whom whoever leaves writes itself; more are told by a task that takes turns.
+const TOLD_WHEN_LEAVING_MAX: usize = 32;
+
 /// Which room.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RoomName {
@@ -189,7 +192,7 @@ impl Room {
 
     /// Tells the watchers what is due, and comes back for what is not.
     fn tell_presence(self: &Arc<Self>, inner: &mut Inner, dirty: &mut DirtyList) {
-        let Inner { groups, presence, watchers, awaited, .. } = inner;
+        let Inner { groups, presence, watchers, .. } = &mut *inner;
         let Some(known) = presence else { return };
         if let Some(diff) = known.take_diff(Instant::now(), *watchers) {
             let now = unix_seconds(SystemTime::now());
@@ -202,25 +205,32 @@ impl Room {
                 }
             }
         }
-        match known.due_at() {
-            None if known.is_empty() => *presence = None,
-            // Without a runtime nobody is left to be told.
-            Some(due_at) if !*awaited => {
-                if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                    *awaited = true;
-                    let room = Arc::downgrade(self);
-                    runtime.spawn(async move {
-                        tokio::time::sleep_until(due_at.into()).await;
-                        let mut dirty = DirtyList::default();
-                        if let Some(room) = room.upgrade() {
-                            let mut inner = locked(&room.inner);
-                            inner.awaited = false;
-                            room.tell_presence(&mut inner, &mut dirty);
-                        }
-                    });
+        if known.is_empty() && known.due_at().is_none() {
+            *presence = None;
+        }
+        self.come_back(inner);
+    }
+
+    /// Tells the watchers what is not told yet when it is due, unless somebody is about to.
+    fn come_back(self: &Arc<Self>, inner: &mut Inner) {
+        let due_at = inner.presence.as_ref().and_then(|presence| presence.due_at());
+        // Without a runtime nobody is left to be told.
+        if let Some(due_at) = due_at
+            && !inner.awaited
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            inner.awaited = true;
+            let room = Arc::downgrade(self);
+            runtime.spawn(async move {
+                tokio::time::sleep_until(due_at.into()).await;
+                let mut dirty = DirtyList::default();
+                if let Some(room) = room.upgrade() {
+                    let mut inner = locked(&room.inner);
+                    inner.awaited = false;
+                    room.tell_presence(&mut inner, &mut dirty);
                 }
-            }
-            None | Some(_) => {}
+                dirty.flush_in_turns().await;
+            });
         }
     }
 }
@@ -357,9 +367,12 @@ impl Drop for Occupancy {
         inner.remove(self.format, self.number);
         if inner.groups.is_empty() {
             open.remove(&self.room.name);
-        } else {
+        } else if inner.watchers <= TOLD_WHEN_LEAVING_MAX {
             drop(open);
             self.room.tell_presence(&mut inner, &mut dirty);
+        } else {
+            drop(open);
+            self.room.come_back(&mut inner);
         }
     }
 }

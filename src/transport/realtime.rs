@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
@@ -41,6 +41,10 @@ use crate::telemetry;
 
 /// Refusals of one socket that may wait at once; further ones are sent without a wait.
 const DELAYED_MAX: usize = 32;
+
+/// Broadcasts that a socket makes before they are written to whoever hears them: as many as one
+/// write takes. With more, each receiver's queue would grow for nothing.
+const GATHERED_MAX: usize = 64;
 
 /// How long a channel waits that asked to be told when broadcasts from the database flow.
 const REPLICATION_WAIT: Duration = Duration::from_mins(1);
@@ -279,8 +283,10 @@ pub struct Socket {
     joined: HashMap<ChannelId, Place>,
     deadline: Option<(SystemTime, DeadlineId)>,
     outputs: Vec<Output>,
-    /// Whoever was told something in this turn.
+    /// Whoever was told something and has not been written to.
     dirty: DirtyList,
+    /// Broadcasts since they were.
+    gathered: usize,
     /// The verifier's when the connection's token was verified.
     epoch: u64,
     /// Frames that wait for the key of a token.
@@ -314,6 +320,7 @@ impl Socket {
             deadline: None,
             outputs: Vec::new(),
             dirty: DirtyList::default(),
+            gathered: 0,
             epoch,
             held: None,
         }
@@ -348,6 +355,7 @@ impl Socket {
             Output::Broadcast { channel, broadcast, echo } => {
                 if let Some(place) = self.joined.get(&channel) {
                     let told = place.occupancy.broadcast(&broadcast, echo, &mut self.dirty);
+                    self.gathered += 1;
                     metrics::counter!(telemetry::BROADCASTS).increment(1);
                     metrics::counter!(telemetry::DELIVERIES).increment(told);
                 }
@@ -773,8 +781,13 @@ impl Peer for Socket {
         ControlFlow::Continue(())
     }
 
-    fn settled(&mut self) {
-        self.dirty.flush();
+    fn is_full(&self) -> bool {
+        self.gathered >= GATHERED_MAX
+    }
+
+    fn settle(&mut self, until: Instant) -> bool {
+        self.gathered = 0;
+        self.dirty.flush_until(until)
     }
 }
 
