@@ -470,9 +470,10 @@ impl Socket {
         let Some(place) = self.joined.get_mut(&channel) else { return };
         place.turn += 1;
         if !place.request.private {
-            place.occupancy.renew(true, claims.expires_at);
+            place.occupancy.renew(true, claims.expires_at, &mut self.dirty);
             return;
         }
+        place.occupancy.await_renewal();
         let (turn, before, kept) = (place.turn, place.grants, Arc::clone(&place.request));
         let (expires_at, request) = (claims.expires_at, self.request(&kept, Arc::clone(claims)));
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
@@ -497,7 +498,7 @@ impl Socket {
             (Some(_), Err(message)) => self.input(Input::Shutdown { channel, message }),
             (Some(place), Ok(grants)) => {
                 place.grants = grants;
-                place.occupancy.renew(grants.broadcast, expires_at);
+                place.occupancy.renew(grants.broadcast, expires_at, &mut self.dirty);
                 if place.request.presence.enabled {
                     self.watch(channel);
                 }
