@@ -491,11 +491,19 @@ impl Session {
                 outputs.push(Output::Send(refusal));
                 return;
             }
+            Err(ParseTopicError::TooLong) => {
+                // At once: as many as may wait would take as much memory as their names are long.
+                let reason = "TopicNameTooLong: The topic name is too long";
+                let refusal = Message::refusal(join_ref, reference, name.into(), reason);
+                outputs.push(Output::Send(refusal));
+                return;
+            }
             Err(error) => {
                 let reason = match error {
-                    ParseTopicError::TooLong => "TopicNameTooLong: The topic name is too long",
                     ParseTopicError::Nul => "TopicNameInvalid: The topic name contains a NUL",
-                    ParseTopicError::Nameless | ParseTopicError::Unmatched => {
+                    ParseTopicError::Nameless
+                    | ParseTopicError::TooLong
+                    | ParseTopicError::Unmatched => {
                         "TopicNameRequired: You must provide a topic name"
                     }
                 };

@@ -590,7 +590,10 @@ fn a_nameless_or_impossible_topic_is_refused() {
             ("realtime:a\0", "TopicNameInvalid: The topic name contains a NUL"),
         ] {
             let lines = talk.say(&json!(["1", "1", topic, "phx_join", {}]));
-            assert_eq!(lines, [refused("1", topic, reason)]);
+            let refused = refused("1", topic, reason);
+            // One that waits would keep its long name in memory.
+            let at_once = refused.replacen("later", "send", 1);
+            assert_eq!(lines, [if topic == long { at_once } else { refused }]);
         }
     });
 }
