@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
@@ -124,6 +124,8 @@ pub struct Outbox {
     /// Bytes that may be queued.
     bytes_max: usize,
     queue: Mutex<Queue>,
+    /// Sum of [`cost`] over frames that wait outside, to be queued later: [`Waiting`].
+    waiting_bytes: AtomicUsize,
     /// The connection's task.
     task: AtomicWaker,
     /// What that task has to look at: `WOKEN`, `BLOCKED`, `CLOSING`.
@@ -192,6 +194,7 @@ impl Outbox {
                 bytes: 0,
                 state: State::Clean,
             }),
+            waiting_bytes: AtomicUsize::new(0),
             task: AtomicWaker::new(),
             signals: AtomicU8::new(0),
             opened: Instant::now(),
@@ -280,6 +283,15 @@ impl Outbox {
         {
             queue.frames = VecDeque::new();
         }
+    }
+
+    /// Whether `bytes` more may wait outside the queue. If so, they are counted.
+    fn may_wait(&self, bytes: usize) -> bool {
+        let more = |before: usize| {
+            let after = before.saturating_add(bytes);
+            (before == 0 || after <= self.bytes_max).then_some(after)
+        };
+        self.waiting_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
     fn offer_to(&self, queue: &mut Queue, frame: Bytes) -> Result<bool, CloseReason> {
@@ -473,6 +485,56 @@ impl Queue {
 
 fn cost(frame: &Bytes) -> usize {
     frame.len() + FRAME_OVERHEAD
+}
+
+/// Frames that wait for something before they are offered. All that wait for one connection are
+/// bounded together, as its queue is: what does not fit here would not fit there.
+#[derive(Debug)]
+pub(super) struct Waiting<T> {
+    outbox: Arc<Outbox>,
+    frames: Vec<(T, Bytes)>,
+    bytes: usize,
+}
+
+impl<T> Waiting<T> {
+    pub(super) const fn new(outbox: Arc<Outbox>) -> Self {
+        Self { outbox, frames: Vec::new(), bytes: 0 }
+    }
+
+    /// Keeps a frame. Without room for it the connection is closed: it would miss the frame.
+    pub(super) fn push(&mut self, name: T, frame: Bytes) {
+        let bytes = cost(&frame) + size_of::<T>();
+        if self.outbox.may_wait(bytes) {
+            self.bytes += bytes;
+            self.frames.push((name, frame));
+        } else {
+            self.clear();
+            self.outbox.close(CloseReason::TooSlow);
+        }
+    }
+
+    /// What waited, in its order.
+    pub(super) fn take(&mut self) -> Vec<(T, Bytes)> {
+        self.outbox.waiting_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = 0;
+        std::mem::take(&mut self.frames)
+    }
+
+    /// What waits.
+    #[cfg(test)]
+    pub(super) fn frames(&self) -> impl Iterator<Item = &Bytes> {
+        self.frames.iter().map(|(_, frame)| frame)
+    }
+
+    pub(super) fn clear(&mut self) {
+        drop(self.take());
+    }
+}
+
+impl<T> Drop for Waiting<T> {
+    fn drop(&mut self) {
+        self.clear();
+    }
 }
 
 /// The outboxes that one round of publishing has made dirty.
