@@ -142,6 +142,8 @@ struct Queue {
     written: usize,
     /// Sum of [`cost`] over `frames`.
     bytes: usize,
+    /// When the full socket last took something, in milliseconds since `opened`.
+    stalled_at_ms: u64,
     state: State,
 }
 
@@ -192,6 +194,7 @@ impl Outbox {
                 frames: VecDeque::new(),
                 written: 0,
                 bytes: 0,
+                stalled_at_ms: 0,
                 state: State::Clean,
             }),
             waiting_bytes: AtomicUsize::new(0),
@@ -275,6 +278,14 @@ impl Outbox {
         self.opened.elapsed().saturating_sub(seen)
     }
 
+    /// How long a peer whose socket is full has taken nothing; none while there is nothing to take.
+    pub fn stalled(&self) -> Option<Duration> {
+        let queue = self.lock();
+        let stalled_at = Duration::from_millis(queue.stalled_at_ms);
+        let blocked = matches!(queue.state, State::Blocked) && !queue.frames.is_empty();
+        blocked.then(|| self.opened.elapsed().saturating_sub(stalled_at))
+    }
+
     /// Gives back the memory of a queue that was long and is empty. Never waits.
     pub fn rest(&self) {
         if let Ok(mut queue) = self.queue.try_lock()
@@ -325,6 +336,7 @@ impl Outbox {
             Ok(Written::Everything) => queue.state = State::Clean,
             Ok(Written::UntilFull) => {
                 queue.state = State::Blocked;
+                queue.stalled_at_ms = self.now_ms();
                 self.signal(BLOCKED);
             }
             Err(_) => {
@@ -356,7 +368,12 @@ impl Outbox {
             let count = queue.frames.len().min(FRAMES_PER_WRITE);
             match self.stream.try_write_vectored(&slices[..count]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => queue.consume(written),
+                Ok(written) => {
+                    queue.consume(written);
+                    if queue.state == State::Blocked {
+                        queue.stalled_at_ms = self.now_ms();
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Ok(Written::UntilFull);
                 }
@@ -365,6 +382,10 @@ impl Outbox {
             }
         }
         Ok(Written::Everything)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn signal(&self, signal: u8) {
@@ -423,8 +444,7 @@ impl Outbox {
             });
             match (read, outcome) {
                 (Some(count), _) => {
-                    let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    self.last_seen_ms.store(now, Ordering::Relaxed);
+                    self.last_seen_ms.store(self.now_ms(), Ordering::Relaxed);
                     return Poll::Ready(Ok(count));
                 }
                 (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}

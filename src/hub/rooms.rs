@@ -44,7 +44,7 @@ pub struct Entrant {
     pub hears: bool,
     /// When its claims expire: it hears nothing from then on.
     pub expires_at: SystemTime,
-    /// Whether stored messages come first: until [`Occupancy::replayed`], broadcasts wait.
+    /// Whether stored messages come first: until [`Occupancy::replay`], broadcasts wait.
     pub replays: bool,
 }
 
@@ -370,20 +370,26 @@ impl Occupancy {
         }
     }
 
-    /// The stored messages with these names were sent, and what came meanwhile may follow; none of
-    /// them is sent twice.
-    pub fn replayed(&self, ids: Box<[Box<str>]>) {
+    /// Sends stored messages, oldest first, each by its name and as it is written (not at all, where
+    /// the format cannot say it), together with what came meanwhile. Each comes once.
+    pub fn replay(&self, stored: Vec<(Box<str>, Option<Bytes>)>) {
         let mut dirty = DirtyList::default();
-        if let Some(member) = locked(&self.room.inner).member(self.format, self.number)
-            && let Some(Replay::Waiting(frames)) = member.replay.as_deref_mut()
-        {
-            let frames = frames.take().into_iter();
-            let is_new = |id: &Option<Box<str>>| id.as_ref().is_none_or(|id| !ids.contains(id));
-            let frames: Vec<Bytes> =
-                frames.filter(|(id, _)| is_new(id)).map(|(_, frame)| frame).collect();
-            member.offer(&frames, &mut dirty);
-            member.replay = (!ids.is_empty()).then(|| Box::new(Replay::Sent(ids)));
-        }
+        let mut inner = locked(&self.room.inner);
+        let Some(member) = inner.member(self.format, self.number) else { return };
+        let Some(Replay::Waiting(waiting)) = member.replay.as_deref_mut() else { return };
+        let mut waiting = waiting.take();
+        let (ids, stored): (Vec<_>, Vec<_>) = stored.into_iter().unzip();
+        let is_stored =
+            |(id, _): &(Option<Box<str>>, Bytes)| id.as_ref().is_some_and(|id| ids.contains(id));
+        // Where there were more than are replayed, the live ones began before them.
+        let first = waiting.iter().position(is_stored).unwrap_or_default();
+        let later = waiting.split_off(first).into_iter().filter(|frame| !is_stored(frame));
+        let frames: Vec<Bytes> = (waiting.into_iter().map(|(_, frame)| frame))
+            .chain(stored.into_iter().flatten())
+            .chain(later.map(|(_, frame)| frame))
+            .collect();
+        member.offer(&frames, &mut dirty);
+        member.replay = (!ids.is_empty()).then(|| Box::new(Replay::Sent(ids.into())));
     }
 }
 

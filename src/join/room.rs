@@ -16,6 +16,7 @@ use tracing::warn;
 use super::Request;
 use crate::auth::Claims;
 use crate::auth::access::{self, Access, ReadGrants, Since, Stored, StoredPayload, WriteGrants};
+use crate::auth::rls::Authorizer;
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
 use crate::hub::{Entrant, Hub, Occupancy, RoomName};
 use crate::telemetry;
@@ -39,11 +40,12 @@ pub struct Entered {
 pub(super) struct Door {
     hub: Arc<Hub>,
     access: Arc<Access>,
+    authorizer: Arc<Authorizer>,
 }
 
 impl Door {
-    pub(super) fn new(hub: Arc<Hub>, access: Arc<Access>) -> Self {
-        Self { hub, access }
+    pub(super) fn new(hub: Arc<Hub>, access: Arc<Access>, authorizer: Arc<Authorizer>) -> Self {
+        Self { hub, access, authorizer }
     }
 
     /// Enters.
@@ -73,10 +75,14 @@ impl Door {
         let stored = match replay {
             None => None,
             Some(since) => {
+                let problem = "UnableToReplayMessages: Realtime was unable to replay messages";
+                // What was decoded while nobody was in the room must be in the store.
+                let visible = self.authorizer.wait_decoded_visible().await;
+                visible.map_err(|_unanswered| problem.to_owned())?;
                 let stored = self.access.stored(&request.claims, topic, &request.headers, since);
                 let stored = stored.await.map_err(|error| {
                     log(&error, topic);
-                    "UnableToReplayMessages: Realtime was unable to replay messages".to_owned()
+                    problem.to_owned()
                 })?;
                 Some(stored.into_iter().filter_map(broadcast).collect())
             }

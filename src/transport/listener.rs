@@ -241,6 +241,9 @@ impl Connections {
         for outbox in self.all() {
             if outbox.idle() >= self.idle_timeout {
                 outbox.close(CloseReason::Idle);
+            } else if outbox.stalled().is_some_and(|stalled| stalled >= self.idle_timeout) {
+                // It speaks, so the kernel may take it for alive; but it cannot be told anything.
+                outbox.close(CloseReason::Gone);
             } else {
                 outbox.rest();
             }

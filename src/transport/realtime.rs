@@ -380,7 +380,7 @@ impl Socket {
             Output::Join(request) => self.join(*request),
             Output::Leave(channel) => self.leave(channel),
             Output::Refresh { channel, claims } => self.refresh(channel, claims),
-            Output::Replay { channel, join_ref } => self.replay(channel, join_ref.as_ref())?,
+            Output::Replay { channel, join_ref } => self.replay(channel, join_ref.as_ref()),
             Output::Broadcast { channel, broadcast, echo } => {
                 if let Some(place) = self.joined.get(&channel) {
                     let told = place.occupancy.broadcast(&broadcast, echo, &mut self.dirty);
@@ -680,31 +680,23 @@ impl Socket {
     }
 
     /// Sends the stored messages a join asked for; what came meanwhile follows.
-    fn replay(
-        &mut self,
-        channel: ChannelId,
-        join_ref: Option<&RawRef>,
-    ) -> ControlFlow<CloseReason> {
-        let Some(place) = self.joined.get_mut(&channel) else { return ControlFlow::Continue(()) };
-        let stored = std::mem::take(&mut place.stored);
+    fn replay(&mut self, channel: ChannelId, join_ref: Option<&RawRef>) {
+        let Some(place) = self.joined.get_mut(&channel) else { return };
         let topic = &place.request.topic;
-        for broadcast in &stored {
+        let frame = |broadcast: &Broadcast| match broadcast.payload() {
             // Text names the join; binary frames have no room for it.
-            let frame = if let Some(payload) = broadcast.payload() {
+            Some(payload) => {
                 let (version, event) = (self.version, "broadcast");
                 let text = phoenix::encode_push(version, join_ref, topic, event, &payload);
                 Some(text_frame(&text))
-            } else {
-                encode_broadcast(self.version, topic, broadcast)
-            };
-            if let Some(frame) = frame
-                && let Err(reason) = self.mailbox.outbox.send(frame)
-            {
-                return ControlFlow::Break(reason);
             }
-        }
-        place.occupancy.replayed(stored.iter().filter_map(Broadcast::id).map(Into::into).collect());
-        ControlFlow::Continue(())
+            None => encode_broadcast(self.version, topic, broadcast),
+        };
+        let stored = std::mem::take(&mut place.stored);
+        let stored = stored.iter().filter_map(|b| Some((b.id()?.into(), frame(b)))).collect();
+        // The reply is in the outbox: they follow it.
+        place.request.subscriber.go_live();
+        place.occupancy.replay(stored);
     }
 
     /// Says that changes flow, now or when they do.

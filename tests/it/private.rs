@@ -334,6 +334,12 @@ async fn store(admin: &Client, topic: &str, numbers: std::ops::Range<i32>) {
     }
 }
 
+/// Hears everything said in a room; to know that it is over.
+async fn witness(service: &Service, topic: &str) -> Channel {
+    let config = config(&json!({}));
+    Channel::try_join(service, Version::V2, &service_role(), topic, &config).await.unwrap()
+}
+
 async fn replay(
     service: &Service,
     version: Version,
@@ -351,11 +357,15 @@ async fn c47_stored_messages_are_replayed_oldest_first() {
     let admin = service.admin().await;
     for version in VERSIONS {
         let topic = &format!("room7 {version:?}");
+        let mut witness = witness(&service, topic).await;
         store(&admin, topic, 0..40).await;
         admin
             .execute("select realtime.send_binary('\\x00ff'::bytea, 'b', $1, true)", &[topic])
             .await
             .unwrap();
+        for _ in 0..41 {
+            witness.socket.expect("broadcast").await;
+        }
         let options = json!({ "since": 1, "limit": 1000 });
         let mut member = replay(&service, version, &who("member"), topic, options).await.unwrap();
         // The newest 25, one of which version 1 cannot be told.
@@ -414,7 +424,11 @@ async fn replay_shows_nobody_what_his_policies_hide() {
         )
         .await
         .unwrap();
+    let mut witness = witness(&service, "room8").await;
     store(&admin, "room8", 0..4).await;
+    for n in 0..4 {
+        assert_eq!(witness.hear().await, n);
+    }
     let options = json!({ "since": 1 });
     let mut member = replay(&service, Version::V2, &who("member"), "room8", options).await.unwrap();
     assert_eq!(member.hear().await, 0);
@@ -462,6 +476,30 @@ async fn c47_between_the_store_and_the_stream_nothing_is_missing_or_comes_twice(
         let mut member = replay(&service, version, &who("member"), &topic, options).await.unwrap();
         for n in 0..25 {
             assert_eq!(member.hear().await, n);
+        }
+        sender.await.unwrap();
+        member.socket.nothing_came().await;
+    }
+}
+
+#[tokio::test]
+async fn c47_more_messages_than_are_replayed_come_in_their_order() {
+    let service = start().await;
+    for (round, version) in [VERSIONS, VERSIONS].concat().into_iter().enumerate() {
+        let topic = format!("room11 {round}");
+        let admin = service.admin().await;
+        store(&admin, &topic, 0..5).await;
+        let sender = {
+            let topic = topic.clone();
+            tokio::spawn(async move { store(&admin, &topic, 5..120).await })
+        };
+        let options = json!({ "since": 1 });
+        let mut member = replay(&service, version, &who("member"), &topic, options).await.unwrap();
+        let mut last = member.hear().await.as_i64().unwrap();
+        while last < 119 {
+            let next = member.hear().await.as_i64().unwrap();
+            assert_eq!(next, last + 1);
+            last = next;
         }
         sender.await.unwrap();
         member.socket.nothing_came().await;
