@@ -119,7 +119,7 @@ impl Joiner {
         ready: watch::Receiver<bool>,
     ) -> Self {
         Self {
-            door: Door::new(Arc::clone(&hub), access),
+            door: Door::new(Arc::clone(&hub), access, settings),
             hub,
             catalog,
             authorizer,

@@ -307,3 +307,29 @@ async fn a_subject_that_postgres_cannot_take_is_allowed_nothing() {
     let joined = timeout(DEADLINE, other.join("realtime:room1", &private())).await;
     assert_eq!(joined.unwrap()["status"], "ok");
 }
+
+/// Whoever may write in a room may fill the store with what is too much for whoever joins later.
+#[tokio::test]
+async fn large_stored_messages_are_replayed_as_far_as_they_fit() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    admin.batch_execute(SLOW).await.unwrap();
+    let store = "insert into realtime.messages
+        (topic, extension, event, private, inserted_at, payload, binary_payload)
+        select 'room1', 'broadcast', n::text, true, now() at time zone 'utc' - n * interval '1 second',
+            case when n % 2 = 0 then jsonb_build_object('x', repeat('x', bytes)) end,
+            case when n % 2 = 1 then convert_to(repeat('x', bytes), 'UTF8') end
+        from generate_series(1, 20) as n,
+            lateral (select case when n in (2, 3) then 4000000 else 2000000 end as bytes) as b";
+    admin.batch_execute(store).await.unwrap();
+    let mut socket = service.connect(Version::V2, &user(ALICE)).await;
+    let config = json!({ "private": true, "broadcast": { "replay": { "since": 1 } } });
+    assert_eq!(socket.join("realtime:room1", &json!({ "config": config })).await["status"], "ok");
+    let came: Vec<String> = socket
+        .rest()
+        .await
+        .iter()
+        .map(|message| message.payload["event"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(came, ["6", "5", "4", "1"]);
+}
