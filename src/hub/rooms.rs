@@ -71,6 +71,8 @@ struct Inner {
     watchers: usize,
     /// Somebody comes back when the next diff is due.
     awaited: bool,
+    /// The last member has left, and this room is no longer the one of its name.
+    closed: bool,
 }
 
 /// The members with one wire format.
@@ -115,24 +117,27 @@ impl Rooms {
 
     pub(super) fn enter(self: &Arc<Self>, name: RoomName, entrant: Entrant) -> Occupancy {
         let Entrant { subscriber, format, hears, expires_at, replays } = entrant;
-        let mut open = locked(&self.open);
-        let room = open.entry(name).or_insert_with_key(|name| {
-            let supply = Arc::clone(&self.supply);
-            Arc::new(Room { name: name.clone(), supply, inner: Mutex::default() })
-        });
-        let room = Arc::clone(room);
-        let mut inner = locked(&room.inner);
-        drop(open);
-        inner.members_made += 1;
-        let number = inner.members_made;
         let waiting = || Waiting::new(Arc::clone(subscriber.outbox()));
         let replay = replays.then(|| Box::new(Replay::Waiting(waiting())));
         let expires_at = unix_seconds(expires_at);
-        let watches = false;
-        let late = None;
-        let member = Member { number, subscriber, hears, watches, expires_at, replay, late };
-        inner.group(format).members.push(member);
-        drop(inner);
+        let (watches, late) = (false, None);
+        let mut closed = None;
+        // A room's lock is waited for without that of all rooms: it may be a crowded one.
+        let (room, number) = loop {
+            let room = self.room(&name, closed.as_ref());
+            let mut inner = locked(&room.inner);
+            if inner.closed {
+                drop(inner);
+                closed = Some(room);
+                continue;
+            }
+            inner.members_made += 1;
+            let number = inner.members_made;
+            let member = Member { number, subscriber, hears, watches, expires_at, replay, late };
+            inner.group(format).members.push(member);
+            drop(inner);
+            break (room, number);
+        };
         Occupancy { rooms: Arc::downgrade(self), room, format: format.id, number }
     }
 
@@ -142,6 +147,27 @@ impl Rooms {
 
     pub(super) fn is_open(&self, name: &RoomName) -> bool {
         locked(&self.open).contains_key(name)
+    }
+
+    /// The room of this name; a new one, if it would be the `closed` one.
+    fn room(&self, name: &RoomName, closed: Option<&Arc<Room>>) -> Arc<Room> {
+        let mut open = locked(&self.open);
+        let known = open.get(name).filter(|room| !closed.is_some_and(|c| Arc::ptr_eq(room, c)));
+        if let Some(room) = known {
+            return Arc::clone(room);
+        }
+        let (name, supply) = (name.clone(), Arc::clone(&self.supply));
+        let room = Arc::new(Room { name: name.clone(), supply, inner: Mutex::default() });
+        open.insert(name, Arc::clone(&room));
+        room
+    }
+
+    /// Forgets a room that is closed, unless another one has taken its name.
+    fn forget(&self, closed: &Arc<Room>) {
+        let mut open = locked(&self.open);
+        if open.get(&closed.name).is_some_and(|room| Arc::ptr_eq(room, closed)) {
+            open.remove(&closed.name);
+        }
     }
 
     /// Returns how many frames were handed over.
@@ -398,16 +424,15 @@ impl Drop for Occupancy {
         // Goes last, after the locks: it writes.
         let mut dirty = DirtyList::default();
         let Some(rooms) = self.rooms.upgrade() else { return };
-        let mut open = locked(&rooms.open);
         let mut inner = locked(&self.room.inner);
         inner.remove(self.format, self.number);
-        if inner.groups.is_empty() {
-            open.remove(&self.room.name);
+        inner.closed = inner.groups.is_empty();
+        if inner.closed {
+            drop(inner);
+            rooms.forget(&self.room);
         } else if inner.watchers <= TOLD_WHEN_LEAVING_MAX {
-            drop(open);
             self.room.tell_presence(&mut inner, &mut dirty);
         } else {
-            drop(open);
             self.room.come_back(&mut inner);
         }
     }

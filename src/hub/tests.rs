@@ -510,3 +510,65 @@ fn what_was_kept_is_for_nobody_who_no_longer_hears() {
     place.renew(false, later, &mut dirty);
     assert!(subscriber.waiting().is_empty());
 }
+
+/// Whoever makes frames for a room has its lock; who wants in there waits, and nobody else.
+#[test]
+fn a_crowded_room_holds_up_no_other() {
+    type Busy = Box<dyn FnOnce()>;
+    thread_local! {
+        static BUSY: std::cell::RefCell<Option<Busy>> = std::cell::RefCell::default();
+    }
+    let busy = Format {
+        broadcast: |_, broadcast| {
+            BUSY.with_borrow_mut(Option::take).into_iter().for_each(|busy| busy());
+            broadcast.payload()
+        },
+        ..FORMAT
+    };
+    let (hub, outbox) = (Arc::new(Hub::default()), outbox());
+    let crowded = hub.enter(room("crowded"), Entrant { format: busy, ..entrant(&outbox, 60) });
+    let visit = move |topic: &'static str, times: usize| {
+        let (hub, outbox) = (Arc::clone(&hub), Arc::clone(&outbox));
+        let (over, is_over) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for _ in 0..times {
+                drop(hub.enter(room(topic), entrant(&outbox, 60)));
+            }
+            let _ = over.send(());
+        });
+        move || is_over.recv_timeout(Duration::from_secs(5)).is_ok()
+    };
+    let (told, verdict) = std::sync::mpsc::channel();
+    BUSY.set(Some(Box::new(move || {
+        let _waits = visit("crowded", 1);
+        let passes = visit("other", 100_000);
+        told.send(passes()).unwrap();
+    })));
+    crowded.broadcast(&said(10), true, &mut DirtyList::default());
+    assert_eq!(verdict.recv(), Ok(true));
+}
+
+#[test]
+fn rooms_that_open_and_close_at_once_keep_every_member() {
+    let hub = Arc::new(Hub::default());
+    let outbox = outbox();
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let (hub, outbox) = (Arc::clone(&hub), Arc::clone(&outbox));
+            std::thread::spawn(move || {
+                for _ in 0..2000 {
+                    let entrant = entrant(&outbox, 60);
+                    let subscriber = Arc::clone(&entrant.subscriber);
+                    let place = hub.enter(room("r"), entrant);
+                    hub.broadcast(&room("r"), &said(1), &mut DirtyList::default());
+                    assert!(!subscriber.waiting().is_empty(), "whoever is in hears");
+                    drop(place);
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(hub.broadcast(&room("r"), &said(1), &mut DirtyList::default()), 0);
+}

@@ -119,7 +119,7 @@ impl Joiner {
         ready: watch::Receiver<bool>,
     ) -> Self {
         Self {
-            door: Door::new(Arc::clone(&hub), access, Arc::clone(&authorizer)),
+            door: Door::new(Arc::clone(&hub), access, Arc::clone(&authorizer), settings),
             hub,
             catalog,
             authorizer,

@@ -17,6 +17,7 @@ use super::Request;
 use crate::auth::Claims;
 use crate::auth::access::{self, Access, ReadGrants, Since, Stored, StoredPayload, WriteGrants};
 use crate::auth::rls::Authorizer;
+use crate::config;
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
 use crate::hub::{Entrant, Hub, Occupancy, RoomName};
 use crate::telemetry;
@@ -41,11 +42,29 @@ pub(super) struct Door {
     hub: Arc<Hub>,
     access: Arc<Access>,
     authorizer: Arc<Authorizer>,
+    replay: ReplayLimits,
+}
+
+/// How many bytes one join may be given of what is stored.
+#[derive(Debug, Clone, Copy)]
+struct ReplayLimits {
+    payload_bytes_max: usize,
+    bytes_max: usize,
 }
 
 impl Door {
-    pub(super) fn new(hub: Arc<Hub>, access: Arc<Access>, authorizer: Arc<Authorizer>) -> Self {
-        Self { hub, access, authorizer }
+    pub(super) fn new(
+        hub: Arc<Hub>,
+        access: Arc<Access>,
+        authorizer: Arc<Authorizer>,
+        settings: &config::Config,
+    ) -> Self {
+        let replay = ReplayLimits {
+            payload_bytes_max: settings.limits.payload_bytes_max,
+            // It goes to the client at once, and what came live meanwhile right after it.
+            bytes_max: settings.server.outbox_bytes_max / 2,
+        };
+        Self { hub, access, authorizer, replay }
     }
 
     /// Enters.
@@ -53,6 +72,7 @@ impl Door {
     /// # Errors
     /// `Code: text` for the client.
     pub(super) async fn enter(&self, request: &Request) -> Result<Entered, String> {
+        let since = |replay| since(replay, self.replay);
         let replay = request.replay.as_deref().map(since).transpose()?;
         if !request.private {
             if replay.is_some() {
@@ -194,14 +214,16 @@ struct Replay {
 /// The time of the last millisecond of year 9999: Postgres takes it, and nothing is as new.
 const SINCE_MAX: i64 = 253_402_300_799_999;
 
-fn since(replay: &RawValue) -> Result<Since, String> {
+fn since(replay: &RawValue, limits: ReplayLimits) -> Result<Since, String> {
     let replay: Option<Replay> = serde_json::from_str(replay.get()).ok();
     let valid = replay.filter(|replay| (0..=SINCE_MAX).contains(&replay.since));
     let Some(Replay { since, limit }) = valid else {
         return Err("UnableToReplayMessages: Replay params are not valid".to_owned());
     };
     let limit = limit.unwrap_or(REPLAY_MAX.into()).clamp(1, REPLAY_MAX.into());
-    Ok(Since { milliseconds: since, limit: u32::try_from(limit).unwrap_or(REPLAY_MAX) })
+    let limit = u32::try_from(limit).unwrap_or(REPLAY_MAX);
+    let ReplayLimits { payload_bytes_max, bytes_max } = limits;
+    Ok(Since { milliseconds: since, limit, payload_bytes_max, bytes_max })
 }
 
 /// A stored message as it is told; none when its bytes are none.
@@ -230,8 +252,11 @@ mod tests {
 
     #[test]
     fn replay_options_are_checked_and_bounded() {
-        let parse = |text: &str| since(&RawValue::from_string(text.into()).unwrap());
-        let since = |milliseconds, limit| Ok(Since { milliseconds, limit });
+        let (payload_bytes_max, bytes_max) = (10, 20);
+        let limits = ReplayLimits { payload_bytes_max, bytes_max };
+        let parse = |text: &str| since(&RawValue::from_string(text.into()).unwrap(), limits);
+        let since =
+            |milliseconds, limit| Ok(Since { milliseconds, limit, payload_bytes_max, bytes_max });
         assert_eq!(parse(r#"{"since":1}"#), since(1, 25));
         assert_eq!(parse(r#"{"since":1700000000000,"limit":1000}"#), since(1_700_000_000_000, 25));
         assert_eq!(parse(r#"{"since":0,"limit":-3}"#), since(0, 1));

@@ -707,7 +707,7 @@ impl Session {
         if join_ref.is_some() && current.is_some() && join_ref != *current {
             return;
         }
-        if !self.channels[at].leaves_later(&reference) {
+        if !self.channels[at].leaves_later(reference.as_ref()) {
             self.end(at, reference, outputs);
         }
     }

@@ -46,11 +46,17 @@ pub(super) struct Talk {
     asking: bool,
     /// Counts the claims; an answer about older ones is none.
     turn: u32,
-    /// The ref of a leave that waits for the pushes before it.
-    leaving: Option<Option<RawRef>>,
+    /// The leave that waits for the pushes before it.
+    leaving: Option<Leave>,
     waiting: VecDeque<(Option<RawRef>, Said)>,
     waiting_bytes: usize,
     presence: Window,
+}
+
+/// A leave, to be answered.
+#[derive(Debug)]
+struct Leave {
+    reference: Option<RawRef>,
 }
 
 /// A push that was understood.
@@ -285,7 +291,7 @@ impl Session {
         for (reference, said) in std::mem::take(&mut talk.waiting) {
             outputs.extend(channel.act_if(grants.unwrap_or(nothing), reference, said));
         }
-        if let Some(reference) = leaving {
+        if let Some(Leave { reference }) = leaving {
             self.end(at, reference, outputs);
         }
     }
@@ -323,13 +329,13 @@ impl super::Channel {
 
     /// Whether a leave has to wait for pushes whose right is being checked. If so, it does: what
     /// a client says before it leaves is said.
-    pub(super) fn leaves_later(&mut self, reference: &Option<RawRef>) -> bool {
+    pub(super) fn leaves_later(&mut self, reference: Option<&RawRef>) -> bool {
         let joining = self.joining.is_some();
         let Some(talk) = &mut self.talk else { return false };
         // Whoever asks twice does not want to wait.
         let later = !joining && !talk.waiting.is_empty() && talk.leaving.is_none();
         if later {
-            talk.leaving = Some(reference.clone());
+            talk.leaving = Some(Leave { reference: reference.cloned() });
         }
         later
     }
@@ -345,7 +351,7 @@ impl super::Channel {
                 }
             }
         }
-        if let Some(reference) = talk.leaving.take() {
+        if let Some(Leave { reference }) = talk.leaving.take() {
             outputs.push(Output::Send(self.done(reference)));
         }
     }

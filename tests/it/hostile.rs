@@ -161,36 +161,52 @@ async fn strange_topics_are_answered() {
 
 #[tokio::test]
 async fn ten_thousand_joins_end_in_refusals_or_in_the_end_of_the_socket() {
-    let service = shared().await;
-    let mut bystanders = Bystanders::of(service, "ten thousand joins").await;
-    let mut socket = service.connect(Version::V2, &anon()).await;
-    let frames: Vec<String> = (0..10_000)
-        .map(|n| {
-            json!([n, n, format!("realtime:many {n}"), "phx_join", { "config": {} }]).to_string()
+    for joins_per_second_max in [1_000_000, 700] {
+        let service = Service::with(|config| {
+            config.limits.connection_joins_per_second_max = joins_per_second_max;
+            config.limits.joins_per_second_max = 1_000_000;
         })
-        .collect();
-    let (mut joined, mut refused) = (0, 0);
-    for chunk in frames.chunks(500) {
-        for frame in chunk {
-            socket.send_text(&**frame).await;
-        }
-        for _ in chunk {
-            match socket.try_next().await {
-                Ok(reply) if reply.payload["status"] == "ok" => joined += 1,
-                Ok(reply) => {
-                    let reason = &reply.payload["response"]["reason"];
-                    let many = "ChannelRateLimitReached: Too many channels";
-                    assert_eq!(*reason, many, "{reply:?}");
-                    refused += 1;
-                }
-                Err(code) => panic!("closed: {code:?}"),
+        .await;
+        let mut bystanders = Bystanders::of(&service, "ten thousand joins").await;
+        let mut socket = service.connect(Version::V2, &anon()).await;
+        let (mut joined, mut refused, mut end) = (0, 0, None);
+        'sending: for first in (0..10_000).step_by(500) {
+            for n in first..first + 500 {
+                let topic = format!("realtime:many {n}");
+                socket
+                    .send(&json!(n), &json!(n), &topic, "phx_join", &json!({ "config": {} }))
+                    .await;
             }
+            for _ in 0..500 {
+                match socket.try_next().await {
+                    Ok(reply) if reply.payload["status"] == "ok" => joined += 1,
+                    Ok(reply) => {
+                        let reason = reply.payload["response"]["reason"].as_str().unwrap();
+                        let (code, _) = reason.split_once(": ").unwrap();
+                        assert!(
+                            ["ChannelRateLimitReached", "ClientJoinRateLimitReached"]
+                                .contains(&code)
+                        );
+                        refused += 1;
+                    }
+                    Err(code) => {
+                        end = code;
+                        break 'sending;
+                    }
+                }
+            }
+            bystanders.are_untouched().await;
+        }
+        let most = service.config.server.channels_per_connection_max;
+        if joins_per_second_max > 10_000 {
+            assert_eq!((joined, refused, end), (most, 10_000 - most, None));
+            socket.heartbeat().await;
+        } else {
+            assert!(joined <= most, "{joined}");
+            assert_eq!(end, Some(1001), "after {joined} and {refused}");
         }
         bystanders.are_untouched().await;
     }
-    let most = service.config.server.channels_per_connection_max;
-    assert_eq!((joined, refused), (most, 10_000 - most));
-    socket.heartbeat().await;
 }
 
 #[tokio::test]
@@ -290,4 +306,30 @@ async fn a_subject_that_postgres_cannot_take_is_allowed_nothing() {
     let mut other = service.connect(Version::V2, &user(BOB)).await;
     let joined = timeout(DEADLINE, other.join("realtime:room1", &private())).await;
     assert_eq!(joined.unwrap()["status"], "ok");
+}
+
+/// Whoever may write in a room may fill the store with what is too much for whoever joins later.
+#[tokio::test]
+async fn large_stored_messages_are_replayed_as_far_as_they_fit() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    admin.batch_execute(SLOW).await.unwrap();
+    let store = "insert into realtime.messages
+        (topic, extension, event, private, inserted_at, payload, binary_payload)
+        select 'room1', 'broadcast', n::text, true, now() at time zone 'utc' - n * interval '1 second',
+            case when n % 2 = 0 then jsonb_build_object('x', repeat('x', bytes)) end,
+            case when n % 2 = 1 then convert_to(repeat('x', bytes), 'UTF8') end
+        from generate_series(1, 20) as n,
+            lateral (select case when n in (2, 3) then 4000000 else 2000000 end as bytes) as b";
+    admin.batch_execute(store).await.unwrap();
+    let mut socket = service.connect(Version::V2, &user(ALICE)).await;
+    let config = json!({ "private": true, "broadcast": { "replay": { "since": 1 } } });
+    assert_eq!(socket.join("realtime:room1", &json!({ "config": config })).await["status"], "ok");
+    let came: Vec<String> = socket
+        .rest()
+        .await
+        .iter()
+        .map(|message| message.payload["event"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(came, ["6", "5", "4", "1"]);
 }

@@ -2,7 +2,7 @@
 //!
 //! In:     a caller that may read broadcasts on the topic; since when, how many.
 //! Out:    the newest messages, oldest first, that the caller's own policies let it see.
-//! Never:  a message past the policies: they are read as the caller.
+//! Never:  a message past the policies: they are read as the caller; more bytes than asked for.
 
 use postgres_protocol::escape::escape_literal as literal;
 use tokio_postgres::SimpleQueryMessage;
@@ -37,6 +37,10 @@ pub struct Since {
     pub milliseconds: i64,
     /// The newest so many.
     pub limit: u32,
+    /// Bytes of one payload; larger ones are left out.
+    pub payload_bytes_max: usize,
+    /// Bytes of all payloads; older ones are left out.
+    pub bytes_max: usize,
 }
 
 impl Access {
@@ -48,18 +52,35 @@ impl Access {
     ) -> (Result<Vec<Stored>, Failure>, bool) {
         let begin = self.begin().replace("read write", "read only");
         // The order of one instant's messages, those of one transaction, is that of their rows.
+        // How large one is, is asked of the newest only: it has to be read as a whole for that.
         let select = format!(
-            "select m.id, m.event, m.payload::text, pg_catalog.encode(m.binary_payload, 'hex')
+            "select t.id, t.event, t.payload, pg_catalog.encode(t.binary_payload, 'hex')
+            from (
+            select s.*, pg_catalog.sum(s.bytes) over (order by s.at desc, s.place desc) as total
+            from (
+            select l.*, coalesce(pg_catalog.octet_length(l.payload),
+                pg_catalog.octet_length(l.binary_payload)) as bytes
+            from (
+            select m.id, m.event, m.payload::text as payload, m.binary_payload,
+                m.inserted_at as at, m.ctid as place
             from realtime.messages as m
             where m.topic = {} and m.private and m.extension = 'broadcast'
                 and m.event is not null and (m.payload is null) <> (m.binary_payload is null)
                 and m.inserted_at >= pg_catalog.to_timestamp({}::float8 / 1000) at time zone 'utc'
                 and m.inserted_at < (now() at time zone 'utc') + interval '1 minute'
             order by m.inserted_at desc, m.ctid desc
-            limit {}",
+            limit {}
+            ) as l
+            ) as s
+            where s.bytes <= {}
+            ) as t
+            where t.total <= {}
+            order by t.at desc, t.place desc",
             literal(caller.topic),
             since.milliseconds,
             since.limit,
+            since.payload_bytes_max,
+            since.bytes_max,
         );
         let messages = [
             format!("{begin}; {}", become_caller(caller)),
