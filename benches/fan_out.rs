@@ -25,10 +25,8 @@ mod service;
 use std::collections::VecDeque;
 use std::env;
 use std::hint::black_box;
-use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::process::{self, Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,7 +41,10 @@ use walcast::transport::admit::{Admit, Refusal};
 use walcast::transport::listener::{Connections, serve};
 use walcast::transport::websocket::{Peer, text_frame};
 
-use service::{Process, Socket, TABLE, float};
+use service::load::{
+    self, Bare, Figure, Load, ME, ROUNDS, heading, median, print, write_batch, write_one,
+};
+use service::{Process, TABLE};
 
 /// The payload of one message.
 const MESSAGE_BYTES: usize = 300;
@@ -63,21 +64,11 @@ const SUBSCRIBERS: usize = 1000;
 const JOINED_CONNECTIONS: usize = 5000;
 /// Rows of the transaction that saturates it.
 const BACKLOG_ROWS: u32 = 1500;
-/// Each figure is the median of so many runs of this length, taken in turn.
-const ROUNDS: usize = 3;
-const ROUND: Duration = Duration::from_millis(600);
 
 fn main() {
     let arguments: Vec<String> = env::args().collect();
-    if let [_, mode, address, control, count, kind] = &arguments[..]
-        && mode == "load-client"
-    {
-        return load_client(
-            address.parse().unwrap(),
-            control.parse().unwrap(),
-            count.parse().unwrap(),
-            kind,
-        );
+    if load::is_client() {
+        return;
     }
     // `cargo test --benches` also runs this; it measures only when asked to.
     if !arguments.iter().any(|argument| argument == "--bench") {
@@ -129,24 +120,6 @@ fn main() {
     println!("{}", serde_json::Value::from(result));
 }
 
-fn heading() {
-    println!(
-        "{:>6}  {:<26} {:>13} {:>10} {:>9}",
-        "N", "way", "deliveries/s", "CPU s/M", "of limit"
-    );
-}
-
-fn print(count: usize, results: &[(&str, Figure, usize)]) {
-    for (way, figure, limit) in results {
-        println!(
-            "{count:>6}  {way:<26} {:>13.0} {:>10.3} {:>9.2}",
-            figure.rate,
-            figure.cpu_seconds * 1e6,
-            figure.rate / results[*limit].1.rate,
-        );
-    }
-}
-
 /// `walcast serve` with everybody on one topic, against the bare loops; its ratios and memory.
 fn whole_service(runtime: &Runtime) -> serde_json::Value {
     let database = runtime.block_on(cluster::Database::create());
@@ -166,7 +139,7 @@ fn whole_service(runtime: &Runtime) -> serde_json::Value {
     drop(probe);
 
     let mut load = Load::start(service.address, SUBSCRIBERS, "service");
-    (load.unit, load.publisher) = (1, service.process);
+    load.publisher = service.process;
     load.wait_until_open();
     let mut bare = Bare::open(SUBSCRIBERS, frame.len());
     let mut runs: [Vec<Figure>; 6] = Default::default();
@@ -246,54 +219,6 @@ fn settled(process: Process) -> u64 {
     }
 }
 
-/// Sockets without a server.
-struct Bare {
-    streams: Vec<TcpStream>,
-    load: Load,
-}
-
-impl Bare {
-    fn open(count: usize, frame_bytes: usize) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut load = Load::start(listener.local_addr().unwrap(), count, "bare");
-        load.unit = u64::try_from(frame_bytes).unwrap();
-        let streams: Vec<TcpStream> = (0..count).map(|_| listener.accept().unwrap().0).collect();
-        for stream in &streams {
-            stream.set_nodelay(true).unwrap();
-        }
-        load.wait_until_open();
-        Self { streams, load }
-    }
-}
-
-fn write_batch(streams: &[TcpStream], frame: &[u8], messages: usize) {
-    let slices = vec![IoSlice::new(frame); messages];
-    for mut stream in streams {
-        let written = stream.write_vectored(&slices).unwrap();
-        assert_eq!(written, messages * frame.len());
-    }
-}
-
-fn write_one(streams: &[TcpStream], frame: &[u8], messages: usize) {
-    for _ in 0..messages {
-        for mut stream in streams {
-            stream.write_all(frame).unwrap();
-        }
-    }
-}
-
-/// This process.
-static ME: std::sync::LazyLock<Process> = std::sync::LazyLock::new(|| Process(process::id()));
-
-/// One way of publishing, measured.
-#[derive(Debug, Clone, Copy)]
-struct Figure {
-    /// Deliveries a second.
-    rate: f64,
-    /// CPU seconds of this process a delivery.
-    cpu_seconds: f64,
-}
-
 /// The four ways for one number of subscribers: name, figure, and which of them is its limit.
 fn compare(runtime: &Runtime, count: usize) -> Vec<(&'static str, Figure, usize)> {
     let frame = text_frame(&[b'x'; MESSAGE_BYTES]);
@@ -301,6 +226,7 @@ fn compare(runtime: &Runtime, count: usize) -> Vec<(&'static str, Figure, usize)
     let mut bare = Bare::open(count, FRAME_BYTES);
     let server = Server::start(runtime);
     let mut load = Load::start(server.address, count, "websocket");
+    load.unit = u64::try_from(FRAME_BYTES).unwrap();
     load.wait_until_open();
     let outboxes = server.outboxes(count);
 
@@ -334,11 +260,6 @@ fn publisher(outboxes: &[Arc<Outbox>]) -> impl FnMut(usize) {
         }
         dirty.flush();
     }
-}
-
-fn median(mut runs: Vec<Figure>) -> Figure {
-    runs.sort_by(|one, other| one.rate.total_cmp(&other.rate));
-    runs[runs.len() / 2]
 }
 
 fn idle_bytes_per_connection(runtime: &Runtime) -> u64 {
@@ -444,195 +365,6 @@ impl Drop for Server {
         self.stop.cancel();
         if let Some(task) = self.task.take() {
             self.runtime.block_on(task).unwrap().unwrap();
-        }
-    }
-}
-
-/// The child process at the other end.
-struct Load {
-    child: Child,
-    control: TcpStream,
-    /// Who publishes to it.
-    publisher: Process,
-    /// What one delivery counts for in the reports: its bytes, or 1.
-    unit: u64,
-    received: u64,
-    sent: u64,
-}
-
-impl Load {
-    fn start(address: SocketAddr, count: usize, kind: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let child = Command::new(env::current_exe().unwrap())
-            .args(["load-client", &address.to_string()])
-            .args([&listener.local_addr().unwrap().to_string(), &count.to_string(), kind])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Process(child.id()).pin_to(1);
-        let control = listener.accept().unwrap().0;
-        let unit = u64::try_from(FRAME_BYTES).unwrap();
-        Self { child, control, publisher: *ME, unit, received: 0, sent: 0 }
-    }
-
-    /// Waits for the first report, sent once every socket is open.
-    fn wait_until_open(&mut self) {
-        self.control.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
-        self.read_report();
-    }
-
-    fn read_report(&mut self) {
-        let mut report = [0; 8];
-        self.control.read_exact(&mut report).unwrap();
-        self.received = u64::from_le_bytes(report);
-    }
-
-    /// Publishes for one round, never more than `window` messages ahead of what was received.
-    fn measure(
-        &mut self,
-        count: usize,
-        batch: usize,
-        window: usize,
-        publish: &mut dyn FnMut(usize),
-    ) -> Figure {
-        let each = u64::try_from(count).unwrap() * self.unit;
-        let (of_batch, ahead) =
-            (u64::try_from(batch).unwrap() * each, u64::try_from(window - batch).unwrap() * each);
-        self.control.write_all(&[1]).unwrap();
-        let (first, cpu, start) = (self.sent, self.publisher.cpu_seconds(), Instant::now());
-        while start.elapsed() < ROUND {
-            while self.sent - self.received > ahead {
-                self.read_report();
-            }
-            publish(batch);
-            self.sent += of_batch;
-        }
-        self.wait();
-        let seconds = start.elapsed().as_secs_f64();
-        let deliveries = float((self.sent - first) / self.unit);
-        let cpu = self.publisher.cpu_seconds() - cpu;
-        Figure { rate: deliveries / seconds, cpu_seconds: cpu / deliveries }
-    }
-
-    /// From a word to go until everything that waited for it has come.
-    fn time(&mut self, deliveries: u64, go: impl FnOnce()) -> Figure {
-        self.control.write_all(&[1]).unwrap();
-        let (cpu, start) = (self.publisher.cpu_seconds(), Instant::now());
-        go();
-        self.sent += deliveries * self.unit;
-        self.wait();
-        let seconds = start.elapsed().as_secs_f64();
-        let cpu = self.publisher.cpu_seconds() - cpu;
-        let deliveries = float(deliveries);
-        Figure { rate: deliveries / seconds, cpu_seconds: cpu / deliveries }
-    }
-
-    fn wait(&mut self) {
-        while self.received < self.sent {
-            self.read_report();
-        }
-        assert_eq!(self.received, self.sent, "what was received, what was sent");
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// One socket at the other end, and how what comes there is counted.
-enum End {
-    Bytes(TcpStream),
-    Frames(Box<Socket>),
-}
-
-impl End {
-    fn bytes(address: SocketAddr, is_websocket: bool) -> Self {
-        let mut stream = TcpStream::connect(address).unwrap();
-        if is_websocket {
-            let request = "GET /socket/websocket HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\n\
-                upgrade: websocket\r\nsec-websocket-version: 13\r\n\
-                sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-            stream.write_all(request.as_bytes()).unwrap();
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                stream.read_exact(&mut byte).unwrap();
-                head.push(byte[0]);
-            }
-            assert!(head.starts_with(b"HTTP/1.1 101"));
-        }
-        stream.set_nonblocking(true).unwrap();
-        Self::Bytes(stream)
-    }
-
-    /// How much has come; none: the end.
-    fn read(&mut self, buffer: &mut [u8]) -> Option<u64> {
-        match self {
-            Self::Bytes(stream) => match stream.read(buffer) {
-                Ok(0) => None,
-                Ok(read) => Some(u64::try_from(read).unwrap()),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => Some(0),
-                Err(_) => None,
-            },
-            Self::Frames(socket) => socket.read(buffer).map(|(_, frames)| frames),
-        }
-    }
-}
-
-/// Sockets that have joined.
-fn joined(address: SocketAddr, count: usize) -> Vec<End> {
-    let mut sockets = Vec::with_capacity(count);
-    while sockets.len() < count {
-        let mut joining: Vec<Socket> = Vec::new();
-        while joining.len() < 100.min(count - sockets.len()) {
-            let mut socket = Socket::open(address);
-            socket.ask_to_join();
-            joining.push(socket);
-        }
-        for mut socket in joining {
-            socket.joined();
-            socket.set_nonblocking();
-            sockets.push(End::Frames(Box::new(socket)));
-        }
-    }
-    sockets
-}
-
-/// Opens the sockets, reports, then reads for ever and reports how much came.
-fn load_client(address: SocketAddr, control: SocketAddr, count: usize, kind: &str) {
-    let mut control = TcpStream::connect(control).unwrap();
-    let mut ends: Vec<End> = match kind {
-        "service" => joined(address, count),
-        kind => (0..count).map(|_| End::bytes(address, kind == "websocket")).collect(),
-    };
-    let mut buffer = vec![0; 256 * 1024];
-    let mut total = 0_u64;
-    let mut last = Instant::now();
-    control.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-    control.write_all(&total.to_le_bytes()).unwrap();
-    loop {
-        let before = total;
-        for end in &mut ends {
-            let Some(more) = end.read(&mut buffer) else { return };
-            total += more;
-        }
-        if total > before {
-            last = Instant::now();
-            if control.write_all(&total.to_le_bytes()).is_err() {
-                return;
-            }
-        } else if last.elapsed() > Duration::from_millis(20) {
-            // Between two rounds the core belongs to the other client: wait for the next one.
-            match control.read(&mut [0]) {
-                Ok(0) => return,
-                Ok(_) => last = Instant::now(),
-                // Nobody said so, but the publisher may only have been held up.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return,
-            }
         }
     }
 }

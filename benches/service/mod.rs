@@ -7,6 +7,8 @@
 
 #![allow(dead_code, reason = "each bench takes what it needs")]
 
+pub(crate) mod load;
+
 use std::fs;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -67,6 +69,11 @@ pub(crate) struct Service {
 impl Service {
     /// Starts it on a database; it is ready when this returns.
     pub(crate) fn start(database: &str) -> Self {
+        Self::start_with(database, &[])
+    }
+
+    /// The same, with more settings.
+    pub(crate) fn start_with(database: &str, settings: &[(&str, &str)]) -> Self {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let log = std::env::var("WALCAST_LOG").unwrap_or_else(|_| "error".into());
         let child = Command::new(env!("CARGO_BIN_EXE_walcast"))
@@ -79,6 +86,7 @@ impl Service {
             // A paused service must not be taken for a dead one, nor a client that only reads.
             .env("WALCAST_REPLICATION_SENDER_TIMEOUT_MS", "600000")
             .env("WALCAST_SERVER_IDLE_TIMEOUT_MS", "3600000")
+            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
@@ -127,8 +135,14 @@ impl Service {
 
     /// A socket with one channel on every change of `t`, as `service_role`.
     pub(crate) fn subscribe(&self) -> Socket {
-        let mut socket = Socket::open(self.address);
-        socket.join();
+        self.join(&CHANGES)
+    }
+
+    /// A socket that has joined.
+    pub(crate) fn join(&self, join: &Join) -> Socket {
+        let mut socket = Socket::open(self.address, join);
+        socket.ask_to_join(join);
+        socket.joined(join);
         socket
     }
 }
@@ -209,6 +223,53 @@ fn service_role() -> String {
     jsonwebtoken::encode(&Header::default(), &claims, &key).unwrap()
 }
 
+/// Opcode of a text frame, whole.
+pub(crate) const TEXT: u8 = 0x81;
+/// Opcode of a binary frame, whole.
+pub(crate) const BINARY: u8 = 0x82;
+
+/// A client's frame. With a mask of zeros its content stays as it is.
+pub(crate) fn masked(opcode: u8, content: &[u8]) -> Vec<u8> {
+    let mut frame = vec![opcode];
+    match u8::try_from(content.len()) {
+        Ok(length @ 0..126) => frame.push(0x80 | length),
+        _ => {
+            frame.push(0xfe);
+            frame.extend(u16::try_from(content.len()).unwrap().to_be_bytes());
+        }
+    }
+    frame.extend([0; 4]);
+    frame.extend(content);
+    frame
+}
+
+/// How a socket joins its one channel.
+pub(crate) struct Join {
+    /// Of the protocol.
+    version: &'static str,
+    topic: &'static str,
+    /// The channel's configuration, as JSON.
+    config: &'static str,
+    /// What the last frame holds that belongs to the join.
+    last: &'static str,
+}
+
+/// Every change of `t`.
+pub(crate) const CHANGES: Join = Join {
+    version: "1.0.0",
+    topic: "realtime:bench",
+    config: r#"{"postgres_changes":[{"event":"*","schema":"public","table":"t"}]}"#,
+    last: "Subscribed to PostgreSQL",
+};
+
+/// A room and its broadcasts.
+pub(crate) const ROOM: Join = Join {
+    version: "2.0.0",
+    topic: "realtime:room",
+    config: r#"{"broadcast":{"self":false,"ack":false}}"#,
+    last: r#""status":"ok""#,
+};
+
 /// A WebSocket that reads without masking, copying or parsing more than lengths.
 pub(crate) struct Socket {
     stream: TcpStream,
@@ -216,15 +277,16 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// An upgraded socket, version 1.0.0.
-    pub(crate) fn open(address: SocketAddr) -> Self {
+    /// An upgraded socket.
+    pub(crate) fn open(address: SocketAddr, join: &Join) -> Self {
+        let version = join.version;
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         let token = service_role();
         write!(
             stream,
-            "GET /socket/websocket?apikey={token}&vsn=1.0.0 HTTP/1.1\r\nhost: x\r\n\
+            "GET /socket/websocket?apikey={token}&vsn={version} HTTP/1.1\r\nhost: x\r\n\
              connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
              sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
@@ -240,36 +302,31 @@ impl Socket {
     }
 
     /// Asks to join; [`Self::joined`] reads the answer.
-    pub(crate) fn ask_to_join(&mut self) {
-        let changes = json!([{ "event": "*", "schema": "public", "table": "t" }]);
-        let message = json!({
-            "topic": "realtime:bench", "event": "phx_join", "ref": "1", "join_ref": "1",
-            "payload": { "config": { "postgres_changes": changes } },
-        });
-        let text = message.to_string();
-        let length = u16::try_from(text.len()).unwrap();
-        // Text, whole; masked, and 16 bits of length. With a mask of zeros the text stays.
-        let mut frame = vec![0x81, 0xfe];
-        frame.extend(length.to_be_bytes());
-        frame.extend([0; 4]);
-        frame.extend(text.bytes());
-        self.stream.write_all(&frame).unwrap();
+    pub(crate) fn ask_to_join(&mut self, join: &Join) {
+        let Join { version, topic, config, .. } = join;
+        let text = if *version == "1.0.0" {
+            format!(
+                r#"{{"topic":"{topic}","event":"phx_join","ref":"1","join_ref":"1","payload":{{"config":{config}}}}}"#
+            )
+        } else {
+            format!(r#"["1","1","{topic}","phx_join",{{"config":{config}}}]"#)
+        };
+        self.send(&masked(TEXT, text.as_bytes()));
     }
 
-    /// Reads until changes are certain to come.
-    pub(crate) fn joined(&mut self) {
+    /// Writes finished frames.
+    pub(crate) fn send(&mut self, frames: &[u8]) {
+        self.stream.write_all(frames).unwrap();
+    }
+
+    /// Reads until the channel is certain to get what it asked for.
+    pub(crate) fn joined(&mut self, join: &Join) {
         let mut all = Vec::new();
-        let needle = b"Subscribed to PostgreSQL";
+        let needle = join.last.as_bytes();
         while !all.windows(needle.len()).any(|bytes| bytes == needle) {
             all.extend(self.frame());
-            assert!(all.len() < 65_536, "not subscribed: {}", String::from_utf8_lossy(&all));
+            assert!(all.len() < 65_536, "not joined: {}", String::from_utf8_lossy(&all));
         }
-    }
-
-    /// Both.
-    pub(crate) fn join(&mut self) {
-        self.ask_to_join();
-        self.joined();
     }
 
     /// The text of the next frame.
@@ -292,6 +349,11 @@ impl Socket {
         let mut text = vec![0; usize::try_from(length).unwrap()];
         self.stream.read_exact(&mut text).unwrap();
         text
+    }
+
+    /// The socket itself, for a bench that reads more.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.stream
     }
 
     /// From here on it does not wait.

@@ -780,6 +780,89 @@ mod tests {
         assert!(!segments[0].transactions[0].whole);
     }
 
+    const M: u32 = 30;
+
+    /// `realtime.messages` with what a message needs.
+    fn messages_relation() -> Vec<u8> {
+        let names = ["id", "topic", "event", "private", "inserted_at", "payload"];
+        let column =
+            |name: &&str| [&[0][..], &text(name), &25_u32.to_be_bytes(), &[255; 4]].concat();
+        let columns: Vec<u8> = names.iter().flat_map(column).collect();
+        let name = [text("realtime"), text("messages")].concat();
+        [&b"R"[..], &M.to_be_bytes(), &name, b"d", &[0, 6], &columns].concat()
+    }
+
+    fn message(id: &str, topic: &str, payload: &str) -> Vec<u8> {
+        let value = |value: &str| {
+            let length = u32::try_from(value.len()).unwrap();
+            [b"t", &length.to_be_bytes()[..], value.as_bytes()].concat()
+        };
+        let values = [id, topic, "e", "f", "2026-01-01", payload].map(value).concat();
+        [&b"I"[..], &M.to_be_bytes(), b"N", &[0, 6], &values].concat()
+    }
+
+    /// Their places and ids; somebody is in every room but `empty`.
+    fn said(reader: &mut Reader, payloads: &[Vec<u8>]) -> Vec<(u64, u32, String)> {
+        let hears: &dyn Fn(&RoomName) -> bool = &|room| *room.topic != *"realtime:empty";
+        let batch = Batch::of(payloads);
+        let segments = reader.read(&batch, (1, 0), false, false, Some(hears), only_t).unwrap();
+        let messages = segments.iter().flat_map(|segment| &segment.messages);
+        messages
+            .map(|said| (said.commit.lsn.get(), said.ordinal, said.what.id().unwrap().to_owned()))
+            .collect()
+    }
+
+    fn with_messages() -> Vec<Vec<u8>> {
+        vec![
+            begin(100, 7),
+            messages_relation(),
+            relation(T, "t"),
+            message("a", "room", "1"),
+            insert(T, "0"),
+            message("b", "empty", "1"),
+            message("c", "room", "2"),
+            commit(100),
+            begin(200, 8),
+            message("d", "room", "3"),
+            commit(200),
+        ]
+    }
+
+    #[test]
+    fn messages_are_numbered_among_the_changes() {
+        let expected = [(100, 0, "a".into()), (100, 3, "c".into()), (200, 0, "d".into())];
+        assert_eq!(said(&mut reader(), &with_messages()), expected);
+    }
+
+    #[test]
+    fn messages_that_nobody_is_owed_or_that_were_said_are_not_said() {
+        let d = (200, 0, "d".to_owned());
+        assert_eq!(
+            said(&mut Reader::new(Lsn::new(150), None, 1000), &with_messages()),
+            [d.clone()]
+        );
+        let published = Some((Lsn::new(100), 2));
+        let mut reader = Reader::new(Lsn::ZERO, published, 1000);
+        assert_eq!(said(&mut reader, &with_messages()), [(100, 3, "c".into()), d]);
+        let nobody = &mut self::reader();
+        let segments = read(nobody, &with_messages());
+        assert!(segments[0].messages.is_empty(), "nobody is in any room");
+        assert_eq!(segments[0].last(), Some((Lsn::new(100), 1)));
+    }
+
+    #[test]
+    fn a_segment_ends_with_its_last_change_or_message() {
+        let mut reader = reader();
+        let hears: &dyn Fn(&RoomName) -> bool = &|_| true;
+        let batch = Batch::of(&with_messages());
+        let segments = reader.read(&batch, (1, 0), false, false, Some(hears), only_t).unwrap();
+        assert_eq!(segments[0].last(), Some((Lsn::new(200), 0)));
+        let batch =
+            Batch::of(&[begin(300, 9), message("e", "room", &"x".repeat(1001)), commit(300)]);
+        let segments = reader.read(&batch, (1, 0), false, false, Some(hears), only_t).unwrap();
+        assert_eq!((segments[0].messages.len(), segments[0].messages_refused), (0, 1));
+    }
+
     #[test]
     fn an_unprintable_row_names_its_table_once() {
         let segments = read(

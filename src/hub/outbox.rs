@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
@@ -25,6 +25,13 @@ use tokio::net::TcpStream;
 
 /// Frames in one system call. More gains nothing measurable; fewer costs a call each.
 const FRAMES_PER_WRITE: usize = 64;
+
+/// How long one task writes to others' sockets before everybody else gets a turn. Shorter costs a
+/// visit to the scheduler for fewer writes; longer is what a heartbeat may have to wait for.
+pub const TURN: Duration = Duration::from_millis(1);
+
+/// Places that an idle [`DirtyList`] keeps.
+const IDLE_PLACES: usize = 64;
 
 /// What a queued frame costs beyond its bytes: the handle in the queue. Counted, so that very
 /// small frames cannot fill memory below the bound in bytes.
@@ -117,6 +124,8 @@ pub struct Outbox {
     /// Bytes that may be queued.
     bytes_max: usize,
     queue: Mutex<Queue>,
+    /// Sum of [`cost`] over frames that wait outside, to be queued later: [`Waiting`].
+    waiting_bytes: AtomicUsize,
     /// The connection's task.
     task: AtomicWaker,
     /// What that task has to look at: `WOKEN`, `BLOCKED`, `CLOSING`.
@@ -185,6 +194,7 @@ impl Outbox {
                 bytes: 0,
                 state: State::Clean,
             }),
+            waiting_bytes: AtomicUsize::new(0),
             task: AtomicWaker::new(),
             signals: AtomicU8::new(0),
             opened: Instant::now(),
@@ -273,6 +283,15 @@ impl Outbox {
         {
             queue.frames = VecDeque::new();
         }
+    }
+
+    /// Whether `bytes` more may wait outside the queue. If so, they are counted.
+    fn may_wait(&self, bytes: usize) -> bool {
+        let more = |before: usize| {
+            let after = before.saturating_add(bytes);
+            (before == 0 || after <= self.bytes_max).then_some(after)
+        };
+        self.waiting_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
     fn offer_to(&self, queue: &mut Queue, frame: Bytes) -> Result<bool, CloseReason> {
@@ -468,6 +487,56 @@ fn cost(frame: &Bytes) -> usize {
     frame.len() + FRAME_OVERHEAD
 }
 
+/// Frames that wait for something before they are offered. All that wait for one connection are
+/// bounded together, as its queue is: what does not fit here would not fit there.
+#[derive(Debug)]
+pub(super) struct Waiting<T> {
+    outbox: Arc<Outbox>,
+    frames: Vec<(T, Bytes)>,
+    bytes: usize,
+}
+
+impl<T> Waiting<T> {
+    pub(super) const fn new(outbox: Arc<Outbox>) -> Self {
+        Self { outbox, frames: Vec::new(), bytes: 0 }
+    }
+
+    /// Keeps a frame. Without room for it the connection is closed: it would miss the frame.
+    pub(super) fn push(&mut self, name: T, frame: Bytes) {
+        let bytes = cost(&frame) + size_of::<T>();
+        if self.outbox.may_wait(bytes) {
+            self.bytes += bytes;
+            self.frames.push((name, frame));
+        } else {
+            self.clear();
+            self.outbox.close(CloseReason::TooSlow);
+        }
+    }
+
+    /// What waited, in its order.
+    pub(super) fn take(&mut self) -> Vec<(T, Bytes)> {
+        self.outbox.waiting_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = 0;
+        std::mem::take(&mut self.frames)
+    }
+
+    /// What waits.
+    #[cfg(test)]
+    pub(super) fn frames(&self) -> impl Iterator<Item = &Bytes> {
+        self.frames.iter().map(|(_, frame)| frame)
+    }
+
+    pub(super) fn clear(&mut self) {
+        drop(self.take());
+    }
+}
+
+impl<T> Drop for Waiting<T> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 /// The outboxes that one round of publishing has made dirty.
 ///
 /// A publisher offers as many frames as it has, to as many outboxes as should have them, and
@@ -526,6 +595,28 @@ impl DirtyList {
             outbox.flush();
         }
     }
+
+    /// Gives dirty connections their write, one at least; false when it is later than `until` and
+    /// some are left.
+    pub fn flush_until(&mut self, until: Instant) -> bool {
+        while let Some(outbox) = self.dirty.pop() {
+            outbox.flush();
+            if !self.dirty.is_empty() && Instant::now() >= until {
+                return false;
+            }
+        }
+        if self.dirty.capacity() > IDLE_PLACES {
+            self.dirty = Vec::new();
+        }
+        true
+    }
+
+    /// Gives every dirty connection its write, and other tasks their turns meanwhile.
+    pub async fn flush_in_turns(&mut self) {
+        while !self.flush_until(Instant::now() + TURN) {
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 impl Drop for DirtyList {
@@ -582,6 +673,26 @@ mod tests {
         assert_eq!(dirty.len(), 1);
         drop(dirty);
         assert_eq!(outbox.queued_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_long_list_is_flushed_in_turns_and_gives_its_memory_back() {
+        let mut dirty = DirtyList::default();
+        let mut sockets = Vec::new();
+        for _ in 0..100 {
+            let (outbox, client) = outbox(1000).await;
+            let outbox = Arc::new(outbox);
+            dirty.offer(&outbox, &frame(10)).unwrap();
+            sockets.push((outbox, client));
+        }
+        // Late already: one write, so that it comes to an end whatever the clock says.
+        let late = Instant::now();
+        assert!(!dirty.flush_until(late));
+        assert_eq!(dirty.len(), 99);
+        dirty.flush_in_turns().await;
+        assert!(sockets.iter().all(|(outbox, _)| outbox.queued_bytes() == 0));
+        assert_eq!(dirty.dirty.capacity(), 0);
+        assert!(dirty.flush_until(late));
     }
 
     #[tokio::test]

@@ -14,15 +14,15 @@ use std::time::{Instant, SystemTime};
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-use super::outbox::{CloseReason, DirtyList};
+use super::outbox::{DirtyList, Waiting};
 use super::presence::{MemberId, Presence, Supply, TrackError};
 use super::subscriber::unix_seconds;
 use super::{Format, Subscriber};
 use crate::config;
 use crate::event::broadcast::Broadcast;
 
-/// Frames that may wait for the stored messages before them.
-const REPLAY_WAITING_MAX: usize = 10_000;
+/// Watchers to whom whoever leaves writes itself; more are told by a task that takes turns.
+const TOLD_WHEN_LEAVING_MAX: usize = 32;
 
 /// Which room.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -90,13 +90,15 @@ struct Member {
     /// Seconds since 1970.
     expires_at: u64,
     replay: Option<Box<Replay>>,
+    /// Newer claims are being looked at; what comes after the older ones expired waits here.
+    late: Option<Box<Waiting<()>>>,
 }
 
 /// What keeps stored messages and live ones apart.
 #[derive(Debug)]
 enum Replay {
     /// Live ones wait, each with the name of its stored message.
-    Waiting(Vec<(Option<Box<str>>, Bytes)>),
+    Waiting(Waiting<Option<Box<str>>>),
     /// These were sent from the store, and may still come live.
     Sent(Box<[Box<str>]>),
 }
@@ -123,10 +125,12 @@ impl Rooms {
         drop(open);
         inner.members_made += 1;
         let number = inner.members_made;
-        let replay = replays.then(|| Box::new(Replay::Waiting(Vec::new())));
+        let waiting = || Waiting::new(Arc::clone(subscriber.outbox()));
+        let replay = replays.then(|| Box::new(Replay::Waiting(waiting())));
         let expires_at = unix_seconds(expires_at);
         let watches = false;
-        let member = Member { number, subscriber, hears, watches, expires_at, replay };
+        let late = None;
+        let member = Member { number, subscriber, hears, watches, expires_at, replay, late };
         inner.group(format).members.push(member);
         drop(inner);
         Occupancy { rooms: Arc::downgrade(self), room, format: format.id, number }
@@ -159,7 +163,7 @@ impl Room {
         for group in &mut locked(&self.inner).groups {
             let mut frame = None;
             for member in &mut group.members {
-                if !member.hears || now >= member.expires_at || except == Some(member.number) {
+                if !member.hears || !member.takes(now) || except == Some(member.number) {
                     continue;
                 }
                 if frame.is_none() {
@@ -169,17 +173,14 @@ impl Room {
                 let Some(frame) = &frame else { break };
                 delivered += 1;
                 match member.replay.as_deref_mut() {
-                    None => member.offer(std::slice::from_ref(frame), dirty),
+                    None => member.tell(frame, now, dirty),
                     Some(Replay::Sent(ids)) => {
                         if !broadcast.id().is_some_and(|id| ids.iter().any(|sent| **sent == *id)) {
-                            member.offer(std::slice::from_ref(frame), dirty);
+                            member.tell(frame, now, dirty);
                         }
                     }
-                    Some(Replay::Waiting(frames)) if frames.len() < REPLAY_WAITING_MAX => {
-                        frames.push((broadcast.id().map(Into::into), frame.clone()));
-                    }
-                    Some(Replay::Waiting(_)) => {
-                        member.subscriber.outbox().close(CloseReason::TooSlow);
+                    Some(Replay::Waiting(frames)) => {
+                        frames.push(broadcast.id().map(Into::into), frame.clone());
                     }
                 }
             }
@@ -189,38 +190,45 @@ impl Room {
 
     /// Tells the watchers what is due, and comes back for what is not.
     fn tell_presence(self: &Arc<Self>, inner: &mut Inner, dirty: &mut DirtyList) {
-        let Inner { groups, presence, watchers, awaited, .. } = inner;
+        let Inner { groups, presence, watchers, .. } = &mut *inner;
         let Some(known) = presence else { return };
         if let Some(diff) = known.take_diff(Instant::now(), *watchers) {
             let now = unix_seconds(SystemTime::now());
             for Group { format, members } in groups {
                 let mut frame = None;
-                for member in members.iter().filter(|m| m.watches && now < m.expires_at) {
+                for member in members.iter_mut().filter(|m| m.watches && m.takes(now)) {
                     let make = || (format.push)(&self.name.topic, "presence_diff", &diff);
                     let frame = frame.get_or_insert_with(make);
-                    member.offer(std::slice::from_ref(frame), dirty);
+                    member.tell(frame, now, dirty);
                 }
             }
         }
-        match known.due_at() {
-            None if known.is_empty() => *presence = None,
-            // Without a runtime nobody is left to be told.
-            Some(due_at) if !*awaited => {
-                if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                    *awaited = true;
-                    let room = Arc::downgrade(self);
-                    runtime.spawn(async move {
-                        tokio::time::sleep_until(due_at.into()).await;
-                        let mut dirty = DirtyList::default();
-                        if let Some(room) = room.upgrade() {
-                            let mut inner = locked(&room.inner);
-                            inner.awaited = false;
-                            room.tell_presence(&mut inner, &mut dirty);
-                        }
-                    });
+        if known.is_empty() && known.due_at().is_none() {
+            *presence = None;
+        }
+        self.come_back(inner);
+    }
+
+    /// Tells the watchers what is not told yet when it is due, unless somebody is about to.
+    fn come_back(self: &Arc<Self>, inner: &mut Inner) {
+        let due_at = inner.presence.as_ref().and_then(|presence| presence.due_at());
+        // Without a runtime nobody is left to be told.
+        if let Some(due_at) = due_at
+            && !inner.awaited
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            inner.awaited = true;
+            let room = Arc::downgrade(self);
+            runtime.spawn(async move {
+                tokio::time::sleep_until(due_at.into()).await;
+                let mut dirty = DirtyList::default();
+                if let Some(room) = room.upgrade() {
+                    let mut inner = locked(&room.inner);
+                    inner.awaited = false;
+                    room.tell_presence(&mut inner, &mut dirty);
                 }
-            }
-            None | Some(_) => {}
+                dirty.flush_in_turns().await;
+            });
         }
     }
 }
@@ -261,6 +269,19 @@ impl Inner {
 }
 
 impl Member {
+    /// Whether its claims are valid, or may turn out to be.
+    fn takes(&self, now: u64) -> bool {
+        now < self.expires_at || self.late.is_some()
+    }
+
+    /// Offers a frame, or keeps it until newer claims were looked at.
+    fn tell(&mut self, frame: &Bytes, now: u64, dirty: &mut DirtyList) {
+        match &mut self.late {
+            Some(late) if now >= self.expires_at => late.push((), frame.clone()),
+            Some(_) | None => self.offer(std::slice::from_ref(frame), dirty),
+        }
+    }
+
     fn offer(&self, frames: &[Bytes], dirty: &mut DirtyList) {
         if self.subscriber.offer(frames) {
             dirty.push(self.subscriber.outbox());
@@ -284,9 +305,26 @@ impl Occupancy {
         self.room.broadcast(broadcast, (!echo).then_some(self.number), dirty)
     }
 
-    /// Whether it hears broadcasts from now on, and when its claims expire.
-    pub fn renew(&self, hears: bool, expires_at: SystemTime) {
+    /// Newer claims are being looked at. Until [`Self::renew`], what comes after the older ones
+    /// expired is kept, not lost.
+    pub fn await_renewal(&self) {
         if let Some(member) = locked(&self.room.inner).member(self.format, self.number) {
+            let outbox = member.subscriber.outbox();
+            member.late.get_or_insert_with(|| Box::new(Waiting::new(Arc::clone(outbox))));
+        }
+    }
+
+    /// Whether it hears broadcasts from now on, and when its claims expire. What waited for that
+    /// follows, and goes out when the list is flushed.
+    pub fn renew(&self, hears: bool, expires_at: SystemTime, dirty: &mut DirtyList) {
+        if let Some(member) = locked(&self.room.inner).member(self.format, self.number) {
+            // Something was kept for who no longer hears: it cannot be told what it was.
+            if let Some(mut late) = member.late.take()
+                && (hears || !member.hears)
+            {
+                let late: Vec<Bytes> = late.take().into_iter().map(|((), frame)| frame).collect();
+                member.offer(&late, dirty);
+            }
             member.hears = hears;
             member.expires_at = unix_seconds(expires_at);
         }
@@ -296,13 +334,15 @@ impl Occupancy {
     /// as it is known to all (a JSON object). Does nothing the second time.
     pub fn watch(&self, first: impl FnOnce(&[u8]) -> Bytes, dirty: &mut DirtyList) {
         let mut inner = locked(&self.room.inner);
+        // Rendering the state costs as much as there are members.
+        if inner.member(self.format, self.number).is_none_or(|member| member.watches) {
+            return;
+        }
         let state = inner.presence.as_mut().map_or(Bytes::from_static(b"{}"), |p| p.state());
         let Some(member) = inner.member(self.format, self.number) else { return };
-        if !member.watches {
-            member.watches = true;
-            member.offer(&[first(&state)], dirty);
-            inner.watchers += 1;
-        }
+        member.watches = true;
+        member.offer(&[first(&state)], dirty);
+        inner.watchers += 1;
     }
 
     /// Shows `meta`, a JSON object, under `key`, instead of what it showed before.
@@ -337,7 +377,7 @@ impl Occupancy {
         if let Some(member) = locked(&self.room.inner).member(self.format, self.number)
             && let Some(Replay::Waiting(frames)) = member.replay.as_deref_mut()
         {
-            let frames = std::mem::take(frames).into_iter();
+            let frames = frames.take().into_iter();
             let is_new = |id: &Option<Box<str>>| id.as_ref().is_none_or(|id| !ids.contains(id));
             let frames: Vec<Bytes> =
                 frames.filter(|(id, _)| is_new(id)).map(|(_, frame)| frame).collect();
@@ -357,9 +397,12 @@ impl Drop for Occupancy {
         inner.remove(self.format, self.number);
         if inner.groups.is_empty() {
             open.remove(&self.room.name);
-        } else {
+        } else if inner.watchers <= TOLD_WHEN_LEAVING_MAX {
             drop(open);
             self.room.tell_presence(&mut inner, &mut dirty);
+        } else {
+            drop(open);
+            self.room.come_back(&mut inner);
         }
     }
 }

@@ -11,11 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::outbox::Outbox;
-
-/// Frames that may wait for a join to be answered. Beyond it the channel is closed, since a join
-/// takes seconds at most and the client would miss the rest.
-const HELD_FRAMES_MAX: usize = 50_000;
+use super::outbox::{Outbox, Waiting};
 
 /// How a channel learns what is not a frame.
 pub trait Inbox: Send + Sync {
@@ -32,7 +28,7 @@ pub struct Subscriber {
     outbox: Arc<Outbox>,
     inbox: Box<dyn Inbox>,
     state: AtomicU8,
-    held: Mutex<Vec<Bytes>>,
+    held: Mutex<Waiting<()>>,
     /// Seconds since 1970.
     expires_at: AtomicU64,
 }
@@ -51,10 +47,10 @@ impl Subscriber {
     /// A channel whose join is not answered yet: frames are held until it is.
     pub fn new(outbox: Arc<Outbox>, inbox: Box<dyn Inbox>, expires_at: SystemTime) -> Arc<Self> {
         Arc::new(Self {
+            held: Mutex::new(Waiting::new(Arc::clone(&outbox))),
             outbox,
             inbox,
             state: AtomicU8::new(PENDING),
-            held: Mutex::default(),
             expires_at: AtomicU64::new(unix_seconds(expires_at)),
         })
     }
@@ -91,10 +87,8 @@ impl Subscriber {
         match self.state.load(Ordering::Acquire) {
             LIVE => self.outbox.offer_many(frames).unwrap_or(false),
             PENDING => {
-                if held.len() + frames.len() <= HELD_FRAMES_MAX {
-                    held.extend_from_slice(frames);
-                } else {
-                    self.outbox.close(super::outbox::CloseReason::TooSlow);
+                for frame in frames {
+                    held.push((), frame.clone());
                 }
                 false
             }
@@ -108,7 +102,7 @@ impl Subscriber {
         if self.state.load(Ordering::Acquire) != PENDING {
             return;
         }
-        let frames = std::mem::take(&mut *held);
+        let frames: Vec<Bytes> = held.take().into_iter().map(|((), frame)| frame).collect();
         if !frames.is_empty() && self.outbox.offer_many(&frames).unwrap_or(false) {
             self.outbox.flush();
         }
@@ -122,13 +116,13 @@ impl Subscriber {
         held.clear();
     }
 
-    fn held(&self) -> MutexGuard<'_, Vec<Bytes>> {
+    fn held(&self) -> MutexGuard<'_, Waiting<()>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What waits for the join's answer.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> Vec<Bytes> {
-        self.held().clone()
+        self.held().frames().cloned().collect()
     }
 }

@@ -428,3 +428,85 @@ proptest! {
         prop_assert!(world.hub.is_empty());
     }
 }
+
+/// A channel whose join is not answered, its claims valid for so many seconds.
+fn entrant(outbox: &Arc<Outbox>, valid_seconds: u64) -> Entrant {
+    let expires_at = SystemTime::now() + Duration::from_secs(valid_seconds);
+    let subscriber = Subscriber::new(Arc::clone(outbox), Box::new(Told::default()), expires_at);
+    Entrant { subscriber, format: FORMAT, hears: true, expires_at, replays: false }
+}
+
+fn room(topic: &str) -> RoomName {
+    RoomName { topic: topic.into(), private: true }
+}
+
+fn said(bytes: usize) -> Broadcast {
+    Broadcast::Whole(vec![b'x'; bytes].into())
+}
+
+#[test]
+fn what_waits_for_the_joins_of_one_connection_is_bounded_in_bytes() {
+    let hub = Arc::new(Hub::default());
+    let (joining, replaying) = (outbox(), outbox());
+    let mut dirty = DirtyList::default();
+    let tell = |topic: &str, dirty: &mut DirtyList| {
+        hub.broadcast(&room(topic), &said(400_000), dirty);
+        (joining.closing(), replaying.closing())
+    };
+    // What waited is forgotten with its channels: the second time is as the first.
+    for _ in 0..2 {
+        let places = ["a", "b", "c"].map(|topic| {
+            let replays = Entrant { replays: true, ..entrant(&replaying, 60) };
+            [entrant(&joining, 60), replays].map(|entrant| hub.enter(room(topic), entrant))
+        });
+        assert_eq!(tell("a", &mut dirty), (None, None));
+        assert_eq!(tell("b", &mut dirty), (None, None));
+        drop(places);
+    }
+    let _places = ["a", "b", "c"].map(|topic| {
+        let replays = Entrant { replays: true, ..entrant(&replaying, 60) };
+        [entrant(&joining, 60), replays].map(|entrant| hub.enter(room(topic), entrant))
+    });
+    for topic in ["a", "b"] {
+        assert_eq!(tell(topic, &mut dirty), (None, None));
+    }
+    let too_slow = Some(outbox::CloseReason::TooSlow);
+    assert_eq!(tell("c", &mut dirty), (too_slow, too_slow));
+}
+
+#[test]
+fn what_comes_while_newer_claims_are_looked_at_is_kept_and_not_lost() {
+    let hub = Arc::new(Hub::default());
+    let later = SystemTime::now() + Duration::from_mins(1);
+    let mut dirty = DirtyList::default();
+    for (awaits, expected) in [(true, true), (false, false)] {
+        let outbox = outbox();
+        let entrant = entrant(&outbox, 0);
+        let subscriber = Arc::clone(&entrant.subscriber);
+        let place = hub.enter(room("r"), entrant);
+        if awaits {
+            place.await_renewal();
+        }
+        hub.broadcast(&room("r"), &said(10), &mut dirty);
+        assert!(subscriber.waiting().is_empty(), "older claims have expired");
+        place.renew(true, later, &mut dirty);
+        assert_eq!(!subscriber.waiting().is_empty(), expected);
+        hub.broadcast(&room("r"), &said(20), &mut dirty);
+        let lengths: Vec<usize> = subscriber.waiting().iter().map(Bytes::len).collect();
+        assert_eq!(lengths, if expected { vec![10, 20] } else { vec![20] });
+    }
+}
+
+#[test]
+fn what_was_kept_is_for_nobody_who_no_longer_hears() {
+    let hub = Arc::new(Hub::default());
+    let later = SystemTime::now() + Duration::from_mins(1);
+    let mut dirty = DirtyList::default();
+    let entrant = entrant(&outbox(), 0);
+    let subscriber = Arc::clone(&entrant.subscriber);
+    let place = hub.enter(room("r"), entrant);
+    place.await_renewal();
+    hub.broadcast(&room("r"), &said(10), &mut dirty);
+    place.renew(false, later, &mut dirty);
+    assert!(subscriber.waiting().is_empty());
+}

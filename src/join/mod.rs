@@ -135,11 +135,12 @@ impl Joiner {
 
     /// Registers a channel. Takes seconds at most.
     pub async fn join(&self, request: Request) -> Joined {
-        let entering = timeout_at(Instant::now() + WAIT_MAX, self.door.enter(&request)).await;
+        let deadline = Instant::now() + WAIT_MAX;
+        let entering = timeout_at(deadline, self.door.enter(&request)).await;
         match entering.unwrap_or_else(|_elapsed| Err(self.unavailable())) {
             Err(reason) => Joined { unavailable: Some(reason), ..Joined::default() },
             Ok(entered) => {
-                let joined = self.subscribe(request).await;
+                let joined = self.subscribe(request, deadline).await;
                 Joined { entered: Some(entered), ..joined }
             }
         }
@@ -172,7 +173,7 @@ impl Joiner {
         self.ready.clone()
     }
 
-    async fn subscribe(&self, request: Request) -> Joined {
+    async fn subscribe(&self, request: Request, deadline: Instant) -> Joined {
         let parsed = parse(&request);
         let mut joined = Joined::default();
         if parsed.is_empty() {
@@ -183,7 +184,6 @@ impl Joiner {
             joined.subscriptions = parsed.iter().map(|(id, _)| (*id, None)).collect();
         }
         joined.asked = true;
-        let deadline = Instant::now() + WAIT_MAX;
         let interests = timeout_at(deadline, self.interests(&request.claims, parsed));
         match interests.await.unwrap_or(Err(Problem::Unavailable)) {
             Ok((interests, modes)) => {

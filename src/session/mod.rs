@@ -46,6 +46,9 @@ pub use room::Grants;
 /// The topic of heartbeats; nothing can be joined there.
 const HEARTBEAT_TOPIC: &str = "phoenix";
 
+/// What is said to a topic that was not joined, or is no longer, is answered with this.
+const UNMATCHED: &str = "unmatched topic";
+
 /// One membership in a topic, from its join to its end. Unique in its session for ever, so what
 /// arrives late for an ended one is recognised.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -464,7 +467,7 @@ impl Session {
             outputs.push(Output::Send(if event == "phx_leave" {
                 Message::done(join_ref, reference, topic.into())
             } else {
-                Message::refusal(None, reference, topic.into(), "unmatched topic")
+                Message::refusal(None, reference, topic.into(), UNMATCHED)
             }));
             return;
         };
@@ -492,15 +495,23 @@ impl Session {
         let topic = match Topic::parse(name) {
             Ok(topic) => topic,
             Err(ParseTopicError::Unmatched) => {
-                let refusal = Message::refusal(None, reference, name.into(), "unmatched topic");
+                let refusal = Message::refusal(None, reference, name.into(), UNMATCHED);
+                outputs.push(Output::Send(refusal));
+                return;
+            }
+            Err(ParseTopicError::TooLong) => {
+                // At once: as many as may wait would take as much memory as their names are long.
+                let reason = "TopicNameTooLong: The topic name is too long";
+                let refusal = Message::refusal(join_ref, reference, name.into(), reason);
                 outputs.push(Output::Send(refusal));
                 return;
             }
             Err(error) => {
                 let reason = match error {
-                    ParseTopicError::TooLong => "TopicNameTooLong: The topic name is too long",
                     ParseTopicError::Nul => "TopicNameInvalid: The topic name contains a NUL",
-                    ParseTopicError::Nameless | ParseTopicError::Unmatched => {
+                    ParseTopicError::Nameless
+                    | ParseTopicError::TooLong
+                    | ParseTopicError::Unmatched => {
                         "TopicNameRequired: You must provide a topic name"
                     }
                 };
@@ -518,8 +529,9 @@ impl Session {
             return;
         }
         if let Some(at) = self.channels.iter().position(|channel| channel.topic == topic) {
-            let old = self.channels.remove(at);
+            let mut old = self.channels.remove(at);
             outputs.push(Output::Leave(old.id));
+            old.answer_waiting(outputs);
             outputs.push(Output::Send(Message::close(old.join_ref, old.topic.to_shared())));
         }
         match self.admit(payload, now) {
@@ -677,7 +689,8 @@ impl Session {
                 self.begin_talk(at, outputs);
             }
             Err(reason) => {
-                let channel = self.channels.remove(at);
+                let mut channel = self.channels.remove(at);
+                channel.answer_waiting(outputs);
                 outputs.push(channel.refused(joining.reference, &reason));
             }
         }
@@ -694,8 +707,16 @@ impl Session {
         if join_ref.is_some() && current.is_some() && join_ref != *current {
             return;
         }
-        let channel = self.channels.remove(at);
+        if !self.channels[at].leaves_later(&reference) {
+            self.end(at, reference, outputs);
+        }
+    }
+
+    /// Ends a channel because its client wants it.
+    fn end(&mut self, at: usize, reference: Option<RawRef>, outputs: &mut Vec<Output>) {
+        let mut channel = self.channels.remove(at);
         outputs.push(Output::Leave(channel.id));
+        channel.answer_waiting(outputs);
         let topic = channel.topic.to_shared();
         let reply = Message::done(channel.join_ref.clone(), reference, Arc::clone(&topic));
         outputs.push(Output::Send(reply));
@@ -733,6 +754,7 @@ impl Session {
     fn shut_down(&mut self, at: usize, refusal: &Refusal, outputs: &mut Vec<Output>) {
         let mut channel = self.channels.remove(at);
         outputs.push(Output::Leave(channel.id));
+        channel.answer_waiting(outputs);
         if let Some(joining) = channel.joining.take() {
             outputs.push(channel.refused(joining.reference, &refusal.reason()));
             return;

@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::message::{Message, Payload, RawRef, UserBroadcast};
-use super::{ChannelId, Output, Refusal, Session};
+use super::{ChannelId, Output, Refusal, Session, UNMATCHED};
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
 use crate::hub::TrackError;
 
@@ -25,7 +25,7 @@ const ENVELOPE_BYTES: usize = 500;
 /// Pushes of one channel that may wait for its join, or for the check of its right to write.
 const WAITING_MAX: usize = 100;
 
-/// Bytes of one channel's waiting pushes. One that is larger still may wait alone.
+/// Bytes of all waiting pushes of a connection. One that is larger still may wait alone.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
 
 /// What claims allow on a private topic.
@@ -40,20 +40,17 @@ pub struct Grants {
 /// A channel's dealings with its room. Made with its first push; most channels only listen.
 #[derive(Debug, Default)]
 pub(super) struct Talk {
-    writing: Writing,
+    /// What the claims in force may write, once that is known.
+    grants: Option<Grants>,
+    /// A check is under way, perhaps of older claims. The next one waits for it.
+    asking: bool,
     /// Counts the claims; an answer about older ones is none.
     turn: u32,
+    /// The ref of a leave that waits for the pushes before it.
+    leaving: Option<Option<RawRef>>,
     waiting: VecDeque<(Option<RawRef>, Said)>,
     waiting_bytes: usize,
     presence: Window,
-}
-
-#[derive(Debug, Default, Clone, Copy)]
-enum Writing {
-    #[default]
-    Unknown,
-    Asked,
-    Known(Grants),
 }
 
 /// A push that was understood.
@@ -196,22 +193,29 @@ impl Session {
             return;
         }
         let talk = channel.talk();
+        if talk.leaving.is_some() {
+            outputs.push(channel.refuse(reference, UNMATCHED));
+            return;
+        }
         if !joining
             && talk.waiting.is_empty()
-            && let Writing::Known(grants) = talk.writing
+            && let Some(grants) = talk.grants
         {
             outputs.extend(channel.act_if(grants, reference, said));
             return;
         }
-        let bytes = talk.waiting_bytes + said.bytes();
-        let full = !talk.waiting.is_empty()
-            && (talk.waiting.len() >= WAITING_MAX || bytes > WAITING_BYTES_MAX);
+        let bytes = said.bytes();
+        let waiting: usize = self.channels.iter().map(super::Channel::waiting_bytes).sum();
+        let channel = &mut self.channels[at];
+        let talk = channel.talk();
+        let full =
+            talk.waiting.len() >= WAITING_MAX || waiting > 0 && waiting + bytes > WAITING_BYTES_MAX;
         if full {
             let reason = "Too many messages wait for this channel";
             outputs.push(channel.refuse(reference, reason));
             return;
         }
-        talk.waiting_bytes = bytes;
+        talk.waiting_bytes += bytes;
         talk.waiting.push_back((reference, said));
         if !joining {
             self.ask(at, outputs);
@@ -222,8 +226,7 @@ impl Session {
     fn ask(&mut self, at: usize, outputs: &mut Vec<Output>) {
         let channel = &mut self.channels[at];
         let talk = channel.talk.get_or_insert_default();
-        if matches!(talk.writing, Writing::Unknown) {
-            talk.writing = Writing::Asked;
+        if !std::mem::replace(&mut talk.asking, true) {
             let (turn, claims) = (talk.turn, std::sync::Arc::clone(&channel.claims));
             outputs.push(Output::CheckWrite { channel: channel.id, claims, turn });
         }
@@ -251,7 +254,7 @@ impl Session {
         let joining = self.channels[at].joining.is_some();
         let Some(talk) = &mut self.channels[at].talk else { return };
         talk.turn = talk.turn.wrapping_add(1);
-        talk.writing = Writing::Unknown;
+        talk.grants = None;
         if !joining && !talk.waiting.is_empty() {
             self.ask(at, outputs);
         }
@@ -267,12 +270,23 @@ impl Session {
     ) {
         let Some(at) = self.position(id) else { return };
         let channel = &mut self.channels[at];
-        let Some(talk) = channel.talk.as_mut().filter(|talk| talk.turn == turn) else { return };
-        talk.writing = grants.map_or(Writing::Unknown, Writing::Known);
+        let Some(talk) = &mut channel.talk else { return };
+        talk.asking = false;
+        if talk.turn != turn {
+            if !talk.waiting.is_empty() {
+                self.ask(at, outputs);
+            }
+            return;
+        }
+        talk.grants = grants;
         talk.waiting_bytes = 0;
+        let leaving = talk.leaving.take();
         let nothing = Grants { broadcast: false, presence: false };
         for (reference, said) in std::mem::take(&mut talk.waiting) {
             outputs.extend(channel.act_if(grants.unwrap_or(nothing), reference, said));
+        }
+        if let Some(reference) = leaving {
+            self.end(at, reference, outputs);
         }
     }
 
@@ -301,6 +315,39 @@ impl Session {
 impl super::Channel {
     fn talk(&mut self) -> &mut Talk {
         self.talk.get_or_insert_default()
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.talk.as_ref().map_or(0, |talk| talk.waiting_bytes)
+    }
+
+    /// Whether a leave has to wait for pushes whose right is being checked. If so, it does: what
+    /// a client says before it leaves is said.
+    pub(super) fn leaves_later(&mut self, reference: &Option<RawRef>) -> bool {
+        let joining = self.joining.is_some();
+        let Some(talk) = &mut self.talk else { return false };
+        // Whoever asks twice does not want to wait.
+        let later = !joining && !talk.waiting.is_empty() && talk.leaving.is_none();
+        if later {
+            talk.leaving = Some(reference.clone());
+        }
+        later
+    }
+
+    /// Answers what still waited when the channel ended.
+    pub(super) fn answer_waiting(&mut self, outputs: &mut Vec<Output>) {
+        let Some(mut talk) = self.talk.take() else { return };
+        for (reference, said) in std::mem::take(&mut talk.waiting) {
+            match said {
+                Said::Broadcast(_) if !self.acknowledge => {}
+                Said::Broadcast(_) | Said::Track(_) | Said::Untrack => {
+                    outputs.push(self.refuse(reference, UNMATCHED));
+                }
+            }
+        }
+        if let Some(reference) = talk.leaving.take() {
+            outputs.push(Output::Send(self.done(reference)));
+        }
     }
 
     fn done(&self, reference: Option<RawRef>) -> Message {

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
@@ -41,6 +41,10 @@ use crate::telemetry;
 
 /// Refusals of one socket that may wait at once; further ones are sent without a wait.
 const DELAYED_MAX: usize = 32;
+
+/// Broadcasts that a socket makes before they are written to whoever hears them: as many as one
+/// write takes. With more, each receiver's queue would grow for nothing.
+const GATHERED_MAX: usize = 64;
 
 /// How long a channel waits that asked to be told when broadcasts from the database flow.
 const REPLICATION_WAIT: Duration = Duration::from_mins(1);
@@ -170,7 +174,8 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
 #[derive(Debug)]
 enum Mail {
     Joined(ChannelId, Joined),
-    Refreshed(ChannelId, Result<(), String>),
+    /// None: it came to nothing, for a later one.
+    Refreshed(ChannelId, Option<Result<(), String>>),
     Notice(ChannelId, String),
     Expired(ChannelId),
     MayWrite(ChannelId, u32, Option<Grants>),
@@ -228,12 +233,40 @@ struct Place {
     grants: ReadGrants,
     /// Counts the claims; an answer about older ones is none.
     turn: u64,
+    /// Looks at what newer claims may read in the room.
+    renewing: Checks,
+    /// Looks at its subscriptions under newer claims.
+    refreshing: Checks,
     /// What its presence is known by, once it showed itself.
     key: Option<Box<str>>,
     /// Messages to send right after the answer to the join.
     stored: Vec<Broadcast>,
     request: Arc<Kept>,
     _counted: Counted,
+}
+
+/// Checks of a channel's newer claims, one at a time: of all that come while one is under way only
+/// the last is checked after it, so that a client cannot fill the queue of all.
+#[derive(Debug, Default)]
+struct Checks {
+    busy: bool,
+    next: Option<Arc<Claims>>,
+}
+
+impl Checks {
+    /// Whether to begin now; if not, it is for later.
+    fn begin(&mut self, claims: &Arc<Claims>) -> bool {
+        if self.busy {
+            self.next = Some(Arc::clone(claims));
+        }
+        !std::mem::replace(&mut self.busy, true)
+    }
+
+    /// One has ended; what to begin then.
+    fn end(&mut self) -> Option<Arc<Claims>> {
+        self.busy = false;
+        self.next.take()
+    }
 }
 
 /// One channel in the metrics, as long as it lives.
@@ -279,8 +312,10 @@ pub struct Socket {
     joined: HashMap<ChannelId, Place>,
     deadline: Option<(SystemTime, DeadlineId)>,
     outputs: Vec<Output>,
-    /// Whoever was told something in this turn.
+    /// Whoever was told something and has not been written to.
     dirty: DirtyList,
+    /// Broadcasts since they were.
+    gathered: usize,
     /// The verifier's when the connection's token was verified.
     epoch: u64,
     /// Frames that wait for the key of a token.
@@ -314,6 +349,7 @@ impl Socket {
             deadline: None,
             outputs: Vec::new(),
             dirty: DirtyList::default(),
+            gathered: 0,
             epoch,
             held: None,
         }
@@ -348,6 +384,7 @@ impl Socket {
             Output::Broadcast { channel, broadcast, echo } => {
                 if let Some(place) = self.joined.get(&channel) {
                     let told = place.occupancy.broadcast(&broadcast, echo, &mut self.dirty);
+                    self.gathered += 1;
                     metrics::counter!(telemetry::BROADCASTS).increment(1);
                     metrics::counter!(telemetry::DELIVERIES).increment(told);
                 }
@@ -452,18 +489,45 @@ impl Socket {
 
     fn refresh(&mut self, channel: ChannelId, claims: Arc<Claims>) {
         self.renew(channel, &claims);
-        let Some(place) = self.joined.get(&channel) else { return };
+        self.subscribe_again(channel, claims);
+    }
+
+    /// Puts a channel's subscriptions to row changes under other claims.
+    fn subscribe_again(&mut self, channel: ChannelId, claims: Arc<Claims>) {
+        let Some(place) = self.joined.get_mut(&channel) else { return };
         let Some(membership) = place.membership.clone() else { return };
+        // Also when it is for later: what is under way is for older claims.
         let turn = membership.begin_refresh();
-        let request = self.request(&place.request, claims);
+        if !place.refreshing.begin(&claims) {
+            return;
+        }
+        let kept = Arc::clone(&place.request);
+        let request = self.request(&kept, claims);
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
         self.realtime.spawn(async move {
-            if let Some(refreshed) = joiner.refresh(&membership, turn, request).await
-                && let Some(mailbox) = mailbox.upgrade()
-            {
+            let refreshed = joiner.refresh(&membership, turn, request).await;
+            if let Some(mailbox) = mailbox.upgrade() {
                 mailbox.post(Mail::Refreshed(channel, refreshed));
             }
         });
+    }
+
+    fn refreshed(
+        &mut self,
+        channel: ChannelId,
+        refreshed: Option<Result<(), String>>,
+    ) -> ControlFlow<CloseReason> {
+        let next = self.joined.get_mut(&channel).and_then(|place| place.refreshing.end());
+        if let Some(claims) = next {
+            self.subscribe_again(channel, claims);
+            return ControlFlow::Continue(());
+        }
+        let Some(refreshed) = refreshed else { return ControlFlow::Continue(()) };
+        let message = match refreshed {
+            Ok(()) => SystemMessage::subscribed(),
+            Err(problem) => SystemMessage::not_subscribed(problem),
+        };
+        self.input(Input::System { channel, message })
     }
 
     /// Puts a channel's place in its room under other claims: at once where policies have no say.
@@ -471,7 +535,17 @@ impl Socket {
         let Some(place) = self.joined.get_mut(&channel) else { return };
         place.turn += 1;
         if !place.request.private {
-            place.occupancy.renew(true, claims.expires_at);
+            place.occupancy.renew(true, claims.expires_at, &mut self.dirty);
+            return;
+        }
+        place.occupancy.await_renewal();
+        self.look_again(channel, claims);
+    }
+
+    /// Finds out what other claims may read in a private room.
+    fn look_again(&mut self, channel: ChannelId, claims: &Arc<Claims>) {
+        let Some(place) = self.joined.get_mut(&channel) else { return };
+        if !place.renewing.begin(claims) {
             return;
         }
         let (turn, before, kept) = (place.turn, place.grants, Arc::clone(&place.request));
@@ -492,13 +566,18 @@ impl Socket {
         renewed: Result<ReadGrants, String>,
         expires_at: SystemTime,
     ) -> ControlFlow<CloseReason> {
+        let next = self.joined.get_mut(&channel).and_then(|place| place.renewing.end());
+        if let Some(claims) = next {
+            self.look_again(channel, &claims);
+            return ControlFlow::Continue(());
+        }
         let place = self.joined.get_mut(&channel).filter(|place| place.turn == turn);
         match (place, renewed) {
             (None, _) => ControlFlow::Continue(()),
             (Some(_), Err(message)) => self.input(Input::Shutdown { channel, message }),
             (Some(place), Ok(grants)) => {
                 place.grants = grants;
-                place.occupancy.renew(grants.broadcast, expires_at);
+                place.occupancy.renew(grants.broadcast, expires_at, &mut self.dirty);
                 if place.request.presence.enabled {
                     self.watch(channel);
                 }
@@ -547,6 +626,8 @@ impl Socket {
                 occupancy,
                 grants,
                 turn: 0,
+                renewing: Checks::default(),
+                refreshing: Checks::default(),
                 key: None,
                 stored,
                 request,
@@ -740,11 +821,8 @@ impl Peer for Socket {
         for mail in mail {
             match mail {
                 Mail::Joined(channel, joined) => self.joined(channel, joined)?,
-                Mail::Refreshed(channel, Ok(())) => {
-                    let message = SystemMessage::subscribed();
-                    self.input(Input::System { channel, message })?;
-                }
-                Mail::Refreshed(channel, Err(problem)) | Mail::Notice(channel, problem) => {
+                Mail::Refreshed(channel, refreshed) => self.refreshed(channel, refreshed)?,
+                Mail::Notice(channel, problem) => {
                     let message = SystemMessage::not_subscribed(problem);
                     self.input(Input::System { channel, message })?;
                 }
@@ -773,8 +851,13 @@ impl Peer for Socket {
         ControlFlow::Continue(())
     }
 
-    fn settled(&mut self) {
-        self.dirty.flush();
+    fn is_full(&self) -> bool {
+        self.gathered >= GATHERED_MAX
+    }
+
+    fn settle(&mut self, until: Instant) -> bool {
+        self.gathered = 0;
+        self.dirty.flush_until(until)
     }
 }
 

@@ -12,10 +12,11 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, Method, Version, header};
 use base64::Engine as _;
@@ -24,7 +25,7 @@ use bytes::Bytes;
 use sha1::{Digest as _, Sha1};
 
 use self::decoder::{Decoder, Incoming};
-use crate::hub::outbox::{CloseReason, Outbox};
+use crate::hub::outbox::{CloseReason, Outbox, TURN};
 
 /// Bytes read at once, into one buffer a thread. Larger messages are gathered.
 const SCRATCH_BYTES: usize = 64 * 1024;
@@ -48,8 +49,15 @@ pub trait Peer: Send {
     fn binary(&mut self, data: &[u8]) -> ControlFlow<CloseReason>;
     /// After one or more calls of [`Outbox::wake`].
     fn woken(&mut self) -> ControlFlow<CloseReason>;
-    /// All that had come was handed over: what was gathered for others can go out.
-    fn settled(&mut self) {}
+    /// So much was gathered for others that it goes out before more is taken.
+    fn is_full(&self) -> bool {
+        false
+    }
+    /// Lets go out what was gathered for others; false when it is later than `until` and something
+    /// is left.
+    fn settle(&mut self, _until: Instant) -> bool {
+        true
+    }
 }
 
 /// What one connection may cost.
@@ -250,6 +258,7 @@ pub async fn run<P: Peer>(
             unfinished: Share { room: limits.unfinished, held: 0 },
             leftover: first,
             draining: false,
+            stage: Stage::Reading,
             peer,
         };
         poll_fn(|context| pump.poll(context)).await
@@ -297,24 +306,46 @@ struct Pump<'a, P> {
     outbox: &'a Outbox,
     decoder: Decoder,
     unfinished: Share,
+    /// What was read and is still to be handled.
     leftover: Vec<u8>,
     /// The socket was full, and this task has to write the rest.
     draining: bool,
+    stage: Stage,
     peer: P,
+}
+
+/// What a connection's task does when it gets its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Takes what comes.
+    Reading,
+    /// Lets go out what its peer gathered for others, before it takes more.
+    Settling,
+    /// The same, and then ends.
+    Ending,
 }
 
 impl<P: Peer> Pump<'_, P> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<CloseReason> {
-        let flow = self.turn(context);
-        self.peer.settled();
-        match flow {
-            ControlFlow::Continue(()) => Poll::Pending,
-            // Somebody else's reason may have come first.
-            ControlFlow::Break(reason) => Poll::Ready(self.outbox.close(reason)),
+        let until = Instant::now() + TURN;
+        if self.stage != Stage::Ending
+            && let ControlFlow::Break(reason) = self.turn(context, until)
+        {
+            self.outbox.close(reason);
+            self.stage = Stage::Ending;
         }
+        if self.stage != Stage::Ending {
+            return Poll::Pending;
+        }
+        if !self.peer.settle(until) {
+            give_way(context);
+            return Poll::Pending;
+        }
+        // The first reason, which may be somebody else's.
+        Poll::Ready(self.outbox.close(CloseReason::Gone))
     }
 
-    fn turn(&mut self, context: &mut Context<'_>) -> ControlFlow<CloseReason> {
+    fn turn(&mut self, context: &mut Context<'_>, until: Instant) -> ControlFlow<CloseReason> {
         let signals = self.outbox.poll_signals(context.waker());
         if signals.closing() {
             return ControlFlow::Break(CloseReason::Gone);
@@ -331,29 +362,57 @@ impl<P: Peer> Pump<'_, P> {
             }
             self.draining = false;
         }
-        if !self.leftover.is_empty() {
-            let mut leftover = std::mem::take(&mut self.leftover);
-            self.take(&mut leftover)?;
+        let idle = with_scratch(|scratch| self.read(context, scratch, until))?;
+        if !idle {
+            give_way(context);
         }
-        with_scratch(|scratch| self.read(context, scratch))
-    }
-
-    fn read(&mut self, context: &mut Context<'_>, scratch: &mut [u8]) -> ControlFlow<CloseReason> {
-        for _ in 0..READS_PER_TURN {
-            match self.outbox.poll_read(context, scratch) {
-                Poll::Pending => return ControlFlow::Continue(()),
-                Poll::Ready(Ok(0) | Err(_)) => return ControlFlow::Break(CloseReason::Gone),
-                Poll::Ready(Ok(count)) => self.take(&mut scratch[..count])?,
-            }
-        }
-        Waker::wake_by_ref(context.waker());
         ControlFlow::Continue(())
     }
 
-    /// Handles every message that `input` completes.
-    fn take(&mut self, input: &mut [u8]) -> ControlFlow<CloseReason> {
+    /// Takes what has come and lets go out what that made, in turns; true when nothing is left.
+    fn read(
+        &mut self,
+        context: &mut Context<'_>,
+        scratch: &mut [u8],
+        until: Instant,
+    ) -> ControlFlow<CloseReason, bool> {
+        for _ in 0..READS_PER_TURN {
+            if self.stage == Stage::Settling && !self.settle(until) {
+                return ControlFlow::Continue(false);
+            }
+            if self.leftover.is_empty() {
+                match self.outbox.poll_read(context, scratch) {
+                    Poll::Pending => return ControlFlow::Continue(self.settle(until)),
+                    Poll::Ready(Ok(0) | Err(_)) => return ControlFlow::Break(CloseReason::Gone),
+                    Poll::Ready(Ok(count)) => self.take(&mut scratch[..count], until)?,
+                }
+            } else {
+                let mut leftover = std::mem::take(&mut self.leftover);
+                self.take(&mut leftover, until)?;
+            }
+            // The turn is over. What was gathered waits, so that a write takes more of it.
+            if !self.leftover.is_empty() && self.stage == Stage::Reading {
+                return ControlFlow::Continue(false);
+            }
+        }
+        self.settle(until);
+        ControlFlow::Continue(false)
+    }
+
+    fn settle(&mut self, until: Instant) -> bool {
+        let settled = self.peer.settle(until);
+        self.stage = if settled { Stage::Reading } else { Stage::Settling };
+        settled
+    }
+
+    /// Handles every message that `input` completes, as far as its turn goes; what is left is kept.
+    fn take(&mut self, input: &mut [u8], until: Instant) -> ControlFlow<CloseReason> {
         let mut at = 0;
         while at < input.len() {
+            if at > 0 && (self.stage == Stage::Settling || Instant::now() >= until) {
+                self.leftover = input[at..].to_vec();
+                break;
+            }
             let (used, incoming) = match self.decoder.next(&mut input[at..]) {
                 Ok(step) => step,
                 Err(reason) => return ControlFlow::Break(reason),
@@ -370,14 +429,24 @@ impl<P: Peer> Pump<'_, P> {
                 }
                 Some(Incoming::Close(code)) => return ControlFlow::Break(CloseReason::Peer(code)),
             }
+            if self.peer.is_full() {
+                self.stage = Stage::Settling;
+            }
         }
         self.decoder.rest();
-        if self.unfinished.hold(self.decoder.held_bytes()) {
+        if self.unfinished.hold(self.decoder.held_bytes() + self.leftover.len()) {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(CloseReason::Crowded)
         }
     }
+}
+
+/// Asks for another turn, after everybody else had theirs and the sockets were looked at: a task
+/// that woke itself at once could keep its thread from seeing what has come meanwhile.
+fn give_way(context: &mut Context<'_>) {
+    // The first poll arranges that, and is never ready.
+    let _ = pin!(tokio::task::yield_now()).poll(context);
 }
 
 /// Lends this thread's read buffer.

@@ -217,11 +217,13 @@ async fn c37_nobody_without_a_good_token_is_heard() {
     listener.socket.nothing_came().await;
 }
 
-/// `member` may write in rooms; `raises` makes the policy fail; so does `x-room` in a header.
+/// `member` may write in rooms, and whoever names the room in a header; `raises` and `sleeps` make
+/// the policy fail.
 const POLICIES: &str = "
     create function public.does() returns text language plpgsql stable as $$
     begin
         if auth.jwt() ->> 'does' = 'raises' then raise exception 'the secret of the policy'; end if;
+        if auth.jwt() ->> 'does' = 'sleeps' then perform pg_sleep(600); end if;
         return auth.jwt() ->> 'does';
     end $$;
     create policy hears on realtime.messages for select to authenticated using (true);
@@ -237,7 +239,7 @@ const POLICIES: &str = "
 ";
 
 async fn with_policies() -> Service {
-    let service = Service::start().await;
+    let service = Service::with(|config| config.database.check_timeout_ms = 500).await;
     service.admin().await.batch_execute(POLICIES).await.unwrap();
     service
 }
@@ -341,6 +343,8 @@ async fn without_an_answer_of_the_policies_nothing_is_sent_and_the_sender_is_tol
         assert_eq!(answer.refusal(), (422, "RLS policy error".into()));
         assert!(!answer.body.contains("secret"));
     }
+    let answer = say_as(&service, &who("sleeps"), BATCH, &both).await;
+    assert_eq!(answer.refusal(), (422, "Query canceled".into()));
     let admin = service.admin().await;
     let drop = "do $$ declare part regclass; begin
         for part in select inhrelid::regclass from pg_inherits
@@ -354,11 +358,24 @@ async fn without_an_answer_of_the_policies_nothing_is_sent_and_the_sender_is_tol
     ] {
         assert_eq!(answer.refusal(), (422, "Missing messages partition".into()));
     }
+    let name = &service.database.name;
+    let close = format!("alter database {name} connection limit 0");
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity
+               where datname = current_database() and pid <> pg_backend_pid()";
+    admin.batch_execute(&close).await.unwrap();
+    admin.execute(end, &[]).await.unwrap();
+    for answer in [
+        say_as(&service, &who("member"), BATCH, &both).await,
+        say_as(&service, &who("member"), &path, &json!({})).await,
+    ] {
+        assert_eq!(answer.refusal(), (422, "Tenant database unavailable".into()));
+    }
     public.socket.nothing_came().await;
     // What needs no policy needs no database.
     let answer = say(&service, &single("room", "e"), &json!({})).await;
     assert_eq!(answer.status, 202);
     public.hear().await;
+    admin.batch_execute(&format!("alter database {name} connection limit -1")).await.unwrap();
 }
 
 #[tokio::test]
@@ -560,6 +577,34 @@ async fn a_body_that_only_promises_to_come_is_answered() {
         );
         let answer = request(&service, &head, b"").await;
         assert_eq!(answer.status, if path == BATCH { 413 } else { 422 });
+    }
+}
+
+/// A sender that cannot write its whole body takes that for a broken connection.
+#[tokio::test]
+async fn whoever_is_refused_is_heard_out_first() {
+    let service = shared().await;
+    let large = vec![b'x'; 9_000_000];
+    let token = anon();
+    let tries = [
+        (BATCH.to_owned(), "x", 401),
+        (BATCH.to_owned(), &*token, 413),
+        (single("t", "e"), "x", 401),
+        (single("t", "e"), &*token, 422),
+        (single("t", "e?private=x"), &*token, 422),
+    ];
+    for (path, key, status) in tries {
+        let mut stream = TcpStream::connect(service.address).await.unwrap();
+        let length = large.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\napikey: {key}\r\n\
+             content-length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        timeout(DEADLINE, stream.write_all(&large)).await.unwrap().expect("all of it is taken");
+        let mut response = Vec::new();
+        timeout(DEADLINE, stream.read_to_end(&mut response)).await.unwrap().unwrap();
+        assert_eq!(Answer::parse(&response).status, status, "{path}");
     }
 }
 

@@ -32,6 +32,12 @@ async fn join(socket: &mut Socket, topic: &str) {
     assert_eq!(reply["status"], "ok", "{reply}");
 }
 
+async fn join_private(socket: &mut Socket, topic: &str, broadcast: &Value) {
+    let payload = json!({ "config": { "private": true, "broadcast": broadcast } });
+    let reply = socket.join(&format!("realtime:{topic}"), &payload).await;
+    assert_eq!(reply["status"], "ok", "{reply}");
+}
+
 /// Sends a JSON payload to a public topic.
 async fn send(client: &Client, payload: &Value, event: &str, topic: &str) {
     let sql = "select realtime.send($1::text::jsonb, $2, $3, false)";
@@ -113,57 +119,89 @@ async fn c43_bytes_come_as_bytes_and_to_version_2_alone() {
 }
 
 #[tokio::test]
-async fn c44_a_trigger_tells_what_happened_to_its_row() {
+async fn c44_a_trigger_tells_the_private_room_what_happened_to_its_row() {
     let service = shared().await;
     let admin = service.admin().await;
-    let topic = topic("c44");
-    // `broadcast_changes` speaks to private topics alone: the stored rows say what they would hear.
-    let sql = format!(
-        "create table c44 (id int primary key, note text);
-         create function c44_tell() returns trigger language plpgsql as $$
-         begin
-             perform realtime.broadcast_changes(
-                 '{topic}', tg_op, tg_op, tg_table_name, tg_table_schema, new, old
-             );
-             return null;
-         end $$;
-         create trigger tell after insert or update or delete on c44
-             for each row execute function c44_tell();
-         insert into c44 values (1, 'a');
-         update c44 set note = 'b';
-         delete from c44;"
-    );
-    admin.batch_execute(&sql).await.unwrap();
-    let sql = "select event, payload::text, id::text, private from realtime.messages \
-               where topic = $1 order by inserted_at, ctid";
-    let stored = admin.query(sql, &[&topic]).await.unwrap();
-    let row = |note: &str| json!({ "id": 1, "note": note });
-    let expected = [
-        ("INSERT", row("a"), Value::Null),
-        ("UPDATE", row("b"), row("a")),
-        ("DELETE", Value::Null, row("b")),
-    ];
-    assert_eq!(stored.len(), expected.len());
-    for (stored, (operation, record, old_record)) in stored.iter().zip(expected) {
-        let payload: Value = serde_json::from_str(stored.get(1)).unwrap();
-        let id: &str = stored.get(2);
-        assert_eq!(stored.get::<_, &str>(0), operation);
-        assert!(stored.get::<_, bool>(3));
-        let expected = json!({
-            "schema": "public", "table": "c44", "operation": operation, "record": record,
-            "old_record": old_record, "id": id,
-        });
-        assert_eq!(payload, expected);
+    for version in VERSIONS {
+        let topic = topic(&format!("c44 {version:?}"));
+        let mut public = listen(service, version, &topic).await;
+        let mut private = service.connect(version, &service_role()).await;
+        join_private(&mut private, &topic, &json!({})).await;
+        let table = format!("c44_{version:?}").to_lowercase();
+        let sql = format!(
+            "create table {table} (id int primary key, note text);
+             create function {table}_tell() returns trigger language plpgsql as $$
+             begin
+                 perform realtime.broadcast_changes(
+                     '{topic}', tg_op, tg_op, tg_table_name, tg_table_schema, new, old
+                 );
+                 return null;
+             end $$;
+             create trigger tell after insert or update or delete on {table}
+                 for each row execute function {table}_tell();
+             insert into {table} values (1, 'a');
+             update {table} set note = 'b';
+             delete from {table};"
+        );
+        admin.batch_execute(&sql).await.unwrap();
+        let row = |note: &str| json!({ "id": 1, "note": note });
+        for (operation, record, old_record) in [
+            ("INSERT", row("a"), Value::Null),
+            ("UPDATE", row("b"), row("a")),
+            ("DELETE", Value::Null, row("b")),
+        ] {
+            let (event, payload, id) = hear(&mut private).await;
+            let expected = json!({
+                "schema": "public", "table": table, "operation": operation, "record": record,
+                "old_record": old_record, "id": id,
+            });
+            assert_eq!((&*event, payload), (operation, expected));
+        }
+        send(&admin, &json!({}), "public", &topic).await;
+        assert_eq!(hear(&mut public).await.0, "public", "and nothing before it");
+        private.nothing_came().await;
     }
-    // The same rows, said aloud.
-    let mut socket = listen(service, Version::V2, &topic).await;
-    let again = "insert into realtime.messages (topic, extension, event, private, payload) \
-                 select topic, extension, event, false, payload from realtime.messages \
-                 where topic = $1 order by inserted_at, ctid";
-    admin.execute(again, &[&topic]).await.unwrap();
-    for operation in ["INSERT", "UPDATE", "DELETE"] {
-        let (event, payload, _) = hear(&mut socket).await;
-        assert_eq!((&*event, &payload["operation"]), (operation, &json!(operation)));
+}
+
+#[tokio::test]
+async fn what_is_stored_during_a_replay_is_neither_lost_nor_repeated() {
+    let service = shared().await;
+    let admin = service.admin().await;
+    let topic = &topic("replay");
+    let sql = "select realtime.send(jsonb_build_object('n', $1::int), 'e', $2, true)";
+    let mut sockets = Vec::new();
+    let writing = async {
+        for n in 0..400 {
+            admin.execute(sql, &[&n, topic]).await.unwrap();
+        }
+    };
+    let joining = async {
+        for _ in 0..8 {
+            let mut socket = service.connect(Version::V2, &service_role()).await;
+            let replay = json!({ "replay": { "since": 0, "limit": 25 } });
+            join_private(&mut socket, topic, &replay).await;
+            sockets.push(socket);
+        }
+    };
+    tokio::join!(writing, joining);
+    admin.execute(sql, &[&400, topic]).await.unwrap();
+    for mut socket in sockets {
+        let (mut replayed, mut live) = (Vec::new(), Vec::new());
+        while live.last() != Some(&400) {
+            let message = socket.expect("broadcast").await.payload;
+            let n = message["payload"]["n"].as_i64().unwrap();
+            if message["meta"]["replayed"] == true {
+                assert!(live.is_empty(), "{message}");
+                replayed.push(n);
+            } else {
+                live.push(n);
+            }
+        }
+        assert!(replayed.is_sorted() && live.is_sorted(), "{replayed:?} {live:?}");
+        let mut all = [replayed, live].concat();
+        all.sort_unstable();
+        assert!(all.iter().copied().eq(all[0]..=400), "{all:?}");
+        socket.nothing_came().await;
     }
 }
 
@@ -601,6 +639,30 @@ async fn what_somebody_else_set_up_is_read_as_it_is() {
     let owners = "select pubowner::regrole::text from pg_publication where pubname = $1";
     let row = admin.query_one(owners, &[&PUBLICATION]).await.unwrap();
     assert_eq!(row.get::<_, &str>(0), owner);
+}
+
+#[tokio::test]
+async fn a_publication_that_was_never_there_is_read_from_when_it_is_made() {
+    let (database, _) = adopted().await;
+    let admin = database.client().await;
+    admin.batch_execute(&format!("drop publication {PUBLICATION}")).await.unwrap();
+    let service = Service::on(database, |_| ()).await;
+    let topic = topic("never there");
+    let mut socket = listen(&service, Version::V2, &topic).await;
+    store(&admin, &topic, "broadcast", "[]").await;
+    let create = format!("create publication {PUBLICATION} for table realtime.messages");
+    admin.batch_execute(&create).await.unwrap();
+    let heard = async {
+        let mut ids = Vec::new();
+        loop {
+            ids.push(store(&admin, &topic, "broadcast", "[]").await);
+            if let Some(first) = socket.rest().await.first() {
+                return ids.contains(&first.payload["meta"]["id"].as_str().unwrap().to_owned());
+            }
+        }
+    };
+    let heard = tokio::time::timeout(DEADLINE, heard).await;
+    assert!(heard.expect("read in time"), "nothing from before it");
 }
 
 #[tokio::test]

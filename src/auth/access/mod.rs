@@ -245,7 +245,10 @@ impl Access {
         if role == "none" || !self.roles.iter().any(|allowed| allowed == role) {
             return Err(Error::Role { role: role.to_owned() });
         }
-        if [caller.topic, caller.headers, &caller.claims.json].iter().any(|t| t.contains('\0')) {
+        // In the claims it is escaped; the subject is as it was meant.
+        let subject = caller.claims.subject.as_deref().unwrap_or_default();
+        let texts = [caller.topic, caller.headers, &caller.claims.json, subject];
+        if texts.iter().any(|text| text.contains('\0')) {
             let message = "a null character cannot be given to Postgres".into();
             return Err(Error::Policy {
                 code: SqlState::CHARACTER_NOT_IN_REPERTOIRE.code().into(),

@@ -3,7 +3,7 @@
 //! In:     requests with a token; one broadcast as a body, or several as JSON.
 //! Out:    what the rooms of this server are told; 202, or why nothing was sent.
 //! Never:  a part of a batch of which a message is wrong; anything to a private room before the
-//!         policies let the token's claims write there; a body before its sender is known.
+//!         policies let the token's claims write there; a body kept before its sender is known.
 //! Source: spec of the realtime protocol, sections 4.3 and 4.4.
 //!
 //! A payload of one broadcast may be any JSON value and is passed on as it is. The reference server
@@ -21,6 +21,7 @@ use std::time::{Duration, SystemTime};
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -45,13 +46,17 @@ use crate::topic::Topic;
 use crate::transport::admit::Admit;
 use crate::transport::websocket::Room;
 use batch::{Errors, INVALID, Message, TOO_LARGE, Unusable};
-use body::Unread;
+use body::{Incoming, Unread};
 
 /// Messages of one batch between two chances for others to run on this thread.
 const TURN_MESSAGES: usize = 100;
 
 /// How long the policies of one batch may take together: each private topic is asked about once.
 const CHECKS_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How many times as large as any that is wanted a body may be, and still be read to its end
+/// before its sender is told that it is refused.
+const READ_ON_MAX: u64 = 4;
 
 /// Headers with credentials, which policies do not get to see.
 const CREDENTIALS: [HeaderName; 5] = [
@@ -99,6 +104,13 @@ impl Broadcasts {
             batch_bytes_max: limits.batch_bytes_max,
             body_timeout: Duration::from_millis(config.server.body_timeout_ms),
         }
+    }
+
+    /// The head of a request, and its body.
+    fn take(&self, request: Request) -> (Parts, Incoming) {
+        let (parts, body) = request.into_parts();
+        let body = Incoming::new(body, &parts.headers, self.body_timeout);
+        (parts, body)
     }
 
     /// The claims of whoever sends `headers`.
@@ -173,11 +185,11 @@ impl Broadcasts {
     async fn send_batch(
         &self,
         claims: &Claims,
-        request: Request,
+        parts: &Parts,
+        body: &mut Incoming,
         room: Arc<Room>,
     ) -> Result<(), Refused> {
-        let (parts, body) = request.into_parts();
-        let upload = body::read(body, self.batch_bytes_max, self.body_timeout, room).await;
+        let upload = body.read(self.batch_bytes_max, room).await;
         let upload = upload.map_err(|unread| unread.or_too_large(Refused::BatchTooLarge))?;
         let messages =
             batch::parse(&upload.bytes, self.batch).map_err(|unusable| match unusable {
@@ -218,17 +230,17 @@ impl Broadcasts {
         &self,
         claims: &Claims,
         (topic, event): (String, String),
-        request: Request,
+        parts: &Parts,
+        body: &mut Incoming,
         room: Arc<Room>,
     ) -> Result<(), Refused> {
-        let (parts, body) = request.into_parts();
         let encoding = encoding(&parts.headers).ok_or(Refused::MediaType)?;
         let private = private(parts.uri.query().unwrap_or_default());
         let private = private.ok_or(Refused::Field("private", INVALID))?;
         let topic = Topic::parse(&format!("realtime:{topic}"));
         let topic = topic.map_err(|problem| Refused::Field("topic", batch::problem(problem)))?;
         let too_large = Refused::Field("payload", TOO_LARGE);
-        let upload = body::read(body, self.batch.payload_bytes_max, self.body_timeout, room).await;
+        let upload = body.read(self.batch.payload_bytes_max, room).await;
         let upload = upload.map_err(|unread| unread.or_too_large(too_large))?;
         let data = match encoding {
             Encoding::Bytes => upload.bytes.clone(),
@@ -250,9 +262,25 @@ impl Broadcasts {
         Ok(())
     }
 
+    /// The answer to somebody who is refused.
+    async fn refuse(&self, refused: Refused, body: Incoming) -> Response {
+        metrics::counter!(telemetry::BROADCAST_REQUESTS, telemetry::RESULT => "error").increment(1);
+        let most = self.batch_bytes_max.max(self.batch.payload_bytes_max);
+        let most = u64::try_from(most).unwrap_or(u64::MAX);
+        body.discard(most.saturating_mul(READ_ON_MAX)).await;
+        refused.into_response()
+    }
+
     /// The answer to somebody whose token was good, and how much of the rate is used.
-    fn answer(&self, outcome: Result<(), Refused>) -> Response {
-        let mut response = outcome.map_or_else(refuse, |()| accept());
+    async fn answer(&self, outcome: Result<(), Refused>, body: Incoming) -> Response {
+        let mut response = match outcome {
+            Ok(()) => {
+                let requests = telemetry::BROADCAST_REQUESTS;
+                metrics::counter!(requests, telemetry::RESULT => "ok").increment(1);
+                StatusCode::ACCEPTED.into_response()
+            }
+            Err(refused) => self.refuse(refused, body).await,
+        };
         let used = self.rates.events(SystemTime::now());
         let most = u64::try_from(self.events_per_second_max).unwrap_or(u64::MAX);
         let headers = response.headers_mut();
@@ -335,16 +363,6 @@ impl IntoResponse for Refused {
     }
 }
 
-fn accept() -> Response {
-    metrics::counter!(telemetry::BROADCAST_REQUESTS, telemetry::RESULT => "ok").increment(1);
-    StatusCode::ACCEPTED.into_response()
-}
-
-fn refuse(refused: Refused) -> Response {
-    metrics::counter!(telemetry::BROADCAST_REQUESTS, telemetry::RESULT => "error").increment(1);
-    refused.into_response()
-}
-
 /// What the sender is told when the policies gave no answer.
 fn undecided(error: &access::Error) -> (StatusCode, &'static str) {
     match error {
@@ -370,13 +388,14 @@ pub(super) async fn batch<A: Admit>(
     request: Request,
 ) -> Response {
     let Some(own) = &service.broadcasts else { return StatusCode::NOT_FOUND.into_response() };
-    let claims = match sender(&service.gate, own, request.headers()).await {
+    let (parts, mut body) = own.take(request);
+    let claims = match sender(&service.gate, own, &parts.headers).await {
         Ok(claims) => claims,
-        Err(refused) => return refuse(refused),
+        Err(refused) => return own.refuse(refused, body).await,
     };
     let room = service.connections.unfinished();
-    let outcome = Box::pin(own.send_batch(&claims, request, room)).await;
-    own.answer(outcome)
+    let outcome = Box::pin(own.send_batch(&claims, &parts, &mut body, room)).await;
+    own.answer(outcome, body).await
 }
 
 /// One broadcast; the body is its payload.
@@ -386,18 +405,19 @@ pub(super) async fn single<A: Admit>(
     request: Request,
 ) -> Response {
     let Some(own) = &service.broadcasts else { return StatusCode::NOT_FOUND.into_response() };
-    let claims = match sender(&service.gate, own, request.headers()).await {
+    let (parts, mut body) = own.take(request);
+    let claims = match sender(&service.gate, own, &parts.headers).await {
         Ok(claims) => claims,
-        Err(refused) => return refuse(refused),
+        Err(refused) => return own.refuse(refused, body).await,
     };
     let outcome = match names {
         Ok(Path(names)) => {
             let room = service.connections.unfinished();
-            Box::pin(own.send_single(&claims, names, request, room)).await
+            Box::pin(own.send_single(&claims, names, &parts, &mut body, room)).await
         }
         Err(_) => Err(Refused::Path),
     };
-    own.answer(outcome)
+    own.answer(outcome, body).await
 }
 
 async fn sender(gate: &Gate, own: &Broadcasts, headers: &HeaderMap) -> Result<Claims, Refused> {

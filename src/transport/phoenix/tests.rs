@@ -11,7 +11,7 @@ use super::*;
 use crate::auth::jwt::Verifier;
 use crate::config;
 use crate::session::{
-    Input, JoinOutcome, JoinRequest, Limits, Output, Session, Subscribed, SystemMessage,
+    Grants, Input, JoinOutcome, JoinRequest, Limits, Output, Session, Subscribed, SystemMessage,
 };
 
 const SECRET: &str = "a-shared-secret-that-is-long-enough";
@@ -278,7 +278,7 @@ impl Talk {
             connection_events_per_second_max: 1000,
             events_per_second_max: 1000,
             connections_per_user_max: 0,
-            payload_bytes_max: 1000,
+            payload_bytes_max: 1_000_000,
             presence_events_max: 3,
             presence_window: Duration::from_secs(30),
             private_only: false,
@@ -591,7 +591,10 @@ fn a_nameless_or_impossible_topic_is_refused() {
             ("realtime:a\0", "TopicNameInvalid: The topic name contains a NUL"),
         ] {
             let lines = talk.say(&json!(["1", "1", topic, "phx_join", {}]));
-            assert_eq!(lines, [refused("1", topic, reason)]);
+            let refused = refused("1", topic, reason);
+            // One that waits would keep its long name in memory.
+            let at_once = refused.replacen("later", "send", 1);
+            assert_eq!(lines, [if topic == long { at_once } else { refused }]);
         }
     });
 }
@@ -1118,6 +1121,99 @@ fn a_disconnect_tells_every_joined_topic_first() {
         );
         assert_eq!(talk.session.channels(), 0);
     });
+}
+
+/// A channel whose right to write is checked; it wants answers.
+fn private() -> Value {
+    json!({ "config": { "private": true, "broadcast": { "ack": true } } })
+}
+
+fn say(reference: &str) -> Value {
+    json!(["1", reference, ROOM, "broadcast", {}])
+}
+
+impl Talk {
+    fn may_write(&mut self, turn: u32, broadcast: bool) -> Vec<String> {
+        let channel = self.joins.last().unwrap().channel;
+        let grants = Some(Grants { broadcast, presence: false });
+        self.input(Input::MayWrite { channel, turn, grants })
+    }
+}
+
+#[test]
+fn what_is_said_before_a_leave_is_said() {
+    both(|talk| {
+        talk.join("1", ROOM, &private());
+        assert_eq!(talk.say(&say("2")), ["check 1 anon 0"]);
+        assert_eq!(talk.say(&json!(["1", "3", ROOM, "phx_leave", {}])), NOTHING);
+        let reply = unmatched("4", ROOM).replace("[null,", "[\"1\",");
+        assert_eq!(talk.say(&say("4")), [reply]);
+        let lines = talk.may_write(0, true);
+        let left = ["leave 1".to_owned(), ok("1", "3", ROOM), closed("1", ROOM)];
+        assert_eq!(lines[..2], ["say 1 {}".to_owned(), ok("1", "2", ROOM)]);
+        assert_eq!(lines[2..], left);
+        assert_eq!(talk.session.channels(), 0);
+    });
+}
+
+#[test]
+fn a_second_leave_does_not_wait_and_every_push_has_an_answer() {
+    both(|talk| {
+        talk.join("1", ROOM, &private());
+        talk.say(&say("2"));
+        talk.say(&json!(["1", "3", ROOM, "phx_leave", {}]));
+        let lines = talk.say(&json!(["1", "4", ROOM, "phx_leave", {}]));
+        let refused = unmatched("2", ROOM).replace("[null,", "[\"1\",");
+        let replies = [ok("1", "3", ROOM), ok("1", "4", ROOM), closed("1", ROOM)];
+        assert_eq!(lines[..2], ["leave 1".to_owned(), refused]);
+        assert_eq!(lines[2..], replies);
+        assert_eq!(talk.may_write(0, true), NOTHING);
+    });
+}
+
+#[test]
+fn what_was_said_to_a_channel_that_is_not_joined_after_all_is_answered() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", private()]));
+        assert_eq!(talk.say(&say("2")), NOTHING);
+        let channel = talk.joins[0].channel;
+        let outcome = JoinOutcome::Error { reason: "no".into() };
+        let lines = talk.input(Input::Joined { channel, outcome });
+        let push = unmatched("2", ROOM).replace("[null,", "[\"1\",");
+        assert_eq!(lines, [push, refused("1", ROOM, "no")]);
+    });
+}
+
+/// However often the claims change, one check is under way, and only the claims in force count.
+#[test]
+fn the_right_to_write_is_checked_once_at_a_time_and_for_the_claims_in_force() {
+    both(|talk| {
+        talk.join("1", ROOM, &private());
+        assert_eq!(talk.say(&say("2")), ["check 1 anon 0"]);
+        for (turn, role) in [(1, "authenticated"), (2, "anon")] {
+            let other = token(role, NOW + 60 + turn);
+            let refresh = json!(["1", null, ROOM, "access_token", { "access_token": other }]);
+            assert_eq!(talk.say(&refresh), [format!("refresh 1 {role}")]);
+            assert_eq!(talk.say(&say("3")), NOTHING);
+        }
+        assert_eq!(talk.may_write(0, true), ["check 1 anon 2"]);
+        let lines = talk.may_write(2, false);
+        assert_eq!(lines.len(), 3);
+        assert!(lines.iter().all(|line| line.contains("Unauthorized")), "{lines:?}");
+    });
+}
+
+#[test]
+fn what_waits_on_all_channels_of_a_connection_is_bounded_together() {
+    let mut talk = Talk::new(Version::V2);
+    let large = json!({ "x": "x".repeat(700_000) });
+    let mut push = |topic: &str, payload: &Value| {
+        talk.say(&json!(["1", "1", topic, "phx_join", {}]));
+        talk.say(&json!(["1", "2", topic, "broadcast", payload]))
+    };
+    assert_eq!(push("realtime:a", &large), NOTHING);
+    assert!(push("realtime:b", &large)[0].contains("Too many messages wait"));
+    assert_eq!(push("realtime:c", &json!({})), NOTHING);
 }
 
 // Anything at all
