@@ -365,8 +365,9 @@ export class User {
  * `config.presence`, because listening is what makes a client ask for it.
  */
 export class Feed {
-  constructor(user, topic, bindings, config = {}) {
-    Object.assign(this, { user, topic, waiting: new Set() });
+  /** `heard` is called with the feed, one of its lists, and what was added to it. */
+  constructor(user, topic, bindings, config = {}, heard = () => {}) {
+    Object.assign(this, { user, topic, heard, waiting: new Set() });
     Object.assign(this, { statuses: [], changes: [], systems: [], broadcasts: [], presences: [] });
     this.channel = user.client.channel(topic, { config });
     bindings.forEach((binding, index) =>
@@ -389,6 +390,7 @@ export class Feed {
 
   #heard(list, item) {
     list.push(item);
+    this.heard(this, list, item);
     for (const look of [...this.waiting]) look();
   }
 

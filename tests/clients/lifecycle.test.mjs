@@ -4,8 +4,9 @@
 
 import assert from "node:assert/strict";
 import { after, afterEach, before, describe, test } from "node:test";
+import { fileURLToPath } from "node:url";
 
-import { Feed, User, VERSIONS, Wire, serve, within } from "./harness.mjs";
+import { Feed, User, VERSIONS, Wire, serve, start, within } from "./harness.mjs";
 
 const SCHEMA = `
   create table public.todos (id int primary key);
@@ -288,6 +289,46 @@ describe("sleep and wake", () => {
     }
     at.wire.mend();
     await back(feeds, awake, from);
+  });
+
+  test("a machine that slept finds its sockets closed, and everything is back", async (t) => {
+    const topic = "machine";
+    const awake = await witness(topic);
+    const sleeper = fileURLToPath(new URL("sleeper.mjs", import.meta.url));
+    const options = JSON.stringify({ heartbeatIntervalMs: HEARTBEAT_MS });
+    const args = [sleeper, at.server.url, at.server.anonKey, topic, options];
+    const machine = start(process.execPath, args, process.env);
+    t.after(() => machine.kill("SIGKILL"));
+    const told = (event, is) =>
+      Promise.all(
+        names.map((who) =>
+          awake.first(
+            awake.broadcasts,
+            0,
+            (heard) => heard.event === event && heard.payload.who === who && is(heard.payload),
+            `${event} of ${who}; it said ${machine.said}`,
+          ),
+        ),
+      );
+    const ping = async (n) => {
+      await awake.channel.send({ type: "broadcast", event: "ping", payload: { n } });
+      await told("pong", (payload) => payload.n === n);
+      const id = await at.insert();
+      await told("row", (payload) => payload.id === id);
+    };
+    await awake.presence(here(names, { times: 1 }));
+    await ping(1);
+
+    machine.kill("SIGSTOP");
+    await awake.presence({});
+    const missed = await at.insert();
+    await awake.change((change) => change.new.id === missed);
+    machine.kill("SIGCONT");
+    await awake.presence(here(names, { times: 2 }));
+    await ping(2);
+    const heard = awake.broadcasts.map(({ event, payload }) => [event, payload.who, payload.id]);
+    assert.ok(!heard.some(([, , id]) => id === missed), "read again instead");
+    assert.equal(heard.length, 2 * 2 * names.length, "everything once");
   });
 
   test("a server that hangs is noticed by heartbeats, and found again when it goes on", async () => {
