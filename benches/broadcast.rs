@@ -123,7 +123,7 @@ fn broadcasts(database: &str, counts: &[usize]) -> Value {
             sender.send(&frame);
             let received = text_frame(&vec![b'x'; probe.frame().len()]);
             drop(probe);
-            load.time(float_count(count), || ());
+            load.time(count_of(count), || ());
             let measured = compare(&mut load, count, &service, &received, &mut |messages| {
                 sender.send(&frame.repeat(messages));
             });
@@ -248,7 +248,8 @@ impl std::fmt::Display for Latency {
     }
 }
 
-fn float_count(count: usize) -> u64 {
+/// As the load counts.
+fn count_of(count: usize) -> u64 {
     u64::try_from(count).unwrap()
 }
 
@@ -269,7 +270,7 @@ fn presences(database: &str, counts: &[usize]) -> Value {
         runs.sort_by(|one, other| one.seconds.total_cmp(&other.seconds));
         let run = runs.swap_remove(runs.len() / 2);
         let bare = bare_state(count, run.state_bytes);
-        let size = float(float_count(count));
+        let size = float(count_of(count));
         let peak = service.process.memory("VmHWM") / 1_000_000;
         println!(
             "{count:>6} {:>9.3} {:>11.3} {:>9.2} {:>10.1} {:>11.1} {:>10.2} {peak:>9}  {}",
@@ -456,6 +457,6 @@ fn bare_state(count: usize, bytes: usize) -> f64 {
     let state = vec![b'x'; bytes];
     let mut bare = Bare::open(count, bytes);
     let start = Instant::now();
-    bare.load.time(float_count(count), || write_one(&bare.streams, &state, 1));
+    bare.load.time(count_of(count), || write_one(&bare.streams, &state, 1));
     start.elapsed().as_secs_f64()
 }

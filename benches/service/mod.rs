@@ -231,12 +231,11 @@ pub(crate) const BINARY: u8 = 0x82;
 /// A client's frame. With a mask of zeros its content stays as it is.
 pub(crate) fn masked(opcode: u8, content: &[u8]) -> Vec<u8> {
     let mut frame = vec![opcode];
-    match u8::try_from(content.len()) {
-        Ok(length @ 0..126) => frame.push(0x80 | length),
-        _ => {
-            frame.push(0xfe);
-            frame.extend(u16::try_from(content.len()).unwrap().to_be_bytes());
-        }
+    if let Ok(length @ 0..126) = u8::try_from(content.len()) {
+        frame.push(0x80 | length);
+    } else {
+        frame.push(0xfe);
+        frame.extend(u16::try_from(content.len()).unwrap().to_be_bytes());
     }
     frame.extend([0; 4]);
     frame.extend(content);

@@ -360,13 +360,20 @@ impl Outbox {
     /// One system call for up to [`FRAMES_PER_WRITE`] frames, again until empty or full.
     fn write(&self, queue: &mut Queue) -> io::Result<Written> {
         while let Some(first) = queue.frames.front() {
-            let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
-            slices[0] = IoSlice::new(first.get(queue.written..).unwrap_or_default());
-            for (slice, frame) in slices.iter_mut().zip(&queue.frames).skip(1) {
-                *slice = IoSlice::new(frame);
-            }
-            let count = queue.frames.len().min(FRAMES_PER_WRITE);
-            match self.stream.try_write_vectored(&slices[..count]) {
+            let first = first.get(queue.written..).unwrap_or_default();
+            let outcome = if queue.frames.len() == 1 {
+                // Most writes are of one frame, and cheaper without a list.
+                self.stream.try_write(first)
+            } else {
+                let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
+                slices[0] = IoSlice::new(first);
+                for (slice, frame) in slices.iter_mut().zip(&queue.frames).skip(1) {
+                    *slice = IoSlice::new(frame);
+                }
+                let count = queue.frames.len().min(FRAMES_PER_WRITE);
+                self.stream.try_write_vectored(&slices[..count])
+            };
+            match outcome {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     queue.consume(written);

@@ -463,7 +463,10 @@ fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use axum::http::HeaderValue;
+    use tokio::io::AsyncWriteExt as _;
 
     use super::*;
 
@@ -551,6 +554,63 @@ mod tests {
         let (future, outbox) = (size_of_val(&future), size_of::<Outbox>());
         assert!(future <= 448, "the future takes {future} bytes");
         assert!(outbox <= 256, "the outbox takes {outbox} bytes");
+    }
+
+    /// Each message makes work for three turns, during which nothing else may be taken.
+    #[tokio::test]
+    async fn what_is_gathered_goes_out_before_more_is_taken_and_before_the_end() {
+        #[derive(Default)]
+        struct Work {
+            taken: Vec<String>,
+            left: usize,
+        }
+        struct Busy(Arc<Mutex<Work>>);
+        impl Peer for Busy {
+            fn text(&mut self, text: &str) -> ControlFlow<CloseReason> {
+                let mut work = self.0.lock().unwrap();
+                assert_eq!(work.left, 0, "{text} came too early");
+                work.taken.push(text.to_owned());
+                work.left = 3;
+                ControlFlow::Continue(())
+            }
+            fn binary(&mut self, _: &[u8]) -> ControlFlow<CloseReason> {
+                ControlFlow::Continue(())
+            }
+            fn woken(&mut self) -> ControlFlow<CloseReason> {
+                ControlFlow::Continue(())
+            }
+            fn is_full(&self) -> bool {
+                self.0.lock().unwrap().left > 0
+            }
+            fn settle(&mut self, _: Instant) -> bool {
+                let mut work = self.0.lock().unwrap();
+                work.left = work.left.saturating_sub(1);
+                work.left == 0
+            }
+        }
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut client, _) = listener.accept().await.unwrap();
+        // Masked with zeros; half of them come together with the request.
+        let mut input: Vec<u8> = (0..10).flat_map(|n| [0x81, 0x81, 0, 0, 0, 0, b'0' + n]).collect();
+        input.extend([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]);
+        let rest = input.split_off(5 * 7 + 3);
+        client.write_all(&rest).await.unwrap();
+        client.shutdown().await.unwrap();
+        let outbox = Arc::new(Outbox::new(stream, 1000));
+        let unfinished = Arc::new(Room::new(1000));
+        let limits = Limits {
+            message_bytes_max: 1000,
+            close_grace: Duration::from_secs(10),
+            unfinished: Arc::clone(&unfinished),
+        };
+        let work = Arc::new(Mutex::new(Work::default()));
+        let reason = run(outbox, input.into(), limits, Busy(Arc::clone(&work))).await;
+        assert_eq!(reason, CloseReason::Peer(Some(1000)));
+        let work = work.lock().unwrap();
+        assert_eq!(work.taken.concat(), "0123456789");
+        assert_eq!(work.left, 0);
+        assert_eq!(unfinished.used(), 0);
     }
 
     #[test]
