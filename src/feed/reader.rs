@@ -839,7 +839,7 @@ mod tests {
         let d = (200, 0, "d".to_owned());
         assert_eq!(
             said(&mut Reader::new(Lsn::new(150), None, 1000), &with_messages()),
-            [d.clone()]
+            *std::slice::from_ref(&d)
         );
         let published = Some((Lsn::new(100), 2));
         let mut reader = Reader::new(Lsn::ZERO, published, 1000);
