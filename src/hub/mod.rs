@@ -303,7 +303,7 @@ impl Hub {
     }
 
     /// A channel enters a room; its frames are held until [`Subscriber::go_live`].
-    pub fn enter(&self, room: RoomName, entrant: Entrant) -> Occupancy {
+    pub fn enter(&self, room: &RoomName, entrant: Entrant) -> Occupancy {
         self.rooms.enter(room, entrant)
     }
 

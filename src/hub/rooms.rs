@@ -115,7 +115,7 @@ impl Rooms {
         Self { open: Mutex::default(), supply }
     }
 
-    pub(super) fn enter(self: &Arc<Self>, name: RoomName, entrant: Entrant) -> Occupancy {
+    pub(super) fn enter(self: &Arc<Self>, name: &RoomName, entrant: Entrant) -> Occupancy {
         let Entrant { subscriber, format, hears, expires_at, replays } = entrant;
         let waiting = || Waiting::new(Arc::clone(subscriber.outbox()));
         let replay = replays.then(|| Box::new(Replay::Waiting(waiting())));
@@ -124,7 +124,7 @@ impl Rooms {
         let mut closed = None;
         // A room's lock is waited for without that of all rooms: it may be a crowded one.
         let (room, number) = loop {
-            let room = self.room(&name, closed.as_ref());
+            let room = self.room(name, closed.as_ref());
             let mut inner = locked(&room.inner);
             if inner.closed {
                 drop(inner);

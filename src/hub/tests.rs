@@ -457,7 +457,7 @@ fn what_waits_for_the_joins_of_one_connection_is_bounded_in_bytes() {
     for _ in 0..2 {
         let places = ["a", "b", "c"].map(|topic| {
             let replays = Entrant { replays: true, ..entrant(&replaying, 60) };
-            [entrant(&joining, 60), replays].map(|entrant| hub.enter(room(topic), entrant))
+            [entrant(&joining, 60), replays].map(|entrant| hub.enter(&room(topic), entrant))
         });
         assert_eq!(tell("a", &mut dirty), (None, None));
         assert_eq!(tell("b", &mut dirty), (None, None));
@@ -465,7 +465,7 @@ fn what_waits_for_the_joins_of_one_connection_is_bounded_in_bytes() {
     }
     let _places = ["a", "b", "c"].map(|topic| {
         let replays = Entrant { replays: true, ..entrant(&replaying, 60) };
-        [entrant(&joining, 60), replays].map(|entrant| hub.enter(room(topic), entrant))
+        [entrant(&joining, 60), replays].map(|entrant| hub.enter(&room(topic), entrant))
     });
     for topic in ["a", "b"] {
         assert_eq!(tell(topic, &mut dirty), (None, None));
@@ -483,7 +483,7 @@ fn what_comes_while_newer_claims_are_looked_at_is_kept_and_not_lost() {
         let outbox = outbox();
         let entrant = entrant(&outbox, 0);
         let subscriber = Arc::clone(&entrant.subscriber);
-        let place = hub.enter(room("r"), entrant);
+        let place = hub.enter(&room("r"), entrant);
         if awaits {
             place.await_renewal();
         }
@@ -504,7 +504,7 @@ fn what_was_kept_is_for_nobody_who_no_longer_hears() {
     let mut dirty = DirtyList::default();
     let entrant = entrant(&outbox(), 0);
     let subscriber = Arc::clone(&entrant.subscriber);
-    let place = hub.enter(room("r"), entrant);
+    let place = hub.enter(&room("r"), entrant);
     place.await_renewal();
     hub.broadcast(&room("r"), &said(10), &mut dirty);
     place.renew(false, later, &mut dirty);
@@ -526,13 +526,13 @@ fn a_crowded_room_holds_up_no_other() {
         ..FORMAT
     };
     let (hub, outbox) = (Arc::new(Hub::default()), outbox());
-    let crowded = hub.enter(room("crowded"), Entrant { format: busy, ..entrant(&outbox, 60) });
+    let crowded = hub.enter(&room("crowded"), Entrant { format: busy, ..entrant(&outbox, 60) });
     let visit = move |topic: &'static str, times: usize| {
         let (hub, outbox) = (Arc::clone(&hub), Arc::clone(&outbox));
         let (over, is_over) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             for _ in 0..times {
-                drop(hub.enter(room(topic), entrant(&outbox, 60)));
+                drop(hub.enter(&room(topic), entrant(&outbox, 60)));
             }
             let _ = over.send(());
         });
@@ -559,7 +559,7 @@ fn rooms_that_open_and_close_at_once_keep_every_member() {
                 for _ in 0..2000 {
                     let entrant = entrant(&outbox, 60);
                     let subscriber = Arc::clone(&entrant.subscriber);
-                    let place = hub.enter(room("r"), entrant);
+                    let place = hub.enter(&room("r"), entrant);
                     hub.broadcast(&room("r"), &said(1), &mut DirtyList::default());
                     assert!(!subscriber.waiting().is_empty(), "whoever is in hears");
                     drop(place);

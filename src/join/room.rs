@@ -80,7 +80,7 @@ impl Door {
                 return Err(format!("UnableToReplayMessages: {problem}"));
             }
             let grants = ReadGrants { broadcast: true, presence: true };
-            let occupancy = self.hub.enter(name(request), entrant(request, grants));
+            let occupancy = self.hub.enter(&name(request), entrant(request, grants));
             return Ok(Entered { occupancy, grants, stored: None });
         }
         let topic = sub_topic(request);
@@ -91,7 +91,7 @@ impl Door {
             return Err(format!("Unauthorized: {}", no_permission(topic)));
         }
         // Before the store is read: what is inserted after that comes live.
-        let occupancy = self.hub.enter(name(request), entrant(request, grants));
+        let occupancy = self.hub.enter(&name(request), entrant(request, grants));
         let stored = match replay {
             None => None,
             Some(since) => {
