@@ -118,34 +118,32 @@ impl Rooms {
         let replay = replays.then(|| Box::new(Replay::Waiting(waiting())));
         let expires_at = unix_seconds(expires_at);
         let (watches, late) = (false, None);
-        let mut closed = None;
+        let mut room = self.room(name, None);
         // A room's lock is waited for without that of all rooms: it may be a crowded one.
-        let (room, number) = loop {
-            let room = self.room(&name, closed.as_ref());
+        let number = loop {
             let mut inner = locked(&room.inner);
             if inner.closed {
                 drop(inner);
-                closed = Some(room);
+                room = self.room(room.name.clone(), Some(&room));
                 continue;
             }
             inner.members_made += 1;
             let number = inner.members_made;
             let member = Member { number, subscriber, hears, watches, expires_at, replay, late };
             inner.group(format).members.push(member);
-            drop(inner);
-            break (room, number);
+            break number;
         };
         Occupancy { rooms: Arc::downgrade(self), room, format: format.id, number }
     }
 
     /// The room of this name; a new one, if it would be the `closed` one.
-    fn room(&self, name: &RoomName, closed: Option<&Arc<Room>>) -> Arc<Room> {
+    fn room(&self, name: RoomName, closed: Option<&Arc<Room>>) -> Arc<Room> {
         let mut open = locked(&self.open);
-        let known = open.get(name).filter(|room| !closed.is_some_and(|c| Arc::ptr_eq(room, c)));
+        let known = open.get(&name).filter(|room| !closed.is_some_and(|c| Arc::ptr_eq(room, c)));
         if let Some(room) = known {
             return Arc::clone(room);
         }
-        let (name, supply) = (name.clone(), Arc::clone(&self.supply));
+        let supply = Arc::clone(&self.supply);
         let room = Arc::new(Room { name: name.clone(), supply, inner: Mutex::default() });
         open.insert(name, Arc::clone(&room));
         room
