@@ -39,6 +39,15 @@ pub use room::Entered;
 /// How long a join waits for the change stream and for the database. Clients give up after 10 s.
 const WAIT_MAX: Duration = Duration::from_secs(7);
 
+/// Between two attempts of a join that may wait.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+
+/// Each subscription with the id it is echoed with.
+type Parsed = Vec<(u32, Result<Subscription, SubscriptionError>)>;
+
+/// What is active then, and what each echo says besides.
+type Checked = (Arc<[Interest]>, Vec<Option<Cow<'static, str>>>);
+
 /// A join or a refresh.
 #[derive(Debug)]
 pub struct Request {
@@ -62,6 +71,8 @@ pub struct Request {
     pub presence: bool,
     /// What policies read as `request.headers`, a JSON object.
     pub headers: Arc<str>,
+    /// The client joins only if its row changes are in force, and waits so long for that.
+    pub wait: Option<Duration>,
 }
 
 /// What became of a join.
@@ -135,7 +146,7 @@ impl Joiner {
 
     /// Registers a channel. Takes seconds at most.
     pub async fn join(&self, request: Request) -> Joined {
-        let deadline = Instant::now() + WAIT_MAX;
+        let deadline = Instant::now() + request.wait.unwrap_or(WAIT_MAX);
         let entering = timeout_at(deadline, self.door.enter(&request)).await;
         match entering.unwrap_or_else(|_elapsed| Err(self.unavailable())) {
             Err(reason) => Joined { unavailable: Some(reason), ..Joined::default() },
@@ -174,7 +185,7 @@ impl Joiner {
     }
 
     async fn subscribe(&self, request: Request, deadline: Instant) -> Joined {
-        let parsed = parse(&request);
+        let (parsed, wait) = (parse(&request), request.wait);
         let mut joined = Joined::default();
         if parsed.is_empty() {
             return joined;
@@ -184,7 +195,7 @@ impl Joiner {
             joined.subscriptions = parsed.iter().map(|(id, _)| (*id, None)).collect();
         }
         joined.asked = true;
-        let interests = timeout_at(deadline, self.interests(&request.claims, parsed));
+        let interests = timeout_at(deadline, self.interests_of(&request, parsed));
         match interests.await.unwrap_or(Err(Problem::Unavailable)) {
             Ok((interests, modes)) => {
                 for ((_, extra), mode) in joined.subscriptions.iter_mut().zip(modes) {
@@ -197,16 +208,44 @@ impl Joiner {
                 // missing both in what the client fetches after the answer and in what it is sent.
                 match timeout_at(deadline, self.authorizer.wait_decoded_visible()).await {
                     Ok(Ok(())) => joined.membership = Some(membership),
-                    Ok(Err(_)) | Err(_) => joined.unavailable = Some(self.unavailable()),
+                    Ok(Err(_)) | Err(_) => joined.unavailable = Some(self.not_subscribed(wait)),
                 }
+            }
+            Err(Problem::Refused(text)) if wait.is_some() => {
+                joined.unavailable = Some(format!("RealtimeDisabledForConfiguration: {text}"));
             }
             Err(Problem::Refused(text)) => {
                 joined.membership = Some(self.hub.outside(request.subscriber));
                 joined.problem = Some(text);
             }
-            Err(Problem::Unavailable) => joined.unavailable = Some(self.unavailable()),
+            Err(Problem::Unavailable) => joined.unavailable = Some(self.not_subscribed(wait)),
         }
         joined
+    }
+
+    /// What a channel asked for, checked; again and again while the client wants to wait.
+    async fn interests_of(&self, request: &Request, parsed: Parsed) -> Result<Checked, Problem> {
+        loop {
+            match self.interests(&request.claims, parsed.clone()).await {
+                Err(Problem::Unavailable) if request.wait.is_some() => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                checked => return checked,
+            }
+        }
+    }
+
+    fn not_subscribed(&self, wait: Option<Duration>) -> String {
+        wait.map_or_else(
+            || self.unavailable(),
+            |wait| {
+                format!(
+                    "PostgresChangesSubscribeTimeout: Timed out after {}ms waiting for the \
+                     postgres_changes subscription",
+                    wait.as_millis()
+                )
+            },
+        )
     }
 
     /// Puts a channel under new claims, its subscriptions checked again. None: a later refresh
@@ -253,11 +292,7 @@ impl Joiner {
         }
     }
 
-    async fn interests(
-        &self,
-        claims: &Arc<Claims>,
-        parsed: Vec<(u32, Result<Subscription, SubscriptionError>)>,
-    ) -> Result<(Arc<[Interest]>, Vec<Option<Cow<'static, str>>>), Problem> {
+    async fn interests(&self, claims: &Arc<Claims>, parsed: Parsed) -> Result<Checked, Problem> {
         let mut ready = self.ready.clone();
         ready.wait_for(|ready| *ready).await.map_err(|_| Problem::Unavailable)?;
         let mut interests = Vec::with_capacity(parsed.len());
@@ -398,7 +433,7 @@ fn unavailable(error: impl std::error::Error + 'static) -> Problem {
 }
 
 /// Each subscription with the id it is echoed with, parsed or not.
-fn parse(request: &Request) -> Vec<(u32, Result<Subscription, SubscriptionError>)> {
+fn parse(request: &Request) -> Parsed {
     if request.legacy {
         let topic = request.topic.strip_prefix("realtime:").unwrap_or(&request.topic);
         let parsed = Subscription::parse_topic(topic);

@@ -297,6 +297,7 @@ struct Kept {
     replay: Option<Box<RawValue>>,
     announce_replication: bool,
     presence: PresenceOptions,
+    wait: Option<Duration>,
     join_ref: Option<RawRef>,
 }
 
@@ -451,6 +452,7 @@ impl Socket {
             replay: request.broadcast.replay,
             announce_replication: request.broadcast.announce_replication,
             presence: request.presence,
+            wait: request.wait,
             join_ref: request.join_ref,
         });
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
@@ -476,6 +478,7 @@ impl Socket {
             replay: kept.replay.clone(),
             presence: kept.presence.enabled,
             headers: Arc::clone(&self.headers),
+            wait: kept.wait,
         }
     }
 

@@ -1393,3 +1393,39 @@ async fn a_publication_that_was_missing_for_a_while_is_a_gap_that_everybody_is_t
     };
     tokio::time::timeout(DEADLINE, seen).await.expect("rows arrive again");
 }
+
+#[tokio::test]
+async fn a_client_that_waits_joins_only_with_its_row_changes_in_force() {
+    let service = Service::start().await;
+    let t = service.table("value text").await;
+    let join = |table: &str, timeout: u64| {
+        json!({ "config": {
+            "postgres_changes": [{ "event": "*", "schema": "public", "table": table }],
+            "postgres_changes_options": { "wait": true, "timeout": timeout },
+        } })
+    };
+    for version in VERSIONS {
+        let mut socket = service.connect(version, &anon()).await;
+        let reply = socket.join("realtime:a", &join(&t, 5000)).await;
+        assert_eq!(reply["status"], "ok", "{reply}");
+        assert_eq!(socket.expect("system").await.payload["status"], "ok");
+        let reply = socket.join("realtime:b", &join("missing", 5000)).await;
+        let reason = reply["response"]["reason"].as_str().unwrap();
+        assert!(reason.starts_with("RealtimeDisabledForConfiguration: Unable to"), "{reason}");
+    }
+    let admin = service.admin().await;
+    let name = &service.database.name;
+    admin.batch_execute(&format!("alter database {name} connection limit 0")).await.unwrap();
+    let kill = "select pg_terminate_backend(pid) from pg_stat_activity
+                where datname = current_database() and pid <> pg_backend_pid()";
+    admin.execute(kill, &[]).await.unwrap();
+    let mut socket = service.connect(Version::V2, &anon()).await;
+    let reply = socket.join("realtime:c", &join("unknown", 700)).await;
+    let expected = "PostgresChangesSubscribeTimeout: Timed out after 700ms waiting for the \
+                    postgres_changes subscription";
+    assert_eq!(reply["response"]["reason"], expected);
+    // What passes within the time is waited for.
+    let reference = socket.send_join("realtime:d", &join(&t, 20000)).await;
+    admin.batch_execute(&format!("alter database {name} connection limit -1")).await.unwrap();
+    assert_eq!(socket.reply(&reference).await.payload["status"], "ok");
+}
