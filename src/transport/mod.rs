@@ -2,7 +2,6 @@
 
 pub mod admit;
 pub mod deadlines;
-mod held;
 pub mod listener;
 pub mod phoenix;
 pub mod realtime;

@@ -4,14 +4,15 @@
 //! Out:    frames in the outbox; registrations in the hub.
 //! Never:  a wait in a callback: what takes time runs as a task and comes back as mail.
 
-use std::borrow::Cow;
+mod endpoint;
+mod format;
+mod held;
+
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
 use hashbrown::HashMap;
 use serde_json::value::RawValue;
@@ -20,24 +21,25 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 use uuid::Uuid;
 
-use super::admit::{Admit, Refusal};
 use super::deadlines::{DeadlineId, Deadlines, Expires};
-use super::held::{self, Held, Raw};
 use super::phoenix::{self, Version};
-use super::websocket::{Peer, binary_frame, text_frame};
+use super::websocket::{Peer, text_frame};
 use crate::auth::Claims;
 use crate::auth::access::ReadGrants;
 use crate::auth::jwt::Verifier;
-use crate::change::Operation;
 use crate::event::broadcast::Broadcast;
 use crate::hub::outbox::{CloseReason, DirtyList, Outbox};
-use crate::hub::{Format, Hub, Inbox, Membership, Occupancy, Subscriber, TrackError};
+use crate::hub::{Hub, Inbox, Membership, Occupancy, Subscriber, TrackError};
 use crate::join::{Entered, Joined, Joiner, Request};
 use crate::session::{
     ChannelId, Frame, Grants, Input, JoinOutcome, JoinRequest, Limits, Message, Output,
     PresenceOptions, Rates, RawRef, Session, Subscribed, SystemMessage,
 };
 use crate::telemetry;
+
+pub use endpoint::Endpoint;
+use format::{encode_broadcast, format};
+use held::{Held, Raw};
 
 /// Refusals of one socket that may wait at once; further ones are sent without a wait.
 const DELAYED_MAX: usize = 32;
@@ -82,92 +84,6 @@ impl Realtime {
             stop.run_until_cancelled_owned(work).await;
         });
     }
-}
-
-/// For [`Realtime`] behind the HTTP routes.
-#[derive(Debug, Clone)]
-pub struct Endpoint(pub Arc<Realtime>);
-
-impl Admit for Endpoint {
-    type Peer = Socket;
-
-    fn admit(
-        &self,
-        request: &Parts,
-    ) -> Result<impl FnOnce(Arc<Outbox>) -> Socket + Send + 'static, Refusal> {
-        let query = request.uri.query().unwrap_or_default();
-        let version = Version::from_vsn(parameter(query, "vsn").as_deref()).map_err(|_| {
-            Refusal { status: StatusCode::FORBIDDEN, error: None, delay: Duration::ZERO }
-        })?;
-        let refuse = |status, error| Refusal { status, error, delay: self.0.connect_backoff };
-        // Before the token is verified: a key that goes away while it is counts as gone after.
-        let epoch = self.0.verifier.epoch();
-        let token = connect_token(request);
-        let Some(token) = token else {
-            let text = Some(Cow::from("API key is missing"));
-            return Err(refuse(StatusCode::UNAUTHORIZED, text));
-        };
-        let claims = self.0.verifier.verify(&token, SystemTime::now()).map_err(|error| {
-            let status = StatusCode::from_u16(error.status());
-            refuse(status.unwrap_or(StatusCode::UNAUTHORIZED), Some(error.http_text()))
-        })?;
-        let realtime = Arc::clone(&self.0);
-        let verifier = Arc::clone(&realtime.verifier);
-        let rates = Arc::clone(&realtime.rates);
-        let session = Session::new(&token, Arc::new(claims), verifier, realtime.limits, rates);
-        let headers = policy_headers(&request.headers);
-        Ok(move |outbox| Socket::new(realtime, version, session, headers, epoch, outbox))
-    }
-
-    async fn prepare(&self, request: &Parts) {
-        let token = connect_token(request);
-        if let Some(wait) = token.and_then(|token| self.0.verifier.awaited_key(&token)) {
-            wait.over().await;
-        }
-    }
-}
-
-/// The headers of a request that policies may read: those whose names begin with `x-`, but the key.
-/// A JSON object.
-fn policy_headers(headers: &HeaderMap) -> Arc<str> {
-    let mut shown = serde_json::Map::new();
-    for (name, value) in headers {
-        let name = name.as_str();
-        if !name.starts_with("x-") || name == "x-api-key" {
-            continue;
-        }
-        let value = String::from_utf8_lossy(value.as_bytes());
-        match shown.get_mut(name) {
-            Some(serde_json::Value::String(before)) => {
-                before.push_str(", ");
-                before.push_str(&value);
-            }
-            _ => {
-                shown.insert(name.to_owned(), value.into());
-            }
-        }
-    }
-    serde_json::Value::Object(shown).to_string().into()
-}
-
-/// The token that a request for a socket shows; the header wins over the query.
-fn connect_token(request: &Parts) -> Option<Cow<'_, str>> {
-    match request.headers.get("x-api-key") {
-        // Not text: no token either.
-        Some(value) => Some(value.to_str().map_or("".into(), Cow::from)),
-        None => parameter(request.uri.query().unwrap_or_default(), "apikey"),
-    }
-}
-
-/// One parameter of a query string, percent-decoded; the first of that name.
-fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
-    query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if key != name {
-            return None;
-        }
-        Some(percent_encoding::percent_decode_str(value).decode_utf8_lossy())
-    })
 }
 
 /// What comes back to a socket from elsewhere.
@@ -867,55 +783,6 @@ impl Drop for Socket {
             self.realtime.deadlines.remove(id);
         }
     }
-}
-
-/// The wire format of an audience.
-fn format(version: Version, legacy: bool) -> Format {
-    type Encode = fn(&str, &[u32], Operation, &[u8]) -> Bytes;
-    let (id, encode): (u8, Encode) = match (version, legacy) {
-        (Version::V1, false) => (1, |topic, ids, _, data| {
-            text_frame(&phoenix::encode_row_change(Version::V1, topic, ids, data))
-        }),
-        (Version::V2, false) => (2, |topic, ids, _, data| {
-            text_frame(&phoenix::encode_row_change(Version::V2, topic, ids, data))
-        }),
-        (Version::V1, true) => {
-            (3, |topic, _, operation, data| legacy_frame(Version::V1, topic, operation, data))
-        }
-        (Version::V2, true) => {
-            (4, |topic, _, operation, data| legacy_frame(Version::V2, topic, operation, data))
-        }
-    };
-    match version {
-        Version::V1 => Format {
-            id,
-            encode,
-            broadcast: |topic, broadcast| encode_broadcast(Version::V1, topic, broadcast),
-            push: |topic, event, payload| push_frame(Version::V1, topic, event, payload),
-        },
-        Version::V2 => Format {
-            id,
-            encode,
-            broadcast: |topic, broadcast| encode_broadcast(Version::V2, topic, broadcast),
-            push: |topic, event, payload| push_frame(Version::V2, topic, event, payload),
-        },
-    }
-}
-
-fn encode_broadcast(version: Version, topic: &str, broadcast: &Broadcast) -> Option<Bytes> {
-    Some(match phoenix::encode_broadcast(version, topic, broadcast)? {
-        phoenix::Content::Text(text) => text_frame(&text),
-        phoenix::Content::Binary(data) => binary_frame(&data),
-    })
-}
-
-fn push_frame(version: Version, topic: &str, event: &str, payload: &[u8]) -> Bytes {
-    text_frame(&phoenix::encode_push(version, None, topic, event, payload))
-}
-
-/// Joins without a `config` get the operation as the event and the data as the payload.
-fn legacy_frame(version: Version, topic: &str, operation: Operation, data: &[u8]) -> Bytes {
-    text_frame(&phoenix::encode_push(version, None, topic, operation.as_str(), data))
 }
 
 /// The name a client chose for itself: its text, or the JSON of anything else. A random one when it

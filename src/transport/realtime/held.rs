@@ -7,8 +7,8 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::phoenix::{self, DecodeError, Version};
 use crate::session::{Frame, Payload};
+use crate::transport::phoenix::{self, DecodeError, Version};
 
 /// Frames that one socket may have held. A join, a token and what follows them are a few.
 const FRAMES_MAX: usize = 64;

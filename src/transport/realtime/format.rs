@@ -1,0 +1,66 @@
+//! What one version of the protocol makes of events.
+//!
+//! In:     row changes, broadcasts and presence, rendered.
+//! Out:    finished WebSocket frames, the same for all who get them.
+//! Never:  anything about one receiver.
+
+use bytes::Bytes;
+
+use crate::change::Operation;
+use crate::event::broadcast::Broadcast;
+use crate::hub::Format;
+use crate::transport::phoenix::{self, Version};
+use crate::transport::websocket::{binary_frame, text_frame};
+
+/// The wire format of an audience.
+pub(super) fn format(version: Version, legacy: bool) -> Format {
+    type Encode = fn(&str, &[u32], Operation, &[u8]) -> Bytes;
+    let (id, encode): (u8, Encode) = match (version, legacy) {
+        (Version::V1, false) => (1, |topic, ids, _, data| {
+            text_frame(&phoenix::encode_row_change(Version::V1, topic, ids, data))
+        }),
+        (Version::V2, false) => (2, |topic, ids, _, data| {
+            text_frame(&phoenix::encode_row_change(Version::V2, topic, ids, data))
+        }),
+        (Version::V1, true) => {
+            (3, |topic, _, operation, data| legacy_frame(Version::V1, topic, operation, data))
+        }
+        (Version::V2, true) => {
+            (4, |topic, _, operation, data| legacy_frame(Version::V2, topic, operation, data))
+        }
+    };
+    match version {
+        Version::V1 => Format {
+            id,
+            encode,
+            broadcast: |topic, broadcast| encode_broadcast(Version::V1, topic, broadcast),
+            push: |topic, event, payload| push_frame(Version::V1, topic, event, payload),
+        },
+        Version::V2 => Format {
+            id,
+            encode,
+            broadcast: |topic, broadcast| encode_broadcast(Version::V2, topic, broadcast),
+            push: |topic, event, payload| push_frame(Version::V2, topic, event, payload),
+        },
+    }
+}
+
+pub(super) fn encode_broadcast(
+    version: Version,
+    topic: &str,
+    broadcast: &Broadcast,
+) -> Option<Bytes> {
+    Some(match phoenix::encode_broadcast(version, topic, broadcast)? {
+        phoenix::Content::Text(text) => text_frame(&text),
+        phoenix::Content::Binary(data) => binary_frame(&data),
+    })
+}
+
+fn push_frame(version: Version, topic: &str, event: &str, payload: &[u8]) -> Bytes {
+    text_frame(&phoenix::encode_push(version, None, topic, event, payload))
+}
+
+/// Joins without a `config` get the operation as the event and the data as the payload.
+fn legacy_frame(version: Version, topic: &str, operation: Operation, data: &[u8]) -> Bytes {
+    text_frame(&phoenix::encode_push(version, None, topic, operation.as_str(), data))
+}
