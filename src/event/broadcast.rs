@@ -16,6 +16,10 @@ pub enum Encoding {
     Json,
 }
 
+/// Bytes of the topic, and of the event's name, beside opaque bytes: the one frame that carries them
+/// has a byte for the length of each.
+const NAME_BYTES_MAX: usize = 255;
+
 /// What a room is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Broadcast {
@@ -78,6 +82,13 @@ impl Broadcast {
 }
 
 impl UserEvent {
+    /// Whether some client can be told of it on this topic. Opaque bytes beside long names fit no
+    /// frame.
+    pub fn can_be_told_on(&self, topic: &str) -> bool {
+        let fits = topic.len() <= NAME_BYTES_MAX && self.event.len() <= NAME_BYTES_MAX;
+        self.encoding == Encoding::Json || fits
+    }
+
     fn payload(&self) -> Option<Bytes> {
         if self.encoding == Encoding::Bytes {
             return None;
@@ -136,5 +147,20 @@ mod tests {
     #[test]
     fn opaque_bytes_are_never_text() {
         assert_eq!(event(Encoding::Bytes, Meta::default()).payload(), None);
+    }
+
+    #[test]
+    fn opaque_bytes_need_short_names() {
+        let long = "x".repeat(256);
+        for (encoding, topic, name, expected) in [
+            (Encoding::Bytes, &*"x".repeat(255), &*"y".repeat(255), true),
+            (Encoding::Bytes, &*long, "y", false),
+            (Encoding::Bytes, "x", &*long, false),
+            (Encoding::Json, &*long, &*long, true),
+        ] {
+            let (event, data, meta) = (name.into(), Bytes::new(), Meta::default());
+            let user = UserEvent { event, encoding, data, meta };
+            assert_eq!(user.can_be_told_on(topic), expected, "{encoding:?} {topic} {name}");
+        }
     }
 }

@@ -105,7 +105,7 @@ pub(super) enum Read {
     Said(RoomName, Broadcast),
     /// It says nothing, or nobody is there to hear it.
     Nothing,
-    /// It is too large, or cannot be read.
+    /// It is too large, cannot be read, or fits no frame.
     Refused,
 }
 
@@ -150,10 +150,12 @@ pub(super) fn read(
     Ok(match (payload, event, id) {
         (Some((encoding, data)), Some(event), Some(id)) => {
             let meta = Meta { id: Some(id), replayed: false };
-            Read::Said(
-                room,
-                Broadcast::User(UserEvent { event: event.into(), encoding, data, meta }),
-            )
+            let event = UserEvent { event: event.into(), encoding, data, meta };
+            if event.can_be_told_on(&room.topic) {
+                Read::Said(room, Broadcast::User(event))
+            } else {
+                Read::Refused
+            }
         }
         _ => Read::Refused,
     })

@@ -407,7 +407,8 @@ impl Occupancy {
         let (ids, stored): (Vec<_>, Vec<_>) = stored.into_iter().unzip();
         let is_stored =
             |(id, _): &(Option<Box<str>>, Bytes)| id.as_ref().is_some_and(|id| ids.contains(id));
-        // Where there were more than are replayed, the live ones began before them.
+        // Where there were more than are replayed, the live ones began before them. If none of these
+        // has come live yet, nothing tells which are older: then the stored ones go first.
         let first = waiting.iter().position(is_stored).unwrap_or_default();
         let later = waiting.split_off(first).into_iter().filter(|frame| !is_stored(frame));
         let frames: Vec<Bytes> = (waiting.into_iter().map(|(_, frame)| frame))

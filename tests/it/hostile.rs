@@ -321,7 +321,13 @@ async fn large_stored_messages_are_replayed_as_far_as_they_fit() {
             case when n % 2 = 1 then convert_to(repeat('x', bytes), 'UTF8') end
         from generate_series(1, 20) as n,
             lateral (select case when n in (2, 3) then 4000000 else 2000000 end as bytes) as b";
+    let mut listener = service.connect(Version::V2, &anon()).await;
+    listener.join("realtime:after", &json!({ "config": {} })).await;
     admin.batch_execute(store).await.unwrap();
+    // They are in the log before this, and do not come live any more.
+    let say = "select realtime.send('{}', 'e', 'after', false)";
+    admin.batch_execute(say).await.unwrap();
+    listener.expect("broadcast").await;
     let mut socket = service.connect(Version::V2, &user(ALICE)).await;
     let config = json!({ "private": true, "broadcast": { "replay": { "since": 1 } } });
     assert_eq!(socket.join("realtime:room1", &json!({ "config": config })).await["status"], "ok");

@@ -415,6 +415,11 @@ async fn c40_a_single_broadcast_is_its_body() {
     assert_eq!(answer.status, 202);
     let heard = json!({ "kind": 4, "event": "e", "binary": [0, 255, 1] });
     assert_eq!(new.hear().await, heard);
+    // Nobody could be told of it.
+    let long = single("c40", &"e".repeat(256));
+    let answer = post(service, &long, &bytes, &[0]).await;
+    assert_eq!(answer.status, 422);
+    assert_eq!(answer.json(), json!({ "errors": { "event": ["is too long for opaque bytes"] } }));
     let text = [("apikey", &*token), ("content-type", "text/plain")];
     let answer = post(service, &path, &text, b"{}").await;
     assert_eq!(answer.status, 415);

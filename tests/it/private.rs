@@ -483,30 +483,6 @@ async fn c47_between_the_store_and_the_stream_nothing_is_missing_or_comes_twice(
 }
 
 #[tokio::test]
-async fn c47_more_messages_than_are_replayed_come_in_their_order() {
-    let service = start().await;
-    for (round, version) in [VERSIONS, VERSIONS].concat().into_iter().enumerate() {
-        let topic = format!("room11 {round}");
-        let admin = service.admin().await;
-        store(&admin, &topic, 0..5).await;
-        let sender = {
-            let topic = topic.clone();
-            tokio::spawn(async move { store(&admin, &topic, 5..120).await })
-        };
-        let options = json!({ "since": 1 });
-        let mut member = replay(&service, version, &who("member"), &topic, options).await.unwrap();
-        let mut last = member.hear().await.as_i64().unwrap();
-        while last < 119 {
-            let next = member.hear().await.as_i64().unwrap();
-            assert_eq!(next, last + 1);
-            last = next;
-        }
-        sender.await.unwrap();
-        member.socket.nothing_came().await;
-    }
-}
-
-#[tokio::test]
 async fn c42_a_private_room_hears_the_database_as_its_policies_allow() {
     let service = start().await;
     let admin = service.admin().await;

@@ -16,6 +16,9 @@ const BLANK: &str = "can't be blank";
 /// What is said about a value of the wrong kind.
 pub(super) const INVALID: &str = "is invalid";
 
+/// What is said about a name that fits no frame with opaque bytes.
+pub(super) const TOO_LONG: &str = "is too long for opaque bytes";
+
 /// What is said about a payload that is too large.
 pub(super) const TOO_LARGE: &str = "Payload size exceeds tenant limit";
 

@@ -45,7 +45,7 @@ use crate::telemetry;
 use crate::topic::Topic;
 use crate::transport::admit::Admit;
 use crate::transport::websocket::Room;
-use batch::{Errors, INVALID, Message, TOO_LARGE, Unusable};
+use batch::{Errors, INVALID, Message, TOO_LARGE, TOO_LONG, Unusable};
 use body::{Incoming, Unread};
 
 /// Messages of one batch between two chances for others to run on this thread.
@@ -252,6 +252,9 @@ impl Broadcasts {
         }
         still_valid(claims)?;
         let event = UserEvent { event: event.into(), encoding, data, meta: Meta::default() };
+        if !event.can_be_told_on(topic.as_str()) {
+            return Err(Refused::Field("event", TOO_LONG));
+        }
         let mut dirty = DirtyList::default();
         self.tell(
             &RoomName { topic: topic.to_shared(), private },
