@@ -1,7 +1,7 @@
 //! Who is asking: verified claims and the Postgres role they name.
 //!
 //! In:     tokens (`jwt`), rows and their audience (`rls`), private channels (`access`).
-//! Out:    [`Claims`]; later, who may see what.
+//! Out:    [`Claims`]; who may see a row, who may read and write on a private topic.
 //! Never:  a role outside the configured list.
 
 pub mod access;

@@ -1,6 +1,7 @@
 //! The hub: who subscribed to what, and how finished frames reach them.
 //!
-//! In:     registrations of subscribers; changes (whom could they concern?); finished frames.
+//! In:     registrations of subscribers; changes (whom could they concern?); finished frames; what is
+//!         said in rooms, and who is present there.
 //! Out:    candidates for the authoriser; frames in the outboxes, in commit order.
 //! Never:  a client's JSON, a decision about rights, a wait.
 //!

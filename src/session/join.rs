@@ -42,7 +42,7 @@ pub struct JoinRequest {
     pub postgres_changes: Arc<[Box<RawValue>]>,
     /// The payload had no `config`: the topic itself is the subscription, and its events are bare.
     pub legacy: bool,
-    /// Whether policies decide who may join. Such joins are refused until they can be.
+    /// Whether policies decide who may join.
     pub private: bool,
     /// Options of broadcasts.
     pub broadcast: BroadcastOptions,

@@ -1,7 +1,8 @@
 //! One Phoenix socket: its session between the WebSocket below and the hub above.
 //!
-//! In:     upgrade requests; text and binary messages; answers to joins, notices, expiries.
-//! Out:    frames in the outbox; registrations in the hub.
+//! In:     an admitted socket ([`Endpoint`]); text and binary messages; answers to joins and checks,
+//!         notices, expiries.
+//! Out:    frames in the outbox; registrations in the hub; what its client says to a room.
 //! Never:  a wait in a callback: what takes time runs as a task and comes back as mail.
 
 mod endpoint;
