@@ -18,6 +18,7 @@ pub mod feed;
 pub mod join;
 pub mod session;
 pub mod transport;
+pub mod rest;
 pub mod http;
 pub mod doctor;
 pub mod upkeep;
