@@ -35,6 +35,10 @@ const REPLICATION_CONNECTIONS: usize = 6;
 const CHECK_CONNECTIONS: usize = 11;
 const CHECK_CONNECTIONS_PER_ROLE: usize = 6;
 
+/// Connections of the check login for rows over HTTP besides their pool: one that loads the names, one
+/// that is told of changes to them and one that ends a hung statement, with their successors.
+const REST_CONNECTIONS: usize = 6;
+
 /// How long the server may take to notice that our connections are closed, and how often we look.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 const CLOSE_PAUSE: Duration = Duration::from_millis(20);
@@ -207,6 +211,11 @@ impl Logins {
                 let connections = CHECK_CONNECTIONS
                     + settings.pool_size
                     + settings.channel_pool_size
+                    + if config.serves_rest() {
+                        config.rest.pool_size + REST_CONNECTIONS
+                    } else {
+                        0
+                    }
                     + settings.roles.len() * CHECK_CONNECTIONS_PER_ROLE;
                 pair.push(Credentials { name, verifier, kind: Kind::Check, connections });
             }
