@@ -17,7 +17,8 @@ select
     pg_catalog.set_config('search_path', $1, true),
     (
         select pg_catalog.count(pg_catalog.set_config(s.name, s.value, true))
-        from pg_catalog.unnest($10::text[], $11::text[]) as s (name, value)
+        from rows from (pg_catalog.unnest($10::text[]), pg_catalog.unnest($11::text[]))
+            as s (name, value)
     ),
     pg_catalog.set_config('statement_timeout', $2, true),
     pg_catalog.set_config('TimeZone', coalesce($3, pg_catalog.current_setting('TimeZone')), true),

@@ -10,6 +10,7 @@
 //! The way of a request: [`request`] text → what is asked · [`schema`] the names it may use ·
 //! [`statement`] one SQL statement and its parameters · then run in one transaction as the caller.
 
+pub mod answer;
 mod pool;
 pub mod problem;
 pub mod request;

@@ -23,8 +23,9 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::TryStreamExt as _;
 use futures_util::future::{MaybeDone, OptionFuture, maybe_done};
+use serde_json::value::RawValue;
 use tokio::time::timeout;
-use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::types::{Format, IsNull, Json, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, Row, SimpleQueryMessage};
 use tracing::{debug, warn};
 
@@ -32,6 +33,8 @@ use super::pool::{self, Asked, Lease, Plan, Pool};
 use super::roles::{RoleSettings, Roles};
 use super::sql::Statement;
 use super::statement::Answer;
+use super::statement::read::planned_rows;
+use super::statement::write::put_mismatch;
 use super::{Problem, problem};
 use crate::auth::Claims;
 use crate::config;
@@ -75,6 +78,8 @@ pub struct Demand {
     pub is_single: bool,
     /// Rows at most.
     pub affected_max: Option<u64>,
+    /// It is a PUT: no row means that the body's is another than the URL's.
+    pub is_put: bool,
 }
 
 impl Demand {
@@ -82,6 +87,9 @@ impl Demand {
         let rows = answer.page_total;
         if self.affected_max.is_some_and(|most| rows > most) {
             return Err(Problem::too_many_affected(rows));
+        }
+        if self.is_put && rows == 0 {
+            return Err(put_mismatch());
         }
         if self.is_single && rows != 1 {
             return Err(Problem::not_single(rows));
@@ -105,8 +113,12 @@ pub struct Job<'a> {
     pub is_read_only: bool,
     /// What functions can read.
     pub context: &'a Context,
+    /// What tells how many rows the planner expects, if that is asked for.
+    pub estimate: Option<&'a Statement>,
     /// For times in the answer, if Postgres knows it.
     pub time_zone: Option<&'a str>,
+    /// What the client is told when it does not; none: it is left out.
+    pub no_such_time_zone: Option<&'a Problem>,
     /// What must be true of the result.
     pub demand: Demand,
     /// Who makes the transaction, for readers of the log: the first word of its transaction.
@@ -120,6 +132,8 @@ pub struct Done {
     pub answer: Answer,
     /// Where a write had ended in the log, if it was one.
     pub lsn: Option<Lsn>,
+    /// Rows that the planner expects, if that was asked for.
+    pub planned: Option<u64>,
     /// Whether the time zone is one.
     pub knows_time_zone: bool,
 }
@@ -183,8 +197,11 @@ impl Runner {
             // Given up, its statement is told to stop.
             let outcome = timeout(time, Box::pin(self.attempt(&job, lease))).await;
             match outcome.unwrap_or_else(|_| Err(Missed::For(Problem::late().into()))) {
-                Ok((answer, lsn)) => return Ok(Done { answer, lsn, knows_time_zone }),
+                Ok(done) => return Ok(Done { knows_time_zone, ..done }),
                 Err(Missed::TimeZone) if attempt < ATTEMPTS_MAX => {
+                    if let Some(problem) = job.no_such_time_zone {
+                        return Err(problem.clone().into());
+                    }
                     job.time_zone = None;
                     knows_time_zone = false;
                 }
@@ -213,11 +230,7 @@ impl Runner {
         problem.into()
     }
 
-    async fn attempt(
-        &self,
-        job: &Job<'_>,
-        mut lease: Lease,
-    ) -> Result<(Answer, Option<Lsn>), Missed> {
+    async fn attempt(&self, job: &Job<'_>, mut lease: Lease) -> Result<Done, Missed> {
         let client = Arc::clone(lease.client());
         let role = &*job.claims.role;
         let own = self.roles.of(role, &client).await.map_err(|error| self.missed(job, &error))?;
@@ -288,6 +301,12 @@ impl Runner {
             };
             rows.try_collect::<Vec<Row>>().await
         };
+        let estimate = OptionFuture::from(job.estimate.map(|estimate| async {
+            let parameters = estimate.parameters.iter();
+            let typed = parameters.map(|value| (Text(value), Type::UNKNOWN));
+            let rows = client.query_typed_raw(&estimate.text, typed).await?;
+            rows.try_collect::<Vec<Row>>().await
+        }));
         let end = if job.is_read_only { "commit" } else { COMMIT };
         let looks_first = !job.is_read_only && job.demand != Demand::default();
         let (outcome, ended, reset) = if looks_first {
@@ -297,12 +316,17 @@ impl Runner {
             let (ended, reset) = followed(client.simple_query(end), reset(&client)).await;
             (outcome, ended, reset)
         } else {
-            let work = async { tokio::join!(opening, main, client.simple_query(end)) };
-            let ((opened, rows, ended), reset) = followed(work, reset(&client)).await;
-            (self.outcome(job, opened.transpose(), rows), ended, reset)
+            let work = async { tokio::join!(opening, main, estimate, client.simple_query(end)) };
+            let ((opened, rows, plan, ended), reset) = followed(work, reset(&client)).await;
+            let outcome = self.outcome(job, opened.transpose(), rows);
+            let outcome = outcome.and_then(|done| {
+                let plan = plan.transpose().map_err(|error| self.missed(job, &error))?;
+                Ok(Done { planned: plan.as_deref().and_then(planned), ..done })
+            });
+            (outcome, ended, reset)
         };
-        let outcome = outcome.and_then(|answer| match &ended {
-            Ok(messages) => Ok((answer, position(messages))),
+        let outcome = outcome.and_then(|done| match &ended {
+            Ok(messages) => Ok(Done { lsn: position(messages), ..done }),
             Err(error) => Err(match self.missed(job, error) {
                 // Whether it was written is not known.
                 Missed::Connection(failure) if !job.is_read_only => Missed::For(failure),
@@ -335,7 +359,7 @@ impl Runner {
         job: &Job<'_>,
         opened: Result<Option<u64>, Missed>,
         rows: Result<Vec<Row>, tokio_postgres::Error>,
-    ) -> Result<Answer, Missed> {
+    ) -> Result<Done, Missed> {
         opened?;
         let rows = rows.map_err(|error| self.missed(job, &error))?;
         let answer = answer(&rows).ok_or_else(|| {
@@ -344,7 +368,7 @@ impl Runner {
         })?;
         let checked = job.demand.check(&answer);
         checked.map_err(|problem| Missed::For(problem.into()))?;
-        Ok(answer)
+        Ok(Done { answer, lsn: None, planned: None, knows_time_zone: false })
     }
 
     /// What an error means.
@@ -467,6 +491,12 @@ fn answer(rows: &[Row]) -> Option<Answer> {
         inserted: number(3)?,
         location: text(4)?.map(str::to_owned),
     })
+}
+
+/// The planner's guess.
+fn planned(rows: &[Row]) -> Option<u64> {
+    let plan: Json<&RawValue> = rows.first()?.try_get(0).ok()?;
+    planned_rows(plan.0.get())
 }
 
 /// The position behind a commit.

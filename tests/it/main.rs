@@ -21,6 +21,7 @@ mod presence;
 mod private;
 mod protocol;
 mod rest_schema;
+mod rest;
 mod rls;
 mod rls_differential;
 mod rls_world;

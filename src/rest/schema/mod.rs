@@ -5,12 +5,14 @@
 //! Never:  rows of the user's tables; names of schemas that are not exposed, except as the type of
 //!         a column.
 
+mod fresh;
 mod load;
 mod views;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use fresh::Schemas;
 pub use load::{Error, load};
 
 /// A picture of the exposed schemas.
