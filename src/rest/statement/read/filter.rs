@@ -75,18 +75,6 @@ impl<'a> Filter<'a> {
             }
         })
     }
-
-    /// Calls `visit` with each column that is compared.
-    pub(super) fn columns(&self, visit: &mut impl FnMut(&'a str)) {
-        match self {
-            Self::All(filters) | Self::Any(filters) => {
-                filters.iter().for_each(|filter| filter.columns(visit));
-            }
-            Self::Not(filter) => filter.columns(visit),
-            Self::Compare(place, _) => visit(&place.column.name),
-            Self::Related { .. } => {}
-        }
-    }
 }
 
 fn bad_operator(target: &str) -> Problem {

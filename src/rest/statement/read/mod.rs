@@ -19,6 +19,7 @@ mod filter;
 mod relationship;
 mod render;
 mod resolve;
+mod similar;
 #[cfg(test)]
 mod tests;
 

@@ -11,7 +11,7 @@ use super::field::Place;
 use super::filter::{Filter, Scope};
 use super::relationship::{self, Link};
 use crate::rest::Problem;
-use crate::rest::request::{At, Embed, Item, Order, Query, Range};
+use crate::rest::request::{At, Condition, Embed, Item, Order, Query, Range};
 use crate::rest::schema::{Relation, Schema};
 
 /// Rows of one relation: which of them, what of each.
@@ -25,6 +25,38 @@ pub(super) struct Node<'a> {
     pub(super) orders: Vec<Term<'a>>,
     pub(super) window: Window,
     pub(super) embeddings: Vec<Embedding<'a>>,
+}
+
+impl<'a> Node<'a> {
+    /// Whether its rows are ordered by what is embedded there.
+    pub(super) fn orders_by(&self, position: usize) -> bool {
+        self.orders.iter().any(|term| match term.by {
+            By::Own(_) => false,
+            By::Related { embedding, .. } => embedding == position,
+        })
+    }
+
+    /// What its columns are called in an answer, in order.
+    pub(super) fn names(&self) -> Vec<&'a str> {
+        let mut names = Vec::with_capacity(self.outputs.len());
+        for output in &self.outputs {
+            match output {
+                Output::All => {
+                    names.extend(self.relation.columns.iter().map(|column| &*column.name));
+                }
+                Output::Field { name, .. } => names.push(name),
+                Output::Embedded(position) => {
+                    let embedding = &self.embeddings[*position];
+                    if embedding.is_shown() && embedding.is_spread {
+                        names.extend(embedding.node.names());
+                    } else if embedding.is_shown() {
+                        names.push(embedding.name);
+                    }
+                }
+            }
+        }
+        names
+    }
 }
 
 /// One item of a `select` list.
@@ -135,17 +167,65 @@ pub(super) fn resolve<'a>(
         let expected = format!("at most {EMBEDDINGS_MAX} embedded resources");
         return Err(Problem::query("select parameter", expected));
     }
-    let paths = query.filters.iter().map(|at| &at.path);
-    let paths = paths.chain(query.orders.iter().map(|at| &at.path));
-    for path in paths.chain(query.ranges.iter().map(|at| &at.path)) {
-        find(&query.select, path)?;
-    }
-    let resolver = Resolver { schema, query, rows_max };
-    let mut node = resolver.node(relation, &query.select, Some(&mut Vec::new()))?;
-    if query.select.is_empty() {
+    let select = &query.select;
+    let resolver = Resolver {
+        schema,
+        filters: &placed(select, &query.filters)?,
+        orders: &placed(select, &query.orders)?,
+        ranges: &placed(select, &query.ranges)?,
+        rows_max,
+    };
+    let mut node = resolver.node(relation, select, &mut Vec::new())?;
+    if select.is_empty() {
         node.outputs.push(Output::All);
     }
     Ok(node)
+}
+
+/// Something that was said, with the place of the embedding it is about: positions among the
+/// embeddings of each level.
+type Placed<'a, T> = (Vec<usize>, &'a T);
+
+/// Looks up what everything is about.
+///
+/// # Errors
+/// 400 `PGRST108`.
+fn placed<'a, T>(items: &[Item], all: &'a [At<T>]) -> Result<Vec<Placed<'a, T>>, Problem> {
+    all.iter().map(|at| Ok((place(items, &at.path)?, &at.what))).collect()
+}
+
+/// What was said about this place.
+fn at<'a, 'b, T>(
+    all: &'b [Placed<'a, T>],
+    place: &'b [usize],
+) -> impl Iterator<Item = &'a T> + use<'a, 'b, T> {
+    all.iter().filter(move |(at, _)| at == place).map(|(_, what)| *what)
+}
+
+/// Where a path leads: to the first embedding with this alias, or this target.
+///
+/// # Errors
+/// 400 `PGRST108`.
+fn place(items: &[Item], path: &[String]) -> Result<Vec<usize>, Problem> {
+    let mut items = items;
+    let mut place = Vec::with_capacity(path.len());
+    for name in path {
+        let embeds: Vec<&Embed> = items
+            .iter()
+            .filter_map(|item| match item {
+                Item::Embed(embed) => Some(embed),
+                Item::All | Item::Field { .. } => None,
+            })
+            .collect();
+        let position = embeds
+            .iter()
+            .position(|embed| embed.name() == name)
+            .or_else(|| embeds.iter().position(|embed| embed.target == *name))
+            .ok_or_else(|| not_embedded(name))?;
+        items = &embeds[position].items;
+        place.push(position);
+    }
+    Ok(place)
 }
 
 /// How many embeddings there are, at any depth.
@@ -155,25 +235,6 @@ fn count(items: &[Item]) -> usize {
         Item::Embed(embed) => 1 + count(&embed.items),
     });
     below.sum()
-}
-
-/// Whether a path leads to an embedding.
-///
-/// # Errors
-/// 400 `PGRST108`.
-fn find(items: &[Item], path: &[String]) -> Result<(), Problem> {
-    let Some((name, path)) = path.split_first() else { return Ok(()) };
-    match embeds(items).find(|embed| embed.name() == name) {
-        Some(embed) => find(&embed.items, path),
-        None => Err(not_embedded(name)),
-    }
-}
-
-fn embeds(items: &[Item]) -> impl Iterator<Item = &Embed> {
-    items.iter().filter_map(|item| match item {
-        Item::Embed(embed) => Some(embed),
-        Item::All | Item::Field { .. } => None,
-    })
 }
 
 fn not_embedded(name: &str) -> Problem {
@@ -209,20 +270,21 @@ fn output_name(name: &str) -> Result<&str, Problem> {
 
 /// What all places of the tree share.
 #[derive(Debug, Clone, Copy)]
-struct Resolver<'a> {
+struct Resolver<'a, 'b> {
     schema: &'a Schema,
-    query: &'a Query,
+    filters: &'b [Placed<'a, Condition>],
+    orders: &'b [Placed<'a, Vec<Order>>],
+    ranges: &'b [Placed<'a, Range>],
     rows_max: Option<u64>,
 }
 
-impl<'a> Resolver<'a> {
-    /// The rows of one relation. Without a path nothing was said about them: of embeddings with
-    /// one name, what is said is about the first.
+impl<'a> Resolver<'a, '_> {
+    /// The rows of one relation, at one place of the tree.
     fn node(
         self,
         relation: &'a Relation,
         items: &'a [Item],
-        mut path: Option<&mut Vec<&'a str>>,
+        place: &mut Vec<usize>,
     ) -> Result<Node<'a>, Problem> {
         let mut outputs = Vec::with_capacity(items.len());
         let mut embeddings: Vec<Embedding<'a>> = Vec::new();
@@ -236,23 +298,21 @@ impl<'a> Resolver<'a> {
                     Output::Field { place, name: output_name(name)?, cast }
                 }
                 Item::Embed(embed) => {
-                    let is_first = embeddings.iter().all(|other| other.name != embed.name());
-                    let path = path.as_deref_mut().filter(|_| is_first);
-                    embeddings.push(self.embedding(relation, embed, path)?);
+                    place.push(embeddings.len());
+                    embeddings.push(self.embedding(relation, embed, place)?);
+                    place.pop();
                     Output::Embedded(embeddings.len() - 1)
                 }
             });
         }
-        let path = path.as_deref();
         let names: Vec<&str> = embeddings.iter().map(|embedding| embedding.name).collect();
         let scope = Scope { schema: Some(self.schema), relation, embeddings: &names };
-        let filters = at(&self.query.filters, path);
-        let filters = filters.map(|condition| Filter::resolve(scope, condition));
+        let filters = at(self.filters, place).map(|condition| Filter::resolve(scope, condition));
         let filters = filters.collect::<Result<_, _>>()?;
-        let orders = at(&self.query.orders, path).last().map_or(&[][..], Vec::as_slice);
+        let orders = at(self.orders, place).last().map_or(&[][..], Vec::as_slice);
         let orders = orders.iter().map(|order| self.term(relation, order, &embeddings));
         let orders = orders.collect::<Result<_, _>>()?;
-        let range = at(&self.query.ranges, path).fold(Range::default(), |range, next| Range {
+        let range = at(self.ranges, place).fold(Range::default(), |range, next| Range {
             limit: next.limit.or(range.limit),
             offset: next.offset.or(range.offset),
         });
@@ -264,24 +324,18 @@ impl<'a> Resolver<'a> {
         self,
         parent: &'a Relation,
         embed: &'a Embed,
-        path: Option<&mut Vec<&'a str>>,
+        place: &mut Vec<usize>,
     ) -> Result<Embedding<'a>, Problem> {
         let name = output_name(embed.name())?;
         let link = relationship::find(self.schema, parent, &embed.target, embed.hint.as_deref())?;
         if embed.spread && !link.is_to_one {
             return Err(spread_many(&parent.name, name));
         }
-        let mut node = match path {
-            Some(path) => {
-                path.push(name);
-                let node = self.node(link.relation, &embed.items, Some(path));
-                path.pop();
-                node?
-            }
-            None => self.node(link.relation, &embed.items, None)?,
-        };
-        if link.is_to_one && matches!(node.window.limit, Some(Limit::Allowed(_))) {
-            node.window.limit = None;
+        let mut node = self.node(link.relation, &embed.items, place)?;
+        if link.is_to_one {
+            // There is one at most, unless none at all is wanted.
+            node.window.limit =
+                node.window.limit.filter(|limit| limit.rows() == 0).map(|_| Limit::Allowed(0));
         }
         Ok(Embedding { name, node, link, is_inner: embed.inner, is_spread: embed.spread })
     }
@@ -308,12 +362,4 @@ impl<'a> Resolver<'a> {
         };
         Ok(Term { by, descending: order.descending, nulls_first: order.nulls_first })
     }
-}
-
-/// What was said at exactly this path.
-fn at<'a, T>(all: &'a [At<T>], path: Option<&Vec<&'a str>>) -> impl Iterator<Item = &'a T> {
-    let here = path.map(|path| {
-        all.iter().filter(move |at| at.path.iter().map(String::as_str).eq(path.iter().copied()))
-    });
-    here.into_iter().flatten().map(|at| &at.what)
 }
