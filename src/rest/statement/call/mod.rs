@@ -8,7 +8,7 @@
 
 mod choose;
 
-pub use choose::{choose, choose_by_pairs};
+pub use choose::choose;
 
 use self::choose::argument;
 use super::read::{self, Selection, Source};
@@ -23,7 +23,7 @@ use crate::rest::sql::{Sql, Statement};
 pub enum Arguments<'a> {
     /// A JSON object: names and values.
     Body(&'a Body),
-    /// Pairs of the query string; those that are no arguments are left out.
+    /// What [`arguments`](crate::rest::request::arguments) says of the query string.
     Pairs(&'a [(&'a str, &'a str)]),
 }
 
@@ -130,10 +130,7 @@ enum Values<'a> {
 }
 
 /// Looks the arguments up.
-fn given<'a>(
-    function: &'a Function,
-    arguments: Arguments<'a>,
-) -> Result<Given<'a>, Problem> {
+fn given<'a>(function: &'a Function, arguments: Arguments<'a>) -> Result<Given<'a>, Problem> {
     let given = match arguments {
         Arguments::Body(Body::Empty) => {
             Given { arguments: Vec::new(), values: Values::Texts(Vec::new()) }

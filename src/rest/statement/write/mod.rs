@@ -168,8 +168,7 @@ fn put(writing: &Writing<'_>, body: &Body, sql: &mut Sql) -> Result<Done, Proble
         return Err(Problem::new(StatusCode::BAD_REQUEST, "PGRST114", message));
     }
     let key = key_filters(relation, query).ok_or_else(|| {
-        let message =
-            "Filters must include all and only primary key columns with 'eq' operators";
+        let message = "Filters must include all and only primary key columns with 'eq' operators";
         Problem::new(StatusCode::METHOD_NOT_ALLOWED, "PGRST105", message)
     })?;
     let rows = Rows::resolve(relation, query, body, Missing::Null)?;
@@ -252,10 +251,7 @@ fn merged(sql: &mut Sql) {
 }
 
 /// The columns of `on_conflict=`, as the catalog knows them.
-fn conflict_columns<'a>(
-    relation: &'a Relation,
-    names: &[String],
-) -> Result<Vec<&'a str>, Problem> {
+fn conflict_columns<'a>(relation: &'a Relation, names: &[String]) -> Result<Vec<&'a str>, Problem> {
     let known = |name: &String| match relation.column(name) {
         Some(column) => Ok(&*column.name),
         // As Postgres says it.
@@ -381,8 +377,7 @@ fn answer(
 }
 
 /// What need not be escaped in a query string.
-const UNRESERVED: &AsciiSet =
-    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// Writes the query string that names the one new row.
 fn location(writing: &Writing<'_>, sql: &mut Sql) {

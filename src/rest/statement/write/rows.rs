@@ -161,7 +161,6 @@ fn define<'a>(columns: impl IntoIterator<Item = &'a Column>, sql: &mut Sql) {
 
 fn unknown_column(relation: &Relation, name: &str) -> Problem {
     let relation = &relation.name;
-    let message =
-        format!("Could not find the '{name}' column of '{relation}' in the schema cache");
+    let message = format!("Could not find the '{name}' column of '{relation}' in the schema cache");
     Problem::new(StatusCode::BAD_REQUEST, "PGRST204", message)
 }

@@ -96,15 +96,46 @@ fn look() {
     let mut cols = Query::default();
     cols.columns = Some(vec!["id".into(), "title".into(), "made".into()]);
     println!("{}\n", render(insert(&o), &q, |_| ()));
-    println!("{}\n", render(insert(&o), &q, |w| {w.form = Form::Array; w.count=Some(Count::Exact)}));
+    println!(
+        "{}\n",
+        render(insert(&o), &q, |w| {
+            w.form = Form::Array;
+            w.count = Some(Count::Exact)
+        })
+    );
     println!("{}\n", render(insert(&o), &q, |w| w.wants_location = true));
     println!("{}\n", render(insert(&a), &q, |_| ()));
     println!("{}\n", render(insert(&a), &cols, |_| ()));
-    println!("{}\n", render(Action::Insert { body: &a, missing: Missing::Default, resolution: None}, &cols, |_| ()));
-    println!("{}\n", render(Action::Insert { body: &o, missing: Missing::Default, resolution: None}, &cols, |_| ()));
-    println!("{}\n", render(Action::Insert { body: &o, missing: Missing::Default, resolution: Some(Resolution::MergeDuplicates)}, &cols, |_| ()));
-    println!("{}\n", render(Action::Put { body: &o}, &put, |w| w.form = Form::Object));
-    println!("{}\n", render(Action::Update { body: &o}, &put, |w| w.form = Form::Array));
+    println!(
+        "{}\n",
+        render(
+            Action::Insert { body: &a, missing: Missing::Default, resolution: None },
+            &cols,
+            |_| ()
+        )
+    );
+    println!(
+        "{}\n",
+        render(
+            Action::Insert { body: &o, missing: Missing::Default, resolution: None },
+            &cols,
+            |_| ()
+        )
+    );
+    println!(
+        "{}\n",
+        render(
+            Action::Insert {
+                body: &o,
+                missing: Missing::Default,
+                resolution: Some(Resolution::MergeDuplicates)
+            },
+            &cols,
+            |_| ()
+        )
+    );
+    println!("{}\n", render(Action::Put { body: &o }, &put, |w| w.form = Form::Object));
+    println!("{}\n", render(Action::Update { body: &o }, &put, |w| w.form = Form::Array));
     println!("{}\n", render(Action::Delete, &put, |_| ()));
     panic!();
 }
