@@ -36,28 +36,6 @@ pub fn choose<'a>(
     }
 }
 
-/// The function that a query string calls: pairs named like an argument of one of the functions of
-/// this name are arguments, the others are for [`Query::parse`](crate::rest::request::Query::parse).
-///
-/// # Errors
-/// As [`choose`].
-pub fn choose_by_pairs<'a>(
-    schema: &'a Schema,
-    schema_name: &str,
-    name: &str,
-    pairs: &[(&str, &str)],
-) -> Result<&'a Function, Problem> {
-    let overloads = schema.functions(schema_name, name);
-    let mut arguments: Vec<&str> = Vec::new();
-    for (name, _) in pairs {
-        let is_known = overloads.iter().any(|function| argument(function, name).is_some());
-        if is_known && !arguments.contains(name) {
-            arguments.push(name);
-        }
-    }
-    choose(schema, schema_name, name, &arguments)
-}
-
 /// The argument of this name.
 pub(super) fn argument<'a>(function: &'a Function, name: &str) -> Option<&'a Argument> {
     function.arguments.iter().find(|argument| !name.is_empty() && &*argument.name == name)
@@ -75,8 +53,7 @@ fn takes(function: &Function, names: &[&str]) -> bool {
 /// Whether its only argument has no name and is of a type that PostgREST fills with the body.
 fn takes_whole_body(function: &Function) -> bool {
     let [only] = &*function.arguments else { return false };
-    only.name.is_empty()
-        && matches!(&*only.base_type, "json" | "jsonb" | "text" | "bytea" | "xml")
+    only.name.is_empty() && matches!(&*only.base_type, "json" | "jsonb" | "text" | "bytea" | "xml")
 }
 
 fn ambiguous(candidates: &[&Arc<Function>]) -> Problem {
@@ -110,8 +87,7 @@ fn unknown(schema: &Schema, schema_name: &str, name: &str, arguments: &[&str]) -
         "Searched for the function {schema_name}.{name}{searched}, but no matches were found in \
          the schema cache."
     );
-    let problem =
-        Problem::new(StatusCode::NOT_FOUND, "PGRST202", message).with_details(details);
+    let problem = Problem::new(StatusCode::NOT_FOUND, "PGRST202", message).with_details(details);
     match closest(schema, schema_name, name, arguments) {
         Some(closest) => {
             problem.with_hint(format!("Perhaps you meant to call the function {closest}"))
@@ -122,17 +98,11 @@ fn unknown(schema: &Schema, schema_name: &str, name: &str, arguments: &[&str]) -
 
 /// What may have been meant: the function of this name whose arguments differ least, or the one
 /// whose name does.
-fn closest(
-    schema: &Schema,
-    schema_name: &str,
-    name: &str,
-    arguments: &[&str],
-) -> Option<String> {
+fn closest(schema: &Schema, schema_name: &str, name: &str, arguments: &[&str]) -> Option<String> {
     let overloads = schema.functions(schema_name, name);
     let by_arguments = overloads.iter().min_by_key(|function| difference(function, arguments));
     if let Some(function) = by_arguments {
-        let names: Vec<&str> =
-            function.arguments.iter().map(|argument| &*argument.name).collect();
+        let names: Vec<&str> = function.arguments.iter().map(|argument| &*argument.name).collect();
         return Some(format!("{schema_name}.{name}({})", names.join(", ")));
     }
     let names = schema.functions.keys().filter(|(schema, _)| &**schema == schema_name);
@@ -145,9 +115,10 @@ fn closest(
 /// How many names are given and not taken, or needed and not given.
 fn difference(function: &Function, names: &[&str]) -> usize {
     let surplus = names.iter().filter(|name| argument(function, name).is_none()).count();
-    let lacking = function.arguments.iter().filter(|argument| {
-        !argument.has_default && !names.contains(&&*argument.name)
-    });
+    let lacking = function
+        .arguments
+        .iter()
+        .filter(|argument| !argument.has_default && !names.contains(&&*argument.name));
     surplus + lacking.count()
 }
 
@@ -291,14 +262,6 @@ mod tests {
                        parameter\" | ";
         check("whole", &[], unnamed);
         check("whole", &[""], unnamed);
-    }
-
-    #[test]
-    fn pairs_that_no_function_takes_are_left_to_the_query() {
-        let schema = schema();
-        let pairs = [("a", "1"), ("id", "eq.3"), ("a", "2")];
-        let function = choose_by_pairs(&schema, "api", "add", &pairs).unwrap();
-        assert_eq!(describe(function), "api.add(a => integer, b => integer)");
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //! Source: spec `rest.md` D3, docs.postgrest.org/en/v12/references/api/tables_views.html
 
 mod rows;
+#[cfg(test)]
+mod tests;
 
 use axum::http::StatusCode;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
