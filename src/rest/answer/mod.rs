@@ -15,23 +15,18 @@ use axum::body::Body as Stream;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use tracing::debug;
 
 use super::Problem;
 use super::request::{Media, Preference, Preferences, Return, Target, Verb, profile};
 use super::run::{Done, Failure, Job, Runner};
-use super::schema::{Schema, Schemas};
+use super::schema::Schemas;
 use crate::auth::Claims;
 use crate::config;
-use crate::telemetry;
 use plan::Plan;
 
 /// Where a write ended in the log.
 const FEED_LSN: HeaderName = HeaderName::from_static("feed-lsn");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
-
-/// How often a request is planned: again when names have changed since the picture was taken.
-const PLANS_MAX: u32 = 2;
 
 /// One request.
 #[derive(Debug)]
@@ -83,8 +78,9 @@ impl Rest {
         let body = plan::body(request)?;
         let context = context::context(request);
         let asked = plan::Asked { request, preferences: &preferences, media, schema, body: &body };
-        for attempt in 1.. {
-            let picture = self.picture().await?;
+        let mut picture = self.schemas.current().await?;
+        let first = picture.number;
+        loop {
             let outcome = match plan::plan(&asked, &picture, &self.settings) {
                 Ok(plan) => {
                     let job = Job {
@@ -108,22 +104,19 @@ impl Rest {
                     Err(Failure { problem, is_stale })
                 }
             };
-            match outcome {
+            let failure = match outcome {
                 Ok((plan, done)) => return respond(&asked, &plan, &done),
-                Err(Failure { problem, is_stale: false }) => return Err(problem),
-                Err(Failure { problem, is_stale: true }) => {
-                    if attempt == PLANS_MAX {
-                        return Err(problem);
-                    }
-                    // Names may have changed since the picture was taken.
-                    self.schemas.suspect();
-                    if self.picture().await?.number == picture.number {
-                        return Err(problem);
-                    }
-                }
+                Err(failure) => failure,
+            };
+            if !failure.is_stale || picture.number != first {
+                return Err(failure.problem);
+            }
+            // Names may have changed since the picture was taken. Nothing was written.
+            match self.schemas.suspect(&picture).await? {
+                Some(newer) => picture = newer,
+                None => return Err(failure.problem),
             }
         }
-        Err(Problem::internal())
     }
 
     /// The answer to OPTIONS that is no browser's question: what can be done.
@@ -132,7 +125,7 @@ impl Rest {
     /// 404 for what there is not.
     pub async fn options(&self, target: &Target, headers: &HeaderMap) -> Result<Response, Problem> {
         let schema = profile(&Method::OPTIONS, headers, &self.settings.schemas)?;
-        let picture = self.picture().await?;
+        let picture = self.schemas.current().await?;
         let allowed = match target {
             Target::Root => "OPTIONS,GET,HEAD".to_owned(),
             Target::Relation(name) => {
@@ -154,14 +147,6 @@ impl Rest {
         };
         let allowed = HeaderValue::from_str(&allowed).expect("it is made of methods");
         Ok((StatusCode::OK, [(header::ALLOW, allowed)]).into_response())
-    }
-
-    async fn picture(&self) -> Result<Arc<Schema>, Problem> {
-        self.schemas.current().await.map_err(|error| {
-            debug!(error = telemetry::chain(&error), "there is no picture of the schemas");
-            let message = "Could not query the database for the schema cache. Retrying.";
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "PGRST002", message)
-        })
     }
 
     /// What there is, for those who may know.

@@ -6,7 +6,8 @@ use super::Request;
 use crate::config;
 use crate::rest::Problem;
 use crate::rest::request::{
-    Body, Media, Missing, Preference, Preferences, Query, Resolution, Return, Target, Verb, pairs,
+    Body, Media, Missing, Preference, Preferences, Query, Resolution, Return, Target, Verb,
+    arguments as pair_arguments, pairs,
 };
 use crate::rest::run::Demand;
 use crate::rest::schema::{Function, Relation, Returns, Schema, Volatility};
@@ -269,8 +270,10 @@ fn calling(
     rows_max: Option<u64>,
 ) -> Result<Plan, Problem> {
     let Asked { request, preferences, media, body, schema, .. } = *asked;
+    let said = pair_arguments(pairs);
     let (function, arguments) = if request.verb == Verb::CallReading {
-        (call::choose(picture, schema, name, &[])?, Arguments::Pairs(pairs))
+        let names: Vec<&str> = said.iter().map(|(name, _)| *name).collect();
+        (call::choose(picture, schema, name, &names)?, Arguments::Pairs(&said))
     } else {
         let keys: Vec<&str> = match body {
             Body::Empty => Vec::new(),
