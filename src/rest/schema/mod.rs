@@ -1,16 +1,18 @@
 //! The names a request may use: relations, their columns and foreign keys, functions.
 //!
 //! In:     the catalogs, through a login that may do nothing but connect.
-//! Out:    [`Schema`], one consistent picture ([`load`]), shared until the next one.
+//! Out:    [`Schema`], one consistent picture ([`load()`]), shared until the next one ([`Schemas`]).
 //! Never:  rows of the user's tables; names of schemas that are not exposed, except as the type of
 //!         a column.
 
+mod fresh;
 mod load;
 mod views;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use fresh::Schemas;
 pub use load::{Error, load};
 
 /// A picture of the exposed schemas.
