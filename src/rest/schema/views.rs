@@ -107,13 +107,12 @@ fn is_field(token: &str) -> bool {
 }
 
 /// Words and brackets. A backslash takes the meaning from the next character.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Tokens<'a>(&'a str);
 
 impl<'a> Tokens<'a> {
     fn peek(&self) -> Option<&'a str> {
-        let mut ahead = *self;
-        ahead.next()
+        self.clone().next()
     }
 }
 
@@ -160,7 +159,7 @@ mod tests {
     }
 
     /// `create view v as select a as ":resno", b as "x (y\", (select count(*) from t) n from t
-    /// order by random()`, from PostgreSQL 15, shortened where nothing of the kind is left out.
+    /// order by random()`, from version 15, shortened where nothing of the kind is left out.
     const TREE: &str = r#"({QUERY :commandType 1 :querySource 0 :canSetTag true :utilityStmt <>
         :cteList <> :rtable ({RANGETBLENTRY :alias {ALIAS :aliasname old :colnames <>} :eref
         {ALIAS :aliasname old :colnames (":resno" "x\ \(y\\" "n")} :rtekind 0 :relid 16391
