@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::rest::request::{Embed, Field};
+use crate::rest::request::Field;
 use crate::rest::schema::Column;
 
 fn column(attnum: i16, name: &str, type_sql: &str, default: Option<&str>) -> Column {
@@ -35,7 +35,7 @@ fn stories() -> Relation {
     }
 }
 
-pub(super) fn object(text: &'static str, keys: &[&str]) -> Body {
+fn object(text: &'static str, keys: &[&str]) -> Body {
     let keys = keys.iter().map(|key| String::from(*key)).collect();
     Body::Object { text: Bytes::from_static(text.as_bytes()), keys }
 }
@@ -86,56 +86,118 @@ fn check(action: Action<'_>, query: &Query, expected: &str) {
     assert_eq!(render(action, query, |_| ()), expected);
 }
 
+/// The part that writes, without what it returns.
+#[track_caller]
+fn check_source(action: Action<'_>, query: &Query, expected: &str) {
+    let text = render(action, query, |_| ());
+    let source = text.split(" returning ").next().unwrap();
+    assert_eq!(source.strip_prefix("with source as ("), Some(expected));
+}
+
+fn columns(names: &[&str]) -> Option<Vec<String>> {
+    Some(names.iter().map(|name| String::from(*name)).collect())
+}
+
 #[test]
-fn look() {
-    let q = Query::default();
-    let o = object("{\"id\":1,\"title\":\"a\"}", &["id", "title"]);
-    let a = array("[...]", &["id", "title", "made"], 2, false);
-    let mut put = Query::default();
-    put.filters = vec![filter("id", Operator::Eq, "1")];
-    let mut cols = Query::default();
-    cols.columns = Some(vec!["id".into(), "title".into(), "made".into()]);
-    println!("{}\n", render(insert(&o), &q, |_| ()));
-    println!(
-        "{}\n",
-        render(insert(&o), &q, |w| {
-            w.form = Form::Array;
-            w.count = Some(Count::Exact)
-        })
+fn a_minimal_insert_returns_nothing_that_must_be_read() {
+    check(
+        insert(&object("{…}", &["id", "title"])),
+        &Query::default(),
+        r#"with source as (insert into "api"."stories" as t0 ("id", "title") select r."id", r."title" from pg_catalog.json_to_record($1::pg_catalog.json) as r("id" integer, "title" text) returning 1) select null::pg_catalog.text as body, pg_catalog.count(*)::pg_catalog.text as page_total, null::pg_catalog.text as total, pg_catalog.count(*)::pg_catalog.text as inserted, null::pg_catalog.text as location from source -- {…}"#,
     );
-    println!("{}\n", render(insert(&o), &q, |w| w.wants_location = true));
-    println!("{}\n", render(insert(&a), &q, |_| ()));
-    println!("{}\n", render(insert(&a), &cols, |_| ()));
-    println!(
-        "{}\n",
-        render(
-            Action::Insert { body: &a, missing: Missing::Default, resolution: None },
-            &cols,
-            |_| ()
-        )
+}
+
+#[test]
+fn what_is_returned_is_what_is_asked_for_and_the_key_of_a_location() {
+    let query = Query::from_text("select=made,name:title").unwrap();
+    let body = object("{…}", &["title"]);
+    let text = render(insert(&body), &query, |writing| writing.form = Form::Array);
+    assert!(text.contains(r#" returning "title", "made") select"#), "{text}");
+    assert!(
+        text.contains(
+            r#"(select t0."made" as "made", t0."title" as "name" from "source" as t0"#
+        ),
+        "{text}"
     );
-    println!(
-        "{}\n",
-        render(
-            Action::Insert { body: &o, missing: Missing::Default, resolution: None },
-            &cols,
-            |_| ()
-        )
+    let text = render(insert(&body), &query, |writing| writing.wants_location = true);
+    assert!(text.contains(r#" returning "id") select null::pg_catalog.text as body"#), "{text}");
+    assert!(text.ends_with(" as location from source -- {…}, id="), "{text}");
+}
+
+#[test]
+fn the_same_text_serves_any_number_of_rows() {
+    let query = Query::default();
+    let expected = r#"insert into "api"."stories" as t0 ("title") select r."title" from pg_catalog.json_to_recordset($1::pg_catalog.json) as r("title" text)"#;
+    check_source(insert(&array("[…]", &["title"], 2, true)), &query, expected);
+    check_source(insert(&array("[…]", &["title"], 900, true)), &query, expected);
+    let expected = r#"insert into "api"."stories" as t0 select from pg_catalog.generate_series(1, $1::pg_catalog.int4)"#;
+    check_source(insert(&array("[{},{}]", &[], 2, true)), &query, expected);
+}
+
+#[test]
+fn a_default_is_evaluated_only_for_rows_that_need_it() {
+    let body = array("[…]", &["id", "title"], 2, false);
+    let insert = Action::Insert { body: &body, missing: Missing::Default, resolution: None };
+    let query = Query { columns: columns(&["id", "title", "made"]), ..Query::default() };
+    // No row has `made`: Postgres fills it in.
+    check_source(
+        insert,
+        &query,
+        r#"insert into "api"."stories" as t0 ("id", "title") select case when k.keys operator(pg_catalog.?) $1::pg_catalog.text then (select x."id" from pg_catalog.json_to_record(e.o) as x("id" integer)) else (nextval('api.stories_id_seq'::regclass))::integer end, r."title" from pg_catalog.json_array_elements($2::pg_catalog.json) as e(o), lateral (select e.o::pg_catalog.jsonb) as k(keys), lateral pg_catalog.json_to_record(e.o) as r("title" text)"#,
     );
-    println!(
-        "{}\n",
-        render(
-            Action::Insert {
-                body: &o,
-                missing: Missing::Default,
-                resolution: Some(Resolution::MergeDuplicates)
-            },
-            &cols,
-            |_| ()
-        )
+}
+
+#[test]
+fn an_upsert_sets_what_is_given() {
+    let body = object("{…}", &["id", "title"]);
+    let upsert = |resolution| Action::Insert {
+        body: &body,
+        missing: Missing::Null,
+        resolution: Some(resolution),
+    };
+    let insert = r#"insert into "api"."stories" as t0 ("id", "title") select r."id", r."title" from pg_catalog.json_to_record($1::pg_catalog.json) as r("id" integer, "title" text)"#;
+    let merge = r#" on conflict ("id") do update set "id" = excluded."id", "title" = excluded."title" where pg_catalog.set_config('walcast.rest_merged', (coalesce(nullif(pg_catalog.current_setting('walcast.rest_merged', true), ''), '0')::pg_catalog.int8 + 1)::pg_catalog.text, true) is not null"#;
+    let query = Query::default();
+    check_source(upsert(Resolution::MergeDuplicates), &query, &format!("{insert}{merge}"));
+    let query = Query { on_conflict: columns(&["title", "made"]), ..Query::default() };
+    let ignore = r#" on conflict ("title", "made") do nothing"#;
+    check_source(upsert(Resolution::IgnoreDuplicates), &query, &format!("{insert}{ignore}"));
+    let query = Query { filters: vec![filter("id", Operator::Eq, "1")], ..Query::default() };
+    let only = r#" where r."id" = $2"#;
+    check_source(Action::Put { body: &body }, &query, &format!("{insert}{only}{merge}"));
+}
+
+#[test]
+fn updates_and_deletes_name_their_rows() {
+    let query = Query { filters: vec![filter("title", Operator::Gt, "1")], ..Query::default() };
+    let body = object("{…}", &["made"]);
+    check_source(
+        Action::Update { body: &body },
+        &query,
+        r#"update "api"."stories" as t0 set ("made") = (select r."made" from pg_catalog.json_to_record($1::pg_catalog.json) as r("made" date)) where (t0."title" > $2)"#,
     );
-    println!("{}\n", render(Action::Put { body: &o }, &put, |w| w.form = Form::Object));
-    println!("{}\n", render(Action::Update { body: &o }, &put, |w| w.form = Form::Array));
-    println!("{}\n", render(Action::Delete, &put, |_| ()));
-    panic!();
+    let expected = r#"delete from "api"."stories" as t0 where (t0."title" > $1)"#;
+    check_source(Action::Delete, &query, expected);
+}
+
+#[test]
+fn no_row_is_no_write() {
+    let query = Query::default();
+    let nothing = "select '[]'::pg_catalog.text as body, '0'::pg_catalog.text as page_total, null::pg_catalog.text as total, '0'::pg_catalog.text as inserted, null::pg_catalog.text as location -- ";
+    let body = array("[]", &[], 0, true);
+    assert_eq!(render(insert(&body), &query, |writing| writing.form = Form::Array), nothing);
+    check(
+        Action::Update { body: &object("{}", &[]) },
+        &query,
+        "select null::pg_catalog.text as body, '0'::pg_catalog.text as page_total, null::pg_catalog.text as total, null::pg_catalog.text as inserted, null::pg_catalog.text as location -- ",
+    );
+}
+
+#[test]
+fn rows_of_different_shapes_need_columns() {
+    let body = array("[…]", &["id", "title"], 2, false);
+    check(insert(&body), &Query::default(), "400 PGRST102 All object keys must match");
+    let query = Query { columns: columns(&["id"]), ..Query::default() };
+    let expected = r#"insert into "api"."stories" as t0 ("id") select r."id" from pg_catalog.json_to_recordset($1::pg_catalog.json) as r("id" integer)"#;
+    check_source(insert(&body), &query, expected);
 }
