@@ -184,7 +184,8 @@ async fn serve(
     let broadcasts = Broadcasts::new(tokens, access, rooms, Arc::clone(&rates), config);
     let rows = if config.serves_rest() {
         let runner = Runner::new(logins.check.clone(), &config.rest, &config.database.roles);
-        let schemas = Arc::new(Schemas::new(logins.check.clone(), &config.rest.schemas));
+        let schemas =
+            Arc::new(Schemas::new(logins.check.clone(), &config.rest.schemas, Arc::clone(&status)));
         let rest = Rest::new(runner, schemas, &config.rest);
         Some(Rows::new(Arc::clone(&verifier), rest, config)?)
     } else {
