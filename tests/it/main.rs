@@ -28,6 +28,7 @@ mod rls;
 mod rls_differential;
 mod rls_world;
 mod rls_stream;
+mod rest_read;
 mod service;
 mod stream;
 mod sockets;
