@@ -416,11 +416,9 @@ async fn functions_are_told_as_they_are_called() {
     let Returns::Row { columns, .. } = &pair.returns else { panic!("{pair:?}") };
     assert_eq!(column_names(columns), ["x", "y"]);
     assert_eq!((&*pair.arguments[0].base_type, pair.arguments[0].category), ("public.pair", 'C'));
-    let table = |name: &str| match &function(&schema, name).returns {
-        Returns::Table { columns } => {
-            columns.iter().map(|c| format!("{} {}", c.name, c.type_sql)).collect::<Vec<_>>()
-        }
-        other => panic!("{name}: {other:?}"),
+    let table = |name: &str| {
+        let Returns::Table { columns } = &function(&schema, name).returns else { panic!("{name}") };
+        columns.iter().map(|c| format!("{} {}", c.name, c.type_sql)).collect::<Vec<_>>()
     };
     assert_eq!(table("as_table"), ["a integer", "b text"]);
     assert_eq!(function(&schema, "as_table").arguments.len(), 1);
