@@ -5,7 +5,8 @@
 //! Never:  a statement as anybody but the caller; a connection given to the next request in
 //!         another state than a new one; a commit of what the caller did not allow.
 //!
-//! All messages of a request are sent at once: begin, who the caller is (`sql/rest/settings.sql`),
+//! All messages of a request are sent at once, in order (each is sent as its future is first
+//! looked at, hence `biased`): begin, who the caller is (`sql/rest/settings.sql`),
 //! the statement, commit, and what makes the connection new again. The answer goes out when the
 //! commit's is here; the rest is waited for by the pool. Where something fails, Postgres skips what
 //! is in between and the commit rolls back. Only a write whose result must be looked at before it
@@ -241,11 +242,12 @@ impl Runner {
             &job.origin,
         ];
         let opening = async {
-            let (began, set) = tokio::join!(
+            let (started, set) = tokio::join!(
+                biased;
                 client.batch_execute(begin),
                 client.execute_raw(&settings, parameters)
             );
-            began.map_err(|error| self.missed(job, &error))?;
+            started.map_err(|error| self.missed(job, &error))?;
             set.map_err(|error| match (job.time_zone, error.as_db_error()) {
                 (Some(_), Some(said)) if is_time_zone(said.code().code(), said.message()) => {
                     Missed::TimeZone
@@ -260,7 +262,7 @@ impl Runner {
         let mut plan = lease.state().prepared.plan(job.number, asked);
         if matches!(plan, Plan::Prepare) {
             let prepare = client.prepare(text);
-            let (opened, prepared) = tokio::join!(&mut opening, prepare);
+            let (opened, prepared) = tokio::join!(biased; &mut opening, prepare);
             opening = OptionFuture::from(None);
             let prepared = prepared.map_err(|error| self.missed(job, &error));
             match opened.transpose().and(prepared) {
@@ -271,7 +273,7 @@ impl Runner {
                 Err(missed) => {
                     let work = client.simple_query("rollback");
                     let (rolled_back, reset) = followed(work, reset(&client, left)).await;
-                    return end(lease, Err(missed), rolled_back.is_ok(), reset);
+                    return give_back(lease, Err(missed), rolled_back.is_ok(), reset);
                 }
             }
         }
@@ -297,13 +299,14 @@ impl Runner {
         let end = if job.is_read_only { "commit" } else { COMMIT };
         let looks_first = !job.is_read_only && job.demand != Demand::default();
         let (outcome, ended, reset) = if looks_first {
-            let (opened, rows) = tokio::join!(opening, main);
+            let (opened, rows) = tokio::join!(biased; opening, main);
             let outcome = self.outcome(job, opened.transpose(), rows);
             let end = if outcome.is_ok() { COMMIT } else { "rollback" };
             let (ended, reset) = followed(client.simple_query(end), reset(&client, left)).await;
             (outcome, ended, reset)
         } else {
-            let work = async { tokio::join!(opening, main, estimate, client.simple_query(end)) };
+            let commit = client.simple_query(end);
+            let work = async { tokio::join!(biased; opening, main, estimate, commit) };
             let ((opened, rows, plan, ended), reset) = followed(work, reset(&client, left)).await;
             let outcome = self.outcome(job, opened.transpose(), rows);
             let outcome = outcome.and_then(|done| {
@@ -320,7 +323,7 @@ impl Runner {
             lease.state().prepared.forget(asked);
         }
         let is_alive = ended.as_ref().map_or_else(|error| error.as_db_error().is_some(), |_| true);
-        end(lease, outcome, is_alive, reset)
+        give_back(lease, outcome, is_alive, reset)
     }
 
     fn outcome(
@@ -400,7 +403,7 @@ fn not_leased(error: &PoolError) -> Failure {
 }
 
 /// Gives the connection back, unless it is the problem.
-fn end<T>(
+fn give_back<T>(
     lease: Lease,
     outcome: Result<T, Missed>,
     is_alive: bool,
@@ -442,7 +445,7 @@ fn reset(client: &Arc<Client>, left: Option<Statement>) -> Reset {
     let client = Arc::clone(client);
     Box::pin(async move {
         let look = OptionFuture::from(left.as_ref().map(|left| client.query_one(left, &[])));
-        let (cleaned, looked) = tokio::join!(client.batch_execute(&RESET), look);
+        let (cleaned, looked) = tokio::join!(biased; client.batch_execute(&RESET), look);
         let looked = looked.transpose().and_then(|row| row.map(|row| row.try_get(0)).transpose());
         match (cleaned, looked) {
             (Ok(()), Ok(is_left)) => is_left != Some(true),
