@@ -20,6 +20,7 @@ mod operations;
 mod presence;
 mod private;
 mod protocol;
+mod rest_objects;
 mod rls;
 mod rls_differential;
 mod rls_world;
