@@ -26,10 +26,13 @@ use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
 use crate::feed::{Feed, Filters, Gap, Status, Writes};
-use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Service, router};
+use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, router};
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
 use crate::join::Joiner;
+use crate::rest::answer::Rest;
+use crate::rest::run::Runner;
+use crate::rest::schema::Schemas;
 use crate::telemetry;
 use crate::transport::deadlines::Deadlines;
 use crate::transport::listener::{self, Connections};
@@ -181,6 +184,15 @@ async fn serve(
     let rates = Arc::default();
     let (tokens, rooms) = (Arc::clone(&verifier), Arc::clone(&hub));
     let broadcasts = Broadcasts::new(tokens, access, rooms, Arc::clone(&rates), config);
+    let rows = if config.serves_rest() {
+        let runner = Runner::new(logins.check.clone(), &config.rest, &config.database.roles);
+        let schemas =
+            Arc::new(Schemas::new(logins.check.clone(), &config.rest.schemas, Arc::clone(&status)));
+        let rest = Rest::new(runner, schemas, &config.rest);
+        Some(Rows::new(Arc::clone(&verifier), rest, config)?)
+    } else {
+        None
+    };
     let realtime = Realtime {
         verifier,
         limits: config.into(),
@@ -205,6 +217,7 @@ async fn serve(
         gate: Gate::new(&config.limits),
         operations,
         broadcasts: Some(broadcasts),
+        rows,
         proxy: Proxy::new(&config.proxy)?,
     };
     let address = listener.local_addr().context("the listening socket has no address")?;

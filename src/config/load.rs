@@ -57,6 +57,12 @@ const ALIASES: &[(&str, &str)] = &[
     ("CLIENT_PRESENCE_MAX_CALLS", "limits.presence_events_per_window_max"),
     ("CLIENT_PRESENCE_WINDOW_MS", "limits.presence_window_ms"),
     ("WALCAST_ORIGINS", "limits.origins"),
+    ("PGRST_DB_SCHEMAS", "rest.schemas"),
+    ("PGRST_DB_EXTRA_SEARCH_PATH", "rest.extra_search_path"),
+    ("PGRST_DB_ANON_ROLE", "rest.anon_role"),
+    ("PGRST_DB_MAX_ROWS", "rest.rows_max"),
+    ("PGRST_DB_POOL", "rest.pool_size"),
+    ("REST_UPSTREAM", "rest.upstream"),
     ("UPSTREAM_SUPABASE_URL", "proxy.upstream"),
     ("CHANNEL_ERROR_BACKOFF_MS", "server.join_error_backoff_ms"),
     ("WALCAST_LOG", "log.filter"),
@@ -189,6 +195,11 @@ const BOUNDS: &[(&str, i64, i64)] = &[
     ("limits.batch_bytes_max", 1024, 64 * 1024 * 1024),
     ("limits.connections_per_ip_max", 0, 10_000_000),
     ("limits.connections_per_user_max", 0, 10_000_000),
+    ("rest.rows_max", 0, 100_000_000),
+    ("rest.pool_size", 1, 1_000),
+    ("rest.wait_timeout_ms", 10, 60_000),
+    ("rest.statement_timeout_ms", 10, 3_600_000),
+    ("rest.body_bytes_max", 1024, 64 * 1024 * 1024),
     ("proxy.requests_max", 1, 100_000),
     ("proxy.connect_timeout_ms", 100, 60_000),
     ("proxy.silence_max_ms", 1_000, 3_600_000),
@@ -321,6 +332,24 @@ impl Config {
             && let Err(problem) = self.proxy.upstream_parts()
         {
             return Err(invalid(name("proxy.upstream"), problem));
+        }
+        names(&self.rest.schemas, &name("rest.schemas"))?;
+        for schema in &self.rest.schemas {
+            if schema.starts_with("pg_") || schema == "information_schema" {
+                let problem = format!("{schema} is not a schema that can be served");
+                return Err(invalid(name("rest.schemas"), problem));
+            }
+        }
+        if !self.rest.extra_search_path.is_empty() {
+            names(&self.rest.extra_search_path, &name("rest.extra_search_path"))?;
+        }
+        if !self.rest.openapi_roles.is_empty() {
+            names(&self.rest.openapi_roles, &name("rest.openapi_roles"))?;
+        }
+        if !self.rest.upstream.is_empty()
+            && let Err(problem) = self.rest.upstream_parts()
+        {
+            return Err(invalid(name("rest.upstream"), problem));
         }
         for table in self.changes.delete_mode_by_table.keys() {
             if !table.contains('.') {
@@ -731,7 +760,7 @@ mod tests {
                 }
                 Value::Array(_) => "one,two".into(),
                 Value::Table(_) => "{\"public.t\":\"drop\"}".into(),
-                Value::String(_) if path == "proxy.upstream" => "https://ref.supabase.co".into(),
+                Value::String(_) if path.ends_with(".upstream") => "https://ref.supabase.co".into(),
                 Value::String(_) if path == "limits.address_header" => "x-forwarded-for".into(),
                 Value::String(text) if text.is_empty() => format!("postgres://{SECRET}"),
                 Value::String(text) => text.clone(),
@@ -938,6 +967,36 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_served_here_unless_they_are_passed_through() {
+        let serves = |pairs: &[(&str, &str)]| load(pairs).unwrap().serves_rest();
+        let upstream = ("UPSTREAM_SUPABASE_URL", "https://ref.supabase.co");
+        assert!(serves(&[]));
+        assert!(!serves(&[upstream]));
+        assert!(serves(&[upstream, ("WALCAST_REST_SERVE", "on")]));
+        assert!(!serves(&[("WALCAST_REST_SERVE", "off")]));
+    }
+
+    #[test]
+    fn names_of_postgrest_are_understood() {
+        let config = load(&[
+            ("PGRST_DB_SCHEMAS", "api, public"),
+            ("PGRST_DB_EXTRA_SEARCH_PATH", "public"),
+            ("PGRST_DB_MAX_ROWS", "10"),
+            ("PGRST_DB_POOL", "3"),
+            ("PGRST_DB_ANON_ROLE", "web"),
+            ("REST_UPSTREAM", "https://ref.supabase.co/rest/v1/"),
+        ]);
+        let rest = config.unwrap().rest;
+        assert_eq!(rest.schemas, ["api", "public"]);
+        assert_eq!(rest.extra_search_path, ["public"]);
+        assert_eq!((rest.rows_max, rest.pool_size, &*rest.anon_role), (10, 3, "web"));
+        let parts = rest.upstream_parts().unwrap();
+        assert_eq!(parts, ("https://ref.supabase.co".into(), "/rest/v1".into()));
+        let rest = crate::config::Rest { upstream: "http://rest:3000".into(), ..rest };
+        assert_eq!(rest.upstream_parts().unwrap(), ("http://rest:3000".into(), String::new()));
+    }
+
+    #[test]
     fn a_secret_may_stand_in_a_file() {
         let path = file(&format!("{SECRET}\n"));
         let config = load(&[("WALCAST_JWT_SECRET_FILE", path.to_str().unwrap())]).unwrap();
@@ -966,6 +1025,12 @@ mod tests {
         refused("WALCAST_ORIGINS", "app.example");
         refused("WALCAST_ORIGINS", "https://app.example/path");
         refused("WALCAST_LIMITS_ADDRESS_HEADER", "x forwarded");
+        refused("PGRST_DB_SCHEMAS", "public,pg_catalog");
+        refused("PGRST_DB_SCHEMAS", "a,a");
+        refused("REST_UPSTREAM", "rest:3000");
+        refused("REST_UPSTREAM", "http://user@rest:3000");
+        refused("REST_UPSTREAM", "http://rest:3000/?a=b");
+        refused("WALCAST_REST_SERVE", "perhaps");
         refused("UPSTREAM_SUPABASE_URL", "ref.supabase.co");
         refused("UPSTREAM_SUPABASE_URL", "https://ref.supabase.co/rest/v1");
         refused("UPSTREAM_SUPABASE_URL", "https://user:password@ref.supabase.co");

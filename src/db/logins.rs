@@ -30,10 +30,15 @@ pub const ORPHAN_AGE: Duration = Duration::from_mins(15);
 const REPLICATION_CONNECTIONS: usize = 6;
 
 /// Connections of the check login besides its pools: for each role its own, with two that hold an
-/// older snapshot, and one for the catalog, one for watching the server and one that ends a hung
-/// check, with their successors.
-const CHECK_CONNECTIONS: usize = 11;
+/// older snapshot, and one for the catalog, one for watching the server, one that ends a hung
+/// check, one for the names that requests may use and one that hears when these change, with
+/// their successors.
+const CHECK_CONNECTIONS: usize = 15;
 const CHECK_CONNECTIONS_PER_ROLE: usize = 6;
+
+/// Connections of the check login for rows over HTTP besides their pool: one that loads the names, one
+/// that is told of changes to them and one that ends a hung statement, with their successors.
+const REST_CONNECTIONS: usize = 6;
 
 /// How long the server may take to notice that our connections are closed, and how often we look.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -207,6 +212,11 @@ impl Logins {
                 let connections = CHECK_CONNECTIONS
                     + settings.pool_size
                     + settings.channel_pool_size
+                    + if config.serves_rest() {
+                        config.rest.pool_size + REST_CONNECTIONS
+                    } else {
+                        0
+                    }
                     + settings.roles.len() * CHECK_CONNECTIONS_PER_ROLE;
                 pair.push(Credentials { name, verifier, kind: Kind::Check, connections });
             }

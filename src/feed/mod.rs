@@ -84,6 +84,9 @@ pub struct Status {
     pub held: AtomicBool,
     /// The server answered when it was last asked how it is.
     pub answers: AtomicBool,
+    /// How often tables, types or functions may have changed: counted once such a commit can be
+    /// seen by new snapshots, and before anything of it, or after it, is published.
+    pub catalog_changes: AtomicU64,
     /// End of the last published commit.
     published: AtomicU64,
     /// End of the server's log, when it was last asked.
@@ -258,6 +261,7 @@ impl Feed {
         let mut reader = Reader::new(live_from, place.within, self.payload_bytes_max);
         let mut memory = Memory::default();
         // Whatever was cached may have changed while nobody read the log.
+        self.status.catalog_changes.fetch_add(1, Ordering::Release);
         self.catalog.forget_all();
         self.catalog.forget_definers();
         self.authorizer.forget(None);

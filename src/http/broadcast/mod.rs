@@ -13,7 +13,6 @@
 //! the claims, and a token has no business in a setting, a log line or an error of Postgres.
 
 mod batch;
-mod body;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -32,6 +31,7 @@ use tokio::task::yield_now;
 use tokio::time::timeout;
 use tracing::warn;
 
+use super::body::{Incoming, READ_ON_MAX, Unread};
 use super::{Gate, Service, error, message};
 use crate::auth::Claims;
 use crate::auth::access::{self, Access};
@@ -46,17 +46,12 @@ use crate::topic::Topic;
 use crate::transport::admit::Admit;
 use crate::transport::websocket::Room;
 use batch::{Errors, INVALID, Message, TOO_LARGE, TOO_LONG, Unusable};
-use body::{Incoming, Unread};
 
 /// Messages of one batch between two chances for others to run on this thread.
 const TURN_MESSAGES: usize = 100;
 
 /// How long the policies of one batch may take together: each private topic is asked about once.
 const CHECKS_TIME_MAX: Duration = Duration::from_secs(10);
-
-/// How many times as large as any that is wanted a body may be, and still be read to its end
-/// before its sender is told that it is refused.
-const READ_ON_MAX: u64 = 4;
 
 /// Headers with credentials, which policies do not get to see.
 const CREDENTIALS: [HeaderName; 5] = [
@@ -67,7 +62,8 @@ const CREDENTIALS: [HeaderName; 5] = [
     HeaderName::from_static("x-api-key"),
 ];
 
-const API_KEY: HeaderName = HeaderName::from_static("apikey");
+/// Header of a key or token of somebody who has not signed in.
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("apikey");
 
 /// What is said over HTTP, and by whom.
 pub struct Broadcasts {
@@ -444,7 +440,7 @@ fn still_valid(claims: &Claims) -> Result<(), Refused> {
 }
 
 /// The token of a request. A bearer's wins; who names another scheme, or two of them, has none.
-fn token(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn token(headers: &HeaderMap) -> Option<&str> {
     let one = |name: &HeaderName| {
         let mut values = headers.get_all(name).iter();
         match (values.next(), values.next()) {

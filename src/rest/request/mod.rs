@@ -7,12 +7,19 @@
 
 mod body;
 mod media;
+mod pairs;
 mod preferences;
 mod query;
+mod target;
 
 pub use body::Body;
 pub use media::Media;
-pub use preferences::{Handling, Missing, Preferences, Resolution, Return};
+pub use pairs::{Pairs, arguments, pairs};
+pub use preferences::{
+    Handling, Missing, Preference, Preferences, Resolution, Return, Transaction,
+};
+pub use query::filter;
+pub use target::{Target, Verb, profile};
 
 /// What the query string says about the target and what is embedded in it.
 #[derive(Debug, Clone, PartialEq, Default)]
