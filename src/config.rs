@@ -102,7 +102,8 @@ pub struct Database {
     /// Milliseconds between the two snapshots of the recent past that decide who could see a row
     /// before it was deleted. Each is held for two intervals. Default 400, 50 to 5000.
     pub snapshot_interval_ms: u64,
-    /// Connections for the checks of private channels. Default 4, 1 to 100.
+    /// Connections for the checks of private channels; each client has one at a time. Default 4,
+    /// 1 to 100.
     pub channel_pool_size: usize,
     /// Milliseconds that such a check may wait for one of them (`IncreaseConnectionPool`). Default
     /// 5000, 100 to 60000; clients wait 10 s for a join.
