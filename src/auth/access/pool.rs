@@ -54,7 +54,8 @@ impl Session {
         let sql = include_str!("../../../sql/access/prober.sql");
         let roles = roles.to_vec();
         // One message there and one back, as everything on these connections.
-        let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&roles, Type::TEXT_ARRAY)];
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&roles, Type::TEXT_ARRAY), (&false, Type::BOOL)];
         let answer = timeout(login.timeout(), client.query_typed(sql, &parameters)).await;
         let rows = answer.map_err(|error| Error::Unavailable(error.into()))?;
         let rows = rows.map_err(unavailable)?;
