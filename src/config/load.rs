@@ -659,6 +659,9 @@ fn ignored(environment: &BTreeMap<String, String>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Deref;
+    use std::path::PathBuf;
+
     use super::*;
 
     const SECRET: &str = "a-secret-of-thirty-two-bytes-or-more";
@@ -679,7 +682,24 @@ mod tests {
         error
     }
 
-    fn file(text: &str) -> std::path::PathBuf {
+    /// A file that goes with its value.
+    struct File(PathBuf);
+
+    impl Drop for File {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    impl Deref for File {
+        type Target = Path;
+
+        fn deref(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    fn file(text: &str) -> File {
         use std::sync::atomic::{AtomicU32, Ordering};
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
@@ -689,7 +709,7 @@ mod tests {
         );
         let path = std::env::temp_dir().join(name);
         std::fs::write(&path, text).unwrap();
-        path
+        File(path)
     }
 
     #[test]
