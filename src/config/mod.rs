@@ -2,11 +2,16 @@
 //!
 //! In:     built-in defaults, then a TOML file, then the environment, then flags; later ones win.
 //! Out:    [`Config`], validated. Environment names are `WALCAST_<SECTION>_<FIELD>`, with the
-//!         shorter and the official container's names besides (`config/load.rs`); a secret may
+//!         shorter and the official container's names besides (`environment`); a secret may
 //!         also stand in a file named by `<NAME>_FILE`.
 //! Never:  secrets from the command line; a setting that is accepted and then ignored.
 
+mod bounds;
+mod environment;
 mod load;
+mod paths;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -595,6 +600,10 @@ pub enum Error {
         /// What is wrong and what would be right.
         problem: String,
     },
+}
+
+fn invalid(name: impl Into<String>, problem: impl Into<String>) -> Error {
+    Error::Invalid { name: name.into(), problem: problem.into() }
 }
 
 impl Replication {
