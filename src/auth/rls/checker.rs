@@ -301,6 +301,11 @@ pub(super) async fn connect(
     Ok(client)
 }
 
+/// A statement with the part that it shares with others.
+fn whole(sql: &str) -> String {
+    sql.replace(":logged", include_str!("../../../sql/rls_logged.sql").trim_end())
+}
+
 impl Checker {
     pub(super) async fn connect(
         login: &Login,
@@ -310,11 +315,11 @@ impl Checker {
         timeout: Duration,
     ) -> Result<Self, Error> {
         let client = connect(login, "walcast check", search_path, timeout).await?;
-        let facts = include_str!("../../../sql/rls_table.sql");
-        let facts = client.prepare_typed(facts, &[Type::OID, Type::TEXT_ARRAY]);
+        let facts = whole(include_str!("../../../sql/rls_table.sql"));
+        let facts = client.prepare_typed(&facts, &[Type::OID, Type::TEXT_ARRAY]);
         let facts = facts.await.map_err(unanswered)?;
-        let untold = include_str!("../../../sql/rls_untold.sql");
-        let untold = client.prepare_typed(untold, &[Type::OID_ARRAY, Type::TEXT_ARRAY]);
+        let untold = whole(include_str!("../../../sql/rls_untold.sql"));
+        let untold = client.prepare_typed(&untold, &[Type::OID_ARRAY, Type::TEXT_ARRAY]);
         let untold = untold.await.map_err(unanswered)?;
         let cancel = client.cancel_token();
         let (login, tables) = (login.clone(), HashMap::new());
