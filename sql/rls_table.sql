@@ -5,7 +5,7 @@
 --         facts text  a JSON object, equal text for equal facts: what was compiled from it holds
 --                     for as long as this statement gives the same text
 -- parts:  "logged" is rls_logged.sql
--- caller: auth/rls/checker.rs, as the subscriber's role, before and after each check
+-- caller: auth/rls/checker/, as the subscriber's role, before and after each check
 -- needs:  PostgreSQL 14+, any role that may read pg_policy, pg_depend, pg_proc, pg_roles
 with recursive memberships as (
     select m.roleid, m.member, m.xmin::text as version

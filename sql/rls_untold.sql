@@ -4,7 +4,7 @@
 -- out:    one row
 --         untold boolean
 -- parts:  "logged" is rls_logged.sql
--- caller: auth/rls/checker.rs, after a question about the past
+-- caller: auth/rls/checker/, after a question about the past
 -- needs:  PostgreSQL 14+, any role
 select exists (
     select
