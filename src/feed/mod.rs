@@ -13,6 +13,7 @@ mod memory;
 mod messages;
 mod place;
 mod reader;
+mod written;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +33,7 @@ use crate::telemetry;
 use crate::wal::{self, Format, WalStream};
 
 pub use filters::Filters;
+pub use written::{Write, Writes};
 
 use decide::Unanswered;
 use memory::{Memory, Roots};
@@ -82,6 +84,9 @@ pub struct Status {
     pub held: AtomicBool,
     /// The server answered when it was last asked how it is.
     pub answers: AtomicBool,
+    /// How often tables, types or functions may have changed: counted once such a commit can be
+    /// seen by new snapshots, and before anything of it, or after it, is published.
+    pub catalog_changes: AtomicU64,
     /// End of the last published commit.
     published: AtomicU64,
     /// End of the server's log, when it was last asked.
@@ -134,6 +139,8 @@ pub struct Feed {
     pub status: Arc<Status>,
     /// Becomes true once changes committed from now on are certain to be delivered.
     pub ready: watch::Sender<bool>,
+    /// Whoever waits for a write of his.
+    pub writes: Writes,
     /// Called when changes are lost for good: every subscriber has to read its rows again.
     pub gap: Gap,
 }
@@ -254,6 +261,7 @@ impl Feed {
         let mut reader = Reader::new(live_from, place.within, self.payload_bytes_max);
         let mut memory = Memory::default();
         // Whatever was cached may have changed while nobody read the log.
+        self.status.catalog_changes.fetch_add(1, Ordering::Release);
         self.catalog.forget_all();
         self.catalog.forget_definers();
         self.authorizer.forget(None);
@@ -322,6 +330,9 @@ impl Feed {
                     }
                 }
                 self.report_refused(segment.messages_refused, &mut memory);
+                for (id, end) in &segment.written {
+                    self.writes.published(id, *end);
+                }
                 if let Some(last) = segment.last() {
                     place.within = Some(last);
                 }
