@@ -25,7 +25,7 @@ use crate::config::{self, Config};
 use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
-use crate::feed::{Feed, Filters, Gap, Status};
+use crate::feed::{Feed, Filters, Gap, Status, Writes};
 use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, router};
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
@@ -161,6 +161,7 @@ async fn serve(
     let per_client = config.limits.connections_per_ip_max;
     let connections = Connections::with_client_limit(&config.server, per_client);
     let everybody = Arc::clone(&connections);
+    let writes = Writes::default();
     let feed = Feed {
         login: logins.replication.clone(),
         replication: config.replication.clone(),
@@ -172,6 +173,7 @@ async fn serve(
         hub: Arc::clone(&hub),
         status: Arc::clone(&status),
         ready,
+        writes: writes.clone(),
         // Told to reconnect, clients subscribe again, and then read what they show.
         gap: Gap(Box::new(move || everybody.close_all(CloseReason::Shutdown))),
     };

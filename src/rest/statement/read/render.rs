@@ -168,12 +168,12 @@ impl<'s> Renderer<'s> {
         &mut self,
         filters: &[Filter<'_>],
         word: &str,
-        none: &str,
+        empty: &str,
         node: &Node<'_>,
         alias: Alias,
     ) {
         if filters.is_empty() {
-            self.sql.push(none);
+            self.sql.push(empty);
         }
         for (position, filter) in filters.iter().enumerate() {
             self.sql.push(if position == 0 { "" } else { word }).push("(");

@@ -2,11 +2,16 @@
 //!
 //! In:     built-in defaults, then a TOML file, then the environment, then flags; later ones win.
 //! Out:    [`Config`], validated. Environment names are `WALCAST_<SECTION>_<FIELD>`, with the
-//!         shorter and the official container's names besides (`config/load.rs`); a secret may
+//!         shorter and the official container's names besides (`environment`); a secret may
 //!         also stand in a file named by `<NAME>_FILE`.
 //! Never:  secrets from the command line; a setting that is accepted and then ignored.
 
+mod bounds;
+mod environment;
 mod load;
+mod paths;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -104,7 +109,8 @@ pub struct Database {
     /// Milliseconds between the two snapshots of the recent past that decide who could see a row
     /// before it was deleted. Each is held for two intervals. Default 400, 50 to 5000.
     pub snapshot_interval_ms: u64,
-    /// Connections for the checks of private channels. Default 4, 1 to 100.
+    /// Connections for the checks of private channels; each client has one at a time. Default 4,
+    /// 1 to 100.
     pub channel_pool_size: usize,
     /// Milliseconds that such a check may wait for one of them (`IncreaseConnectionPool`). Default
     /// 5000, 100 to 60000; clients wait 10 s for a join.
@@ -702,6 +708,10 @@ impl Config {
             RestService::Off => false,
         }
     }
+}
+
+fn invalid(name: impl Into<String>, problem: impl Into<String>) -> Error {
+    Error::Invalid { name: name.into(), problem: problem.into() }
 }
 
 impl Replication {
