@@ -22,6 +22,7 @@ mod private;
 mod protocol;
 mod rest_call;
 mod rest_schema;
+mod rest_syntax;
 mod rest_write;
 mod rls;
 mod rls_differential;

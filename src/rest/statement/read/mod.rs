@@ -19,7 +19,7 @@ mod filter;
 mod relationship;
 mod render;
 mod resolve;
-mod similar;
+pub(super) mod similar;
 #[cfg(test)]
 mod tests;
 

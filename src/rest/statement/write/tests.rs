@@ -114,9 +114,7 @@ fn what_is_returned_is_what_is_asked_for_and_the_key_of_a_location() {
     let text = render(insert(&body), &query, |writing| writing.form = Form::Array);
     assert!(text.contains(r#" returning "title", "made") select"#), "{text}");
     assert!(
-        text.contains(
-            r#"(select t0."made" as "made", t0."title" as "name" from "source" as t0"#
-        ),
+        text.contains(r#"(select t0."made" as "made", t0."title" as "name" from "source" as t0"#),
         "{text}"
     );
     let text = render(insert(&body), &query, |writing| writing.wants_location = true);
