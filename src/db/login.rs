@@ -6,13 +6,15 @@
 //! Never:  a password in `Debug`, in an error or in a log.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::config::{ChannelBinding, Host, SslMode, SslNegotiation};
-use tokio_postgres::{CancelToken, Client, NoTls};
+use tokio_postgres::{AsyncMessage, CancelToken, Client, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::tls::{self, Demand, Tls};
@@ -239,6 +241,31 @@ impl Login {
         .await
     }
 
+    /// As [`Self::connect`], and each notification's payload is told to `heard`, which is dropped
+    /// when the connection ends.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] or [`Error::Timeout`].
+    pub async fn connect_listening(
+        &self,
+        name: &str,
+        heard: impl FnMut(&str) + Send + 'static,
+    ) -> Result<Client, Error> {
+        let mut config = self.config.clone();
+        config.application_name(name);
+        self.within(Box::pin(async {
+            if self.tls.demand() == Demand::Never {
+                let (client, connection) = config.connect(NoTls).await?;
+                tokio::spawn(hear(connection, heard));
+                return Ok(client);
+            }
+            let (client, connection) = config.connect(self.connector()).await?;
+            tokio::spawn(hear(connection, heard));
+            Ok(client)
+        }))
+        .await
+    }
+
     /// Asks the server to give up what a connection of this login is doing, over a link encrypted
     /// and checked like that connection's. Whether it does shows there.
     ///
@@ -265,6 +292,19 @@ impl Login {
     ) -> Result<T, Error> {
         let connected = tokio::time::timeout(self.timeout, connecting).await;
         connected.map_err(|_| Error::Timeout(self.timeout))?.map_err(Error::Connect)
+    }
+}
+
+/// Drives a connection until it ends.
+async fn hear<S, T>(mut connection: Connection<S, T>, mut heard: impl FnMut(&str))
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+        if let AsyncMessage::Notification(notification) = message {
+            heard(notification.payload());
+        }
     }
 }
 

@@ -30,9 +30,10 @@ pub const ORPHAN_AGE: Duration = Duration::from_mins(15);
 const REPLICATION_CONNECTIONS: usize = 6;
 
 /// Connections of the check login besides its pools: for each role its own, with two that hold an
-/// older snapshot, and one for the catalog, one for watching the server and one that ends a hung
-/// check, with their successors.
-const CHECK_CONNECTIONS: usize = 11;
+/// older snapshot, and one for the catalog, one for watching the server, one that ends a hung
+/// check, one for the names that requests may use and one that hears when these change, with
+/// their successors.
+const CHECK_CONNECTIONS: usize = 15;
 const CHECK_CONNECTIONS_PER_ROLE: usize = 6;
 
 /// How long the server may take to notice that our connections are closed, and how often we look.

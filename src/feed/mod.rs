@@ -82,6 +82,9 @@ pub struct Status {
     pub held: AtomicBool,
     /// The server answered when it was last asked how it is.
     pub answers: AtomicBool,
+    /// How often tables, types or functions may have changed: counted once such a commit can be
+    /// seen by new snapshots, and before anything of it, or after it, is published.
+    pub catalog_changes: AtomicU64,
     /// End of the last published commit.
     published: AtomicU64,
     /// End of the server's log, when it was last asked.
@@ -249,6 +252,7 @@ impl Feed {
         }
         let live_from = place.live_from.unwrap_or_default();
         self.status.attached.store(true, Ordering::Relaxed);
+        self.status.catalog_changes.fetch_add(1, Ordering::Release);
         self.ready.send_replace(true);
         metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
         let mut reader = Reader::new(live_from, place.within, self.payload_bytes_max);

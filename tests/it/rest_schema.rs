@@ -1,28 +1,42 @@
 //! The picture that REST requests are resolved against, and how it keeps up with the database.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use tokio_postgres::Client;
-use walcast::db::Login;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_util::sync::CancellationToken;
+use walcast::auth::rls::Authorizer;
+use walcast::catalog::Catalog;
+use walcast::config::{Config, Secret};
+use walcast::db::logins::Logins;
+use walcast::db::{Login, install};
+use walcast::feed::{Feed, Filters, Gap, Status};
+use walcast::hub::Hub;
+use walcast::rest::Problem;
 use walcast::rest::schema::{
-    self, Column, ForeignKey, Function, Relation, Returns, Schema, Volatility,
+    self, Column, ForeignKey, Function, Relation, Returns, Schema, Schemas, Volatility,
 };
 
 use crate::cluster::Database;
 
-/// The login of this file: it may do nothing but connect.
+/// How long anything may take before a test fails.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A login of this database alone, which may do nothing but connect.
 async fn login(database: &Database) -> Login {
-    // Roles are the cluster's: other tests of this file may make it at the same moment.
-    let make = "begin; select pg_advisory_xact_lock(7009);
-        do $$ begin
-            if not exists (select from pg_roles where rolname = 'rest_schema_login') then
-                create role rest_schema_login login noinherit;
-            end if;
-        end $$;
-        commit;";
-    database.client().await.batch_execute(make).await.unwrap();
-    let url = database.url.replace("postgres@", "rest_schema_login@");
+    let name = format!("rest_schema_{}", database.name);
+    let make = format!(
+        "do $$ begin
+            create role {name} login noinherit;
+        exception when duplicate_object then null;
+        end $$"
+    );
+    database.client().await.batch_execute(&make).await.unwrap();
+    let url = database.url.replace("postgres@", &format!("{name}@"));
     Login::parse(&url, Duration::from_secs(10)).unwrap()
 }
 
@@ -161,4 +175,634 @@ async fn a_table_is_told_as_it_is() {
         let named = admin.query_one("select $1::text::regtype::oid", &[&&**sql]).await.unwrap();
         assert_eq!(named.get::<_, u32>(0), column.type_oid, "{sql}");
     }
+}
+
+const KEYS: &str = r#"
+    create schema hidden;
+    create table hidden.secret (id int primary key);
+    create table author (id int primary key, name text);
+    create table book (
+        id int primary key, author int references author, editor int not null references author,
+        secret int references hidden.secret, part_of int references book
+    );
+    create table passport (id int primary key, author int unique references author);
+    create table store (country text, number int, primary key (country, number));
+    create table shelf (
+        book int references book, store_country text, store_number int,
+        primary key (store_number, book, store_country),
+        constraint "shelf's store" foreign key (store_country, store_number) references store
+    );
+    create table sale (id int, day date, book int references book, primary key (id, day))
+        partition by range (day);
+    create table sale_2020 partition of sale for values from ('2020-01-01') to ('2021-01-01');
+    create table refund (id int primary key, sale int, day date, foreign key (sale, day) references sale);
+"#;
+
+#[tokio::test]
+async fn foreign_keys_are_told_at_both_ends() {
+    let (_database, _admin, schema) = picture(KEYS, &["public", "no such schema"]).await;
+    assert_eq!(
+        keys_of(&schema, "book"),
+        [
+            "book_author_fkey: book(author) > author(id)",
+            "book_editor_fkey: book(editor) > author(id)",
+            "book_part_of_fkey: book(part_of) > book(id)",
+            "sale_book_fkey: sale(book) > book(id)",
+            "shelf_book_fkey: shelf(book) > book(id) junction",
+        ]
+    );
+    assert_eq!(
+        keys_of(&schema, "author"),
+        [
+            "book_author_fkey: book(author) > author(id)",
+            "book_editor_fkey: book(editor) > author(id)",
+            "passport_author_fkey: passport(author) > author(id) 1:1",
+        ]
+    );
+    let store = "shelf's store: shelf(store_country store_number) > store(country number) junction";
+    assert_eq!(keys_of(&schema, "store"), [store]);
+    let of_sale = [
+        "refund_sale_day_fkey: refund(sale day) > sale(id day)",
+        "sale_book_fkey: sale(book) > book(id)",
+    ];
+    assert_eq!(keys_of(&schema, "sale"), of_sale);
+    assert_eq!(keys_of(&schema, "refund"), of_sale[..1]);
+    // A part is a table of its own, and has nothing of what is said of the whole.
+    assert_eq!(keys_of(&schema, "sale_2020"), [""; 0]);
+    assert_eq!(names(&relation(&schema, "sale_2020").primary_key), ["id", "day"]);
+    assert!(relation(&schema, "sale_2020").is_partition);
+    assert!(!relation(&schema, "sale").is_partition);
+    assert!(schema.relation("hidden", "secret").is_none());
+    assert!(schema.relation("pg_catalog", "pg_class").is_none());
+}
+
+#[tokio::test]
+async fn views_have_the_keys_of_the_tables_whose_columns_they_show() {
+    let views = r#"
+        create view "Bücher" as
+            select b.id as ":resno", b.author as "von (wem\", upper('x') as shout, b.part_of
+            from book as b order by random();
+        create view hidden.inner as select author as who, id as what from book;
+        create view outer_view as select i.what, i.who, i.who as whom from hidden.inner as i;
+        create view with_cte as with x as (select * from author) select x.* from x;
+        create view joined as
+            select b.id as book_id, a.id as author_id, b.author
+            from book as b left join author as a on a.id = b.author;
+        create view changed as select id + 0 as id, author::bigint as author from book;
+        create view united as select id from author union all select id from book;
+        create view grouped as select author, count(*) from book group by author;
+        create materialized view kept as select id, author from book;
+        create view shelf_view as select * from shelf;
+    "#;
+    let (_database, admin, schema) = picture(&format!("{KEYS};{views}"), &["public"]).await;
+    assert!(relation(&schema, "Bücher").is_view);
+    assert_eq!(names(&relation(&schema, "Bücher").primary_key), [":resno"]);
+    let keys = keys_of(&schema, "Bücher");
+    for expected in [
+        "book_author_fkey: Bücher(von (wem\\) > author(id)",
+        "book_author_fkey: Bücher(von (wem\\) > with_cte(id)",
+        "book_part_of_fkey: Bücher(part_of) > Bücher(:resno)",
+        "book_part_of_fkey: Bücher(part_of) > book(id)",
+        "book_part_of_fkey: book(part_of) > Bücher(:resno)",
+        "shelf_book_fkey: shelf(book) > Bücher(:resno) junction",
+        "shelf_book_fkey: shelf_view(book) > Bücher(:resno) junction",
+    ] {
+        assert!(keys.contains(&expected.to_owned()), "{expected} is not in {keys:#?}");
+    }
+    assert!(!keys.iter().any(|key| key.starts_with("book_editor_fkey")), "{keys:#?}");
+    assert_eq!(names(&relation(&schema, "outer_view").primary_key), ["what"]);
+    let keys = keys_of(&schema, "outer_view");
+    assert!(keys.contains(&"book_author_fkey: outer_view(who) > author(id)".into()), "{keys:#?}");
+    assert!(keys.contains(&"book_author_fkey: outer_view(whom) > author(id)".into()), "{keys:#?}");
+    let mut both = names(&relation(&schema, "joined").primary_key);
+    both.sort_unstable();
+    assert_eq!(both, ["author_id", "book_id"]);
+    assert!(
+        keys_of(&schema, "kept").contains(&"book_author_fkey: kept(author) > author(id)".into())
+    );
+    let keys = keys_of(&schema, "grouped");
+    assert!(keys.contains(&"book_author_fkey: grouped(author) > author(id)".into()), "{keys:#?}");
+    for none in ["changed", "united"] {
+        assert_eq!(keys_of(&schema, none), [""; 0], "{none}");
+        assert_eq!(names(&relation(&schema, none).primary_key), [""; 0], "{none}");
+    }
+    assert_eq!(
+        names(&relation(&schema, "shelf_view").primary_key),
+        ["store_number", "book", "store_country"]
+    );
+
+    // Postgres is the oracle: what a view's column is, joined by the key, finds its row.
+    for key in schema.foreign_keys.values().flatten() {
+        let (from, to) = (&schema.by_oid[&key.from], &schema.by_oid[&key.to]);
+        let types = |relation: &Relation, columns: &[Box<str>]| -> Vec<u32> {
+            columns.iter().map(|name| relation.column(name).unwrap().type_oid).collect()
+        };
+        assert_eq!(types(from, &key.from_columns), types(to, &key.to_columns), "{}", key.name);
+    }
+    drop(admin);
+}
+
+#[tokio::test]
+async fn what_can_be_written_to_is_told() {
+    let sql = "
+        create table t (id int primary key);
+        create view plain as select id from t;
+        create view fixed as select count(*) from t;
+        create view triggered as select count(*) as n from t;
+        create function f() returns trigger language plpgsql as 'begin return new; end';
+        create trigger make instead of insert on triggered for each row execute function f();
+        create materialized view kept as select 1 as a;
+        create foreign data wrapper broken; create server s foreign data wrapper broken;";
+    let (database, admin, schema) = picture(sql, &["public"]).await;
+    let told = |schema: &Schema, name: &str| {
+        let relation = relation(schema, name);
+        (relation.insertable, relation.updatable, relation.deletable)
+    };
+    assert_eq!(told(&schema, "t"), (true, true, true));
+    assert_eq!(told(&schema, "plain"), (true, true, true));
+    assert_eq!(told(&schema, "fixed"), (false, false, false));
+    assert_eq!(told(&schema, "triggered"), (true, false, false));
+    assert_eq!(told(&schema, "kept"), (false, false, false));
+
+    // A wrapper that cannot be asked hides nothing else; what is not known is left to Postgres.
+    admin.batch_execute("create foreign table far (a int) server s").await.unwrap();
+    let schema = load(&database, &["public"]).await;
+    assert_eq!(told(&schema, "far"), (true, true, true));
+    assert_eq!(told(&schema, "fixed"), (true, true, true));
+}
+
+#[tokio::test]
+async fn what_somebody_is_altering_holds_up_nothing() {
+    let sql = "create table t (id int default 7, g int generated always as (id + 1) stored);
+        create view v as select * from t; create view fixed as select count(*) from t";
+    let (database, admin, _) = picture(sql, &["public"]).await;
+    let open = "begin; alter table t alter id set default 8; alter view v rename to w";
+    admin.batch_execute(open).await.unwrap();
+    let began = Instant::now();
+    let schemas = Schemas::new(login(&database).await, &["public".into()], Arc::default());
+    let schema = timeout(DEADLINE, schemas.current()).await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let id = relation(&schema, "t").column("id").unwrap();
+    assert_eq!(id.default.as_deref(), Some("7"));
+    assert!(relation(&schema, "v").insertable && relation(&schema, "fixed").insertable);
+    admin.batch_execute("commit").await.unwrap();
+    // What could not be asked then is asked when it can.
+    until(&schemas, |schema| !relation(schema, "fixed").insertable).await;
+}
+
+#[tokio::test]
+async fn functions_are_told_as_they_are_called() {
+    let sql = r#"
+        create schema hidden;
+        create table hidden.thing (id int, "na me" text);
+        create table item (id int primary key, name text);
+        create type pair as (x int, y int);
+        create domain pair_domain as pair;
+        create function "Plus ""ü"(a int, "b c" int default 2, variadic rest int[] default '{}')
+            returns int language sql immutable as 'select 1';
+        comment on function "Plus ""ü" is 'adds';
+        create function nothing() returns void language sql as '';
+        create function items() returns setof item language sql stable as 'select * from item';
+        create function thing() returns hidden.thing language sql as 'select null::hidden.thing';
+        create function pair_of(p pair) returns pair_domain language sql as 'select p::pair_domain';
+        create function as_table(inout a int, out b text) language sql as 'select 1, null::text';
+        create function one_column() returns table (a int) language sql as 'select 1';
+        create function unnamed(out int, out text) language sql as 'select 1, null::text';
+        create function single(out int) language sql as 'select 1';
+        create function anything() returns record language sql as 'select 1';
+        create function body(json) returns json language sql as 'select $1';
+        create function array_of(a jsonb[]) returns text[] language sql as 'select null::text[]';
+        create function over(a int) returns int language sql as 'select 1';
+        create function over(a text, b text) returns int language sql as 'select 1';
+        create function unnamed_input(int) returns int language sql as 'select 1';
+        create function half_named(a int, json) returns int language sql as 'select 1';
+        create function fired() returns trigger language plpgsql as 'begin return new; end';
+        create procedure proc(a int) language sql as '';
+        create aggregate total(int) (sfunc = int4pl, stype = int);
+        create function hidden.f() returns int language sql as 'select 1';
+    "#;
+    let (_database, _admin, schema) = picture(sql, &["public"]).await;
+    let plus = function(&schema, "Plus \"ü");
+    assert_eq!(plus.comment.as_deref(), Some("adds"));
+    assert_eq!((plus.volatility, plus.returns_set), (Volatility::Immutable, false));
+    let arguments: Vec<_> = plus
+        .arguments
+        .iter()
+        .map(|a| (&*a.name, &*a.type_sql, a.category, a.has_default, a.is_variadic))
+        .collect();
+    assert_eq!(
+        arguments,
+        [
+            ("a", "integer", 'N', false, false),
+            ("b c", "integer", 'N', true, false),
+            ("rest", "integer[]", 'A', true, true),
+        ]
+    );
+    let scalar = |type_sql: &str, base: &str| Returns::Scalar {
+        type_sql: type_sql.into(),
+        base_type: base.into(),
+    };
+    assert_eq!(plus.returns, scalar("integer", "integer"));
+    assert_eq!(function(&schema, "nothing").returns, Returns::Void);
+    let items = function(&schema, "items");
+    assert_eq!((items.returns_set, items.volatility), (true, Volatility::Stable));
+    let item = relation(&schema, "item");
+    let row = Returns::Row { relation: item.oid, columns: item.columns.clone() };
+    assert_eq!(items.returns, row);
+    let Returns::Row { relation, columns } = &function(&schema, "thing").returns else { panic!() };
+    assert_eq!(column_names(columns), ["id", "na me"]);
+    assert!(!schema.by_oid.contains_key(relation));
+    let pair = function(&schema, "pair_of");
+    let Returns::Row { columns, .. } = &pair.returns else { panic!("{pair:?}") };
+    assert_eq!(column_names(columns), ["x", "y"]);
+    assert_eq!((&*pair.arguments[0].base_type, pair.arguments[0].category), ("public.pair", 'C'));
+    let table = |name: &str| {
+        let Returns::Table { columns } = &function(&schema, name).returns else { panic!("{name}") };
+        columns.iter().map(|c| format!("{} {}", c.name, c.type_sql)).collect::<Vec<_>>()
+    };
+    assert_eq!(table("as_table"), ["a integer", "b text"]);
+    assert_eq!(function(&schema, "as_table").arguments.len(), 1);
+    assert_eq!(table("one_column"), ["a integer"]);
+    assert!(function(&schema, "one_column").returns_set);
+    assert_eq!(table("unnamed"), ["column1 integer", "column2 text"]);
+    assert_eq!(function(&schema, "single").returns, scalar("integer", "integer"));
+    assert_eq!(function(&schema, "anything").returns, Returns::Record);
+    assert_eq!(&*function(&schema, "body").arguments[0].name, "");
+    assert_eq!(function(&schema, "array_of").returns, scalar("text[]", "text[]"));
+    assert_eq!(schema.functions("public", "over").len(), 2);
+    for none in ["unnamed_input", "half_named", "fired", "proc", "total", "f"] {
+        assert!(schema.functions("public", none).is_empty(), "{none}");
+    }
+}
+
+/// Waits until `fits` of the picture of now.
+async fn until(schemas: &Schemas, fits: impl Fn(&Schema) -> bool) -> Arc<Schema> {
+    let wait = async {
+        loop {
+            let schema = schemas.current().await.unwrap();
+            if fits(&schema) {
+                return schema;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, wait).await.expect("the picture in time")
+}
+
+/// All of a picture that two of the same catalogs have in common.
+fn content(schema: &Schema) -> String {
+    let mut relations: Vec<_> = schema.relations.values().collect();
+    relations.sort_by_key(|relation| relation.oid);
+    let mut functions: Vec<_> = schema.functions.values().flatten().collect();
+    functions.sort_by_key(|function| function.oid);
+    let mut keys: Vec<_> = schema.foreign_keys.values().flatten().collect();
+    keys.sort_by_key(|key| (&key.name, key.from, key.to));
+    let mut text = String::new();
+    write!(text, "{relations:#?} {functions:#?} {keys:#?}").unwrap();
+    text
+}
+
+/// Whatever changes the picture must change the fingerprint; nothing else does every day.
+#[tokio::test]
+async fn each_change_is_noticed_by_comparing_and_nothing_else_is() {
+    let sql = "
+        create schema hidden; create schema extension;
+        create type hidden.mood as enum ('a');
+        create domain hidden.code as text;
+        create table t (id int primary key, b text, m hidden.mood, c hidden.code, s serial);
+        create table other (id int primary key, t int);
+        create table hidden.base (id int, t int);
+        create view v as select id, t from hidden.base;
+        create view w as select count(*) from t;
+        create materialized view kept as select 1 as a;
+        create function f(a int) returns int language sql as 'select 1';
+        create function hidden.default_of() returns text language sql as $$select 'x'$$;
+        alter table t alter b set default hidden.default_of();
+        create function fire() returns trigger language plpgsql as 'begin return new; end';
+        create table parted (id int) partition by list (id);
+        create table part (id int);
+        create function rows() returns setof hidden.base language sql as 'select null::hidden.base';";
+    let (database, admin, _) = picture(sql, &["public"]).await;
+    let status = Arc::new(Status::default());
+    let names = ["public".into(), "late".into()];
+    let schemas = Schemas::new(login(&database).await, &names, Arc::clone(&status));
+    // As if the feed had seen something.
+    let compared = async || {
+        status.catalog_changes.fetch_add(1, Ordering::Release);
+        timeout(DEADLINE, schemas.current()).await.unwrap().unwrap()
+    };
+    let mut seen = schemas.current().await.unwrap();
+    for change in [
+        "create table fresh (id int)",
+        "alter table fresh rename to renamed",
+        "alter table renamed set schema hidden",
+        "alter table hidden.renamed set schema public",
+        "drop table renamed",
+        "drop table other; create table other (id int primary key, t int)",
+        "alter table t add column added int",
+        "alter table t rename column added to re_named",
+        "alter table t alter re_named type bigint",
+        "alter table t alter re_named set not null",
+        "alter table t alter re_named set default 1",
+        "alter table t alter re_named set default 2",
+        "alter table t alter re_named drop default",
+        "alter table t drop column re_named",
+        "alter table t alter b type varchar(9)",
+        "alter table t alter b type varchar(10)",
+        "alter sequence t_s_seq rename to re_named_seq",
+        "alter function hidden.default_of set schema extension",
+        "alter type hidden.mood add value 'b'",
+        "alter type hidden.mood rename value 'a' to 'z'",
+        "alter type hidden.mood rename to humour",
+        "alter type hidden.humour set schema extension",
+        "alter schema extension rename to extensions",
+        "alter domain hidden.code set default 'x'",
+        "alter domain hidden.code set not null",
+        "alter table other add constraint fk foreign key (t) references t",
+        "alter table other rename constraint fk to fk2",
+        "alter table other add unique (t)",
+        "alter table other drop constraint other_t_key",
+        "alter table other drop constraint fk2",
+        "alter table hidden.base add primary key (id)",
+        "alter table hidden.base add foreign key (t) references t",
+        "create or replace view v as select id, t, 1 as more from hidden.base",
+        "create trigger it instead of insert on w for each row execute function fire()",
+        "drop trigger it on w",
+        "comment on table t is 'x'",
+        "comment on column t.b is 'x'",
+        "comment on function f is 'x'",
+        "comment on table t is null",
+        "create or replace function f(a int) returns int language sql stable as 'select 1'",
+        "create or replace function f(a int default 1) returns int language sql stable as 'select 1'",
+        "create function f(a int, b int) returns int language sql as 'select 1'",
+        "drop function f(int); create function f(b int) returns text language sql as 'select null'",
+        "alter function f(int) rename to g",
+        "alter table hidden.base rename column t to u",
+        "alter table parted attach partition part for values in (1)",
+        "alter table parted detach partition part",
+        "alter table t drop constraint t_pkey cascade",
+        "create schema late; create table late.t (id int)",
+        "alter schema late rename to later",
+    ] {
+        let before = content(&seen);
+        admin.batch_execute(change).await.unwrap();
+        let newer = compared().await;
+        assert!(newer.number > seen.number, "not noticed: {change}");
+        assert_ne!(content(&newer), before, "nothing changed by: {change}");
+        seen = newer;
+    }
+    for same in [
+        "insert into t values (1)",
+        "truncate other",
+        "analyze",
+        "vacuum t",
+        "refresh materialized view kept",
+        "create temp table t (id int); drop table pg_temp.t",
+        "create function pg_temp.f() returns int language sql as 'select 1'",
+        "grant select on t to public",
+        "create index on t (b)",
+        "alter table t enable row level security",
+        "create policy p on t using (true)",
+    ] {
+        admin.batch_execute(same).await.unwrap();
+        assert_eq!(compared().await.number, seen.number, "read again because of: {same}");
+    }
+    assert_eq!(content(&load(&database, &["public", "late"]).await), content(&seen));
+}
+
+#[tokio::test]
+async fn a_change_that_nobody_tells_of_is_noticed_within_a_moment() {
+    let (database, admin, _) = picture("create table t (id int, b text)", &["public"]).await;
+    let schemas = Schemas::new(login(&database).await, &["public".into()], Arc::default());
+    let first = schemas.current().await.unwrap();
+    let again = schemas.current().await.unwrap();
+    assert!(Arc::ptr_eq(&first, &again));
+    let began = Instant::now();
+    admin.batch_execute("alter table t rename b to c").await.unwrap();
+    let has = |schema: &Schema| column_names(&relation(schema, "t").columns) == ["id", "c"];
+    let newer = until(&schemas, has).await;
+    assert!(newer.number > first.number);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn notify_pgrst_reads_everything_again() {
+    let (database, admin, _) = picture("create table t (id int)", &["public"]).await;
+    let schemas = Schemas::new(login(&database).await, &["public".into()], Arc::default());
+    let listener = format!(
+        "select pid from pg_stat_activity
+         where datname = '{}' and application_name = 'walcast listen' and query = 'listen pgrst'
+             and state = 'idle'",
+        database.name
+    );
+    let listening = async |but: i32| {
+        let wait = async {
+            loop {
+                let rows = admin.query(&listener, &[]).await.unwrap();
+                let pid = rows.iter().map(|row| row.get::<_, i32>(0)).find(|pid| *pid != but);
+                if let Some(pid) = pid {
+                    return pid;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(DEADLINE, wait).await.expect("somebody listens")
+    };
+    let pid = listening(0).await;
+    let mut number = schemas.current().await.unwrap().number;
+    for notify in ["notify pgrst, 'reload schema'", "notify pgrst"] {
+        // More often than once a second it is only compared.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        admin.batch_execute(notify).await.unwrap();
+        number = until(&schemas, |schema| schema.number > number).await.number;
+    }
+
+    // A connection that was lost is made again, and what was missed is looked for.
+    admin.execute("select pg_terminate_backend($1)", &[&pid]).await.unwrap();
+    listening(pid).await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    admin
+        .batch_execute("notify pgrst, 'reload config'; notify pgrst, 'reload schema'")
+        .await
+        .unwrap();
+    until(&schemas, |schema| schema.number > number).await;
+}
+
+/// What the service does with the log, as far as this needs it.
+async fn feed(database: &Database, shutdown: &CancellationToken) -> (Arc<Status>, Logins) {
+    let mut config = Config::default();
+    config.database.url = Secret::new(&*database.url);
+    config.replication.slot.clone_from(&database.name);
+    let owner = Login::parse(&database.url, Duration::from_secs(10)).unwrap();
+    Box::pin(install::install(&owner, &config)).await.unwrap();
+    let logins = Logins::open(&config).await.unwrap();
+    let publications = &config.replication.publications;
+    let check = || logins.check.clone();
+    let status = Arc::new(Status::default());
+    let (ready, mut is_ready) = watch::channel(false);
+    let feed = Feed {
+        login: logins.replication.clone(),
+        replication: config.replication.clone(),
+        changes: config.changes.clone(),
+        payload_bytes_max: config.limits.payload_bytes_max,
+        catalog: Arc::new(Catalog::new(check(), &config.database.roles, publications)),
+        authorizer: Arc::new(Authorizer::new(check(), &config.database, publications)),
+        filters: Filters::new(check(), Duration::from_secs(1)),
+        hub: Arc::new(Hub::new(config.presence.clone())),
+        status: Arc::clone(&status),
+        ready,
+        gap: Gap(Box::new(|| ())),
+    };
+    let token = shutdown.clone();
+    tokio::spawn(async move { feed.run(token).await });
+    timeout(DEADLINE, is_ready.wait_for(|ready| *ready)).await.unwrap().unwrap();
+    (status, logins)
+}
+
+#[tokio::test]
+async fn a_change_seen_in_the_log_is_in_the_next_picture() {
+    let (database, admin, _) = picture("create table t (id int)", &["public"]).await;
+    let shutdown = CancellationToken::new();
+    let (status, logins) = feed(&database, &shutdown).await;
+    let schemas = Schemas::new(logins.check.clone(), &["public".into()], Arc::clone(&status));
+    for number in 0..20 {
+        let before = schemas.current().await.unwrap();
+        let seen = status.catalog_changes.load(Ordering::Acquire);
+        let sql = match number % 4 {
+            0 => format!("alter table t add column c{number} int"),
+            1 => format!("alter table t rename column c{} to c{number}", number - 1),
+            2 => format!("drop table t; create table t (c{number} int)"),
+            _ => format!(
+                "create or replace function f(c{number} int) returns int language sql as 'select 1'; alter table t add c{number} int; drop function f(int)"
+            ),
+        };
+        admin.batch_execute(&sql).await.unwrap();
+        let wait = async {
+            while status.catalog_changes.load(Ordering::Acquire) == seen {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(DEADLINE, wait).await.expect("the feed sees it");
+        let now = timeout(DEADLINE, schemas.current()).await.unwrap().unwrap();
+        assert!(relation(&now, "t").column(&format!("c{number}")).is_some(), "{sql}");
+        assert!(now.number > before.number);
+    }
+    drop(schemas);
+    shutdown.cancel();
+    logins.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn names_that_do_not_exist_are_looked_for_together_and_seldom() {
+    let (database, admin, _) = picture("create table t (id int)", &["public"]).await;
+    let schemas =
+        Arc::new(Schemas::new(login(&database).await, &["public".into()], Arc::default()));
+    let seen = schemas.current().await.unwrap();
+    assert!(schemas.suspect(&seen).await.unwrap().is_none());
+    let began = Instant::now();
+    for _ in 0..5 {
+        let asking = (0..100).map(|_| schemas.suspect(&seen));
+        for answer in futures_util::future::join_all(asking).await {
+            assert!(answer.unwrap().is_none());
+        }
+        // Who finds what he asked for waits for nobody.
+        assert!(Arc::ptr_eq(&schemas.current().await.unwrap(), &seen));
+    }
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(400), "not held back: {took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    admin.batch_execute("drop table t; create table t (id int)").await.unwrap();
+    let newer = schemas.suspect(&seen).await.unwrap().expect("another");
+    assert_ne!(relation(&newer, "t").oid, relation(&seen, "t").oid);
+    // Whoever still has the old one is told at once.
+    let began = Instant::now();
+    let told = schemas.suspect(&seen).await.unwrap().expect("another");
+    assert!(Arc::ptr_eq(&told, &newer), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn all_who_come_at_once_share_one_picture() {
+    let (database, _admin, _) = picture("create table t (id int)", &["public"]).await;
+    let schemas = Schemas::new(login(&database).await, &["public".into()], Arc::default());
+    let all = futures_util::future::join_all((0..50).map(|_| schemas.current())).await;
+    let first = all[0].as_ref().unwrap();
+    assert!(all.iter().all(|schema| Arc::ptr_eq(schema.as_ref().unwrap(), first)));
+}
+
+#[tokio::test]
+async fn without_an_answer_there_is_no_picture_until_there_is_one() {
+    let (database, admin, _) = picture("create table t (id int)", &["public"]).await;
+    let login = login(&database).await;
+    let name = login.user().to_owned();
+    let schemas = Schemas::new(login, &["public".into()], Arc::default());
+    let seen = schemas.current().await.unwrap();
+    let close = format!(
+        "alter role {name} nologin;
+         select pg_terminate_backend(pid) from pg_stat_activity where usename = '{name}';
+         drop table t"
+    );
+    admin.batch_execute(&close).await.unwrap();
+    let error = timeout(DEADLINE, schemas.suspect(&seen)).await.unwrap().unwrap_err();
+    let problem = Problem::from(error);
+    assert_eq!((problem.status.as_u16(), &*problem.code), (503, "PGRST002"));
+    // What was confirmed a moment ago is still good; then nothing is.
+    let wait = async {
+        while schemas.current().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, wait).await.expect("no picture is good for ever");
+    // A flood does not become one of connections: it is told the same at once.
+    let began = Instant::now();
+    for _ in 0..1000 {
+        let _ = schemas.current().await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    admin.batch_execute(&format!("alter role {name} login")).await.unwrap();
+    let wait = async {
+        loop {
+            if let Ok(schema) = schemas.current().await {
+                return schema;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let now = timeout(DEADLINE, wait).await.expect("it comes back");
+    assert!(now.relation("public", "t").is_none());
+
+    // A connection that somebody ended is made again without anybody noticing.
+    let end = format!(
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity
+         where usename = '{name}' and application_name = 'walcast schema'"
+    );
+    let ended = admin.simple_query(&end).await.unwrap();
+    assert!(ended.iter().any(|message| matches!(message, SimpleQueryMessage::Row(_))));
+    assert!(timeout(DEADLINE, schemas.suspect(&now)).await.unwrap().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_thousand_tables_are_read_in_a_moment() {
+    let database = Database::create().await;
+    let admin = database.client().await;
+    for start in (1..=1000).step_by(100) {
+        let make = format!(
+            "do $$ begin
+                for i in {start}..{start} + 99 loop
+                    execute format('create table t%s (id bigint primary key, a text default ''x'',
+                        b int not null, c timestamptz default now(), parent bigint references t%s)',
+                        i, greatest(i - 1, 1));
+                    execute format('create view v%s as select * from t%s', i, i);
+                end loop;
+            end $$"
+        );
+        admin.batch_execute(&make).await.unwrap();
+    }
+    let schemas = Schemas::new(login(&database).await, &["public".into()], Arc::default());
+    let began = Instant::now();
+    let schema = schemas.current().await.unwrap();
+    let took = began.elapsed();
+    assert_eq!(schema.relations.len(), 2000);
+    assert_eq!(keys_of(&schema, "v500").len(), 4);
+    // Half a second alone; this machine may do other things meanwhile.
+    assert!(took < Duration::from_secs(15), "{took:?}");
 }

@@ -22,7 +22,7 @@ impl Media {
     /// The best of what `Accept` asks for, in its order of preference.
     ///
     /// # Errors
-    /// 406 `PGRST107` when none of it can be produced; `PGRST127` for what `PostgREST` could.
+    /// 406 `PGRST107` when none of it can be produced; `PGRST127` for what PostgREST could.
     pub fn choose(headers: &HeaderMap) -> Result<Self, Problem> {
         let mut asked = Vec::new();
         for header in headers.get_all(header::ACCEPT) {
@@ -44,15 +44,12 @@ impl Media {
                 Range::Unknown => {}
             }
         }
-        Err(match not_implemented {
-            Some(feature) => Problem::not_implemented(feature),
-            None => {
-                let names: Vec<&str> = asked.iter().map(|asked| asked.name.as_str()).collect();
-                let names = names.join(", ");
-                let message = format!("None of these media types are available: {names}");
-                Problem::new(StatusCode::NOT_ACCEPTABLE, "PGRST107", message)
-            }
-        })
+        if let Some(feature) = not_implemented {
+            return Err(Problem::not_implemented(feature));
+        }
+        let names: Vec<&str> = asked.iter().map(|asked| asked.name.as_str()).collect();
+        let message = format!("None of these media types are available: {}", names.join(", "));
+        Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "PGRST107", message))
     }
 
     /// For the header of the answer.
@@ -83,7 +80,7 @@ struct Asked {
 enum Range {
     /// This.
     Known(Media),
-    /// Something that `PostgREST` has.
+    /// Something that PostgREST has.
     NotImplemented(&'static str),
     /// Nothing here.
     Unknown,

@@ -14,7 +14,7 @@ mod target;
 
 pub use body::Body;
 pub use media::Media;
-pub use pairs::{arguments, pairs};
+pub use pairs::{Pairs, arguments, pairs};
 pub use preferences::{
     Handling, Missing, Preference, Preferences, Resolution, Return, Transaction,
 };

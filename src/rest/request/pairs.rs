@@ -14,6 +14,9 @@ const PAIRS_MAX: usize = 1_000;
 /// Bytes of all names and values together: hyper takes no longer URL either.
 const BYTES_MAX: usize = 65_536;
 
+/// Names and values, decoded.
+pub type Pairs<'a> = Vec<(Cow<'a, str>, Cow<'a, str>)>;
+
 /// What a query string has had so far.
 #[derive(Debug, Default)]
 pub(super) struct Limit {
@@ -48,7 +51,7 @@ impl Limit {
 ///
 /// # Errors
 /// 400 `PGRST100` for bytes that are no UTF-8, and NUL; 414 when it is too long.
-pub fn pairs(query: &str) -> Result<Vec<(Cow<'_, str>, Cow<'_, str>)>, Problem> {
+pub fn pairs(query: &str) -> Result<Pairs<'_>, Problem> {
     let mut limit = Limit::default();
     let mut pairs = Vec::new();
     for pair in query.split('&') {

@@ -59,7 +59,7 @@ pub enum Transaction {
     Rollback,
 }
 
-/// The preferences there are, in the order in which `PostgREST` says that it applied them.
+/// The preferences there are, in the order in which PostgREST says that it applied them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the fields of `Preferences` say what they are")]
 pub enum Preference {

@@ -158,12 +158,9 @@ pub fn profile<'a, S: AsRef<str>>(
 mod tests {
     use super::*;
 
-    fn relation(name: &str) -> Option<Target> {
-        Some(Target::Relation(name.to_owned()))
-    }
-
     #[test]
     fn a_path_names_a_relation_a_function_or_the_root() {
+        let relation = |name: &str| Some(Target::Relation(name.to_owned()));
         let function = |name: &str| Some(Target::Function(name.to_owned()));
         for (path, expected) in [
             ("/rest/v1/todos", relation("todos")),

@@ -388,21 +388,22 @@ fn read_constraint(row: &Row) -> Result<Constraint, Error> {
 
 type Relations = HashMap<u32, Relation>;
 
-/// Which columns of which tables the exposed views show.
-struct Shown {
-    /// Views by table, in the order of their OIDs: the views' columns by the table's.
-    by_table: HashMap<u32, Vec<(u32, HashMap<i16, Vec<i16>>)>>,
-}
+/// The columns of a view, by the columns of a table that they are.
+type Places = HashMap<i16, Vec<i16>>;
+
+/// Which columns of which tables the exposed views show: views by table, in the order of their OIDs.
+#[derive(Default)]
+struct Shown(HashMap<u32, Vec<(u32, Places)>>);
 
 impl Shown {
     fn new(views: &HashMap<u32, Origins>, relations: &Relations) -> Self {
-        let mut by_table: HashMap<u32, Vec<(u32, HashMap<i16, Vec<i16>>)>> = HashMap::new();
+        let mut all = Self::default();
         let exposed: BTreeSet<u32> =
             relations.values().filter(|relation| relation.is_view).map(|view| view.oid).collect();
         for view in exposed {
             let Some(origins) = views.get(&view) else { continue };
             let numbers: BTreeSet<i16> = origins.keys().copied().collect();
-            let mut tables: HashMap<u32, HashMap<i16, Vec<i16>>> = HashMap::new();
+            let mut tables: HashMap<u32, Places> = HashMap::new();
             for number in numbers {
                 let Some((table, column)): Option<Origin> = views::resolve(views, (view, number))
                 else {
@@ -411,17 +412,17 @@ impl Shown {
                 tables.entry(table).or_default().entry(column).or_default().push(number);
             }
             for (table, columns) in tables {
-                by_table.entry(table).or_default().push((view, columns));
+                all.0.entry(table).or_default().push((view, columns));
             }
         }
-        Self { by_table }
+        all
     }
 
     /// Views that show all of a table's `columns`, with the numbers these have there. A view that
     /// shows a column twice comes as often.
     fn views(&self, table: u32, columns: &[i16]) -> Vec<(u32, Vec<i16>)> {
         let mut found = Vec::new();
-        for (view, shown) in self.by_table.get(&table).into_iter().flatten() {
+        for (view, shown) in self.0.get(&table).into_iter().flatten() {
             let Some(places) =
                 columns.iter().map(|column| shown.get(column)).collect::<Option<Vec<_>>>()
             else {

@@ -1,17 +1,22 @@
 //! The names a request may use: relations, their columns and foreign keys, functions.
 //!
 //! In:     the catalogs, through a login that may do nothing but connect.
-//! Out:    [`Schema`], one consistent picture ([`load`]), shared until the next one.
+//! Out:    [`Schema`], one consistent picture ([`load()`]), shared until the next one ([`Schemas`]).
 //! Never:  rows of the user's tables; names of schemas that are not exposed, except as the type of
 //!         a column.
 
+mod fresh;
 mod load;
 mod views;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use fresh::Schemas;
 pub use load::{Error, load};
+
+/// Things by schema and name.
+pub type ByName<T> = HashMap<(Box<str>, Box<str>), T>;
 
 /// A picture of the exposed schemas.
 #[derive(Debug, Default)]
@@ -20,11 +25,11 @@ pub struct Schema {
     /// What was prepared with the names of one is not for the next.
     pub number: u64,
     /// Relations by schema and name.
-    pub relations: HashMap<(Box<str>, Box<str>), Arc<Relation>>,
+    pub relations: ByName<Arc<Relation>>,
     /// Relations by OID, for both ends of a foreign key.
     pub by_oid: HashMap<u32, Arc<Relation>>,
     /// Functions by schema and name: all that share it.
-    pub functions: HashMap<(Box<str>, Box<str>), Vec<Arc<Function>>>,
+    pub functions: ByName<Vec<Arc<Function>>>,
     /// Foreign keys between relations of exposed schemas, by the OID of either end (one that
     /// refers to its own table is there once), in the order of their names. Views have those of
     /// the tables behind them whose columns they show, under the same names.
@@ -51,6 +56,7 @@ impl Schema {
 
 /// A table, view, materialised view or foreign table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of the catalog by itself")]
 pub struct Relation {
     /// OID.
     pub oid: u32,

@@ -50,7 +50,8 @@ mod tests {
     fn what_is_no_text_or_too_long_is_refused() {
         assert!(parse(b"a=\xff").is_err());
         assert!(parse(b"a=%ff").is_err());
-        let many: String = (0..=FIELDS_MAX).map(|number| format!("c{number}=1&")).collect();
-        assert!(parse(many.as_bytes()).is_err());
+        let many: Vec<String> = (0..=FIELDS_MAX).map(|number| format!("c{number}=1")).collect();
+        assert!(parse(many[1..].join("&").as_bytes()).is_ok());
+        assert!(parse(many.join("&").as_bytes()).is_err());
     }
 }

@@ -26,8 +26,8 @@ pub(super) fn parse(body: Bytes) -> Result<Body, Problem> {
     let shape = shape.and_then(|shape| deserializer.end().map(|()| shape));
     let shape = match shape {
         Ok(shape) => shape,
-        // A number that no float can be is one for `numeric`, and the only value looked into here.
-        Err(_) if serde_json::from_str::<IgnoredAny>(text).is_ok() => Shape::Other,
+        // Outside of objects numbers are looked into, and one may be too great for a float.
+        Err(_) if is_valid(text) && !text.trim_start().starts_with('{') => Shape::Other,
         Err(_) => return Err(invalid()),
     };
     Ok(match shape {
@@ -37,6 +37,11 @@ pub(super) fn parse(body: Bytes) -> Result<Body, Problem> {
         }
         Shape::Other => Body::Other(body),
     })
+}
+
+/// Whether the syntax is that of JSON.
+fn is_valid(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
 /// Whether the depth is bounded, without recursion.

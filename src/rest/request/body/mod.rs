@@ -46,7 +46,7 @@ impl Body {
     ///
     /// # Errors
     /// 400 `PGRST102` when it is not what it says, or something else; `PGRST127` for what only
-    /// `PostgREST` passes to a function as it is.
+    /// PostgREST passes to a function as it is.
     pub fn parse(headers: &HeaderMap, body: Bytes) -> Result<Self, Problem> {
         if body.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self::Empty);

@@ -59,9 +59,9 @@ enum Place {
 /// The value of a filter, `not.eq.1`: whether it is negated, and the test.
 pub(super) fn test(text: &str) -> Result<(bool, Test), Problem> {
     let mut cursor = Cursor::new("filter", text);
-    let test = operation(&mut cursor, Place::Alone)?;
+    let operation = operation(&mut cursor, Place::Alone)?;
     cursor.end("end of input")?;
-    Ok(test)
+    Ok(operation)
 }
 
 /// A test of a field.

@@ -138,7 +138,9 @@ impl<'a> Cursor<'a> {
     /// Such characters, and dashes between them that do not begin an arrow.
     fn dashed(&mut self, is_such: impl Fn(char) -> bool) -> &'a str {
         let start = self.at;
-        self.run(&is_such);
+        if self.run(&is_such).is_empty() {
+            return "";
+        }
         while let Some(after) = self.rest().strip_prefix('-') {
             if !after.starts_with(&is_such) {
                 break;

@@ -115,7 +115,7 @@ fn entry<T: Default>(list: &mut Vec<At<T>>, path: Vec<String>) -> &mut T {
     &mut list[place].what
 }
 
-/// A number of rows. What is no number at all is as good as not said, as in `PostgREST`: client
+/// A number of rows. What is no number at all is as good as not said, as in PostgREST: client
 /// code that sends `limit=undefined` runs there.
 fn rows(name: &str, value: &str) -> Result<Option<u64>, Problem> {
     let value = value.trim();
