@@ -335,6 +335,7 @@ impl Server {
             gate: Gate::default(),
             operations: Operations::default(),
             broadcasts: None,
+            rows: None,
             proxy: None,
         }));
         let stop = CancellationToken::new();

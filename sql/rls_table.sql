@@ -4,7 +4,8 @@
 -- out:    one row; none when the table does not exist
 --         facts text  a JSON object, equal text for equal facts: what was compiled from it holds
 --                     for as long as this statement gives the same text
--- caller: auth/rls/checker.rs, as the subscriber's role, before and after each check
+-- parts:  "logged" is rls_logged.sql
+-- caller: auth/rls/checker/, as the subscriber's role, before and after each check
 -- needs:  PostgreSQL 14+, any role that may read pg_policy, pg_depend, pg_proc, pg_roles
 with recursive memberships as (
     select m.roleid, m.member, m.xmin::text as version
@@ -110,8 +111,7 @@ select
                             and d.refobjid <> c.oid
                             and other.relkind in ('r', 'p')
                             and (
-                                other.relpersistence <> 'p'
-                                or other.oid < 16384
+                                other.oid < 16384
                                 or (
                                     other.relkind = 'r'
                                     and exists (
@@ -120,34 +120,7 @@ select
                                         where i.inhparent = other.oid
                                     )
                                 )
-                                or not exists (
-                                    select
-                                    from pg_catalog.pg_publication as b
-                                    where b.pubname = any ($2)
-                                        and b.pubinsert
-                                        and b.pubupdate
-                                        and b.pubdelete
-                                        and b.pubtruncate
-                                        and (
-                                            b.puballtables
-                                            or exists (
-                                                select
-                                                from pg_catalog.pg_publication_rel as r
-                                                where r.prpubid = b.oid
-                                                    -- A row filter, from version 15 on.
-                                                    and pg_catalog.to_jsonb(r) ->> 'prqual' is null
-                                                    and (
-                                                        r.prrelid = other.oid
-                                                        or r.prrelid in (
-                                                            select a.relid
-                                                            from pg_catalog.pg_partition_ancestors(
-                                                                other.oid
-                                                            ) as a
-                                                        )
-                                                    )
-                                            )
-                                        )
-                                )
+                                or not :logged
                             )
                     ),
                     -- What else it reads cannot be told: itself, a view, a function or an operator

@@ -112,6 +112,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
             slots(&client, config, &mut findings).await?;
         }
         roles(&client, config, &mut findings).await?;
+        private_channels(&client, config, &mut findings).await?;
         publications(&client, config, &mut findings).await?;
         tables(&client, config, &mut findings).await?;
         orphans(&client, &mut findings).await
@@ -301,13 +302,15 @@ async fn server(
             );
             findings.warn(text, mend);
         }
-        match row.get::<_, i32>("missing_partitions") {
-            0 => findings.ok("realtime.messages has its partitions for today and tomorrow"),
-            _ => findings.red(
+        let lacks = client.query_one(include_str!("../sql/lacks_partition.sql"), &[]).await?;
+        if lacks.get(0) {
+            findings.red(
                 "realtime.messages lacks the partition of today or tomorrow, so realtime.send \
                  loses messages",
                 by_owner.map_or(Mend::Install, |(_, mend)| mend),
-            ),
+            );
+        } else {
+            findings.ok("realtime.messages has its partitions for today and tomorrow");
         }
     }
     let superuser: bool = row.get("superuser");
@@ -460,6 +463,50 @@ async fn roles(
             Some(_) => findings.ok(format!("role {role} exists")),
         }
     }
+    Ok(())
+}
+
+/// Whether there is a role that inserts the rows by which private channels are decided.
+async fn private_channels(
+    client: &Client,
+    config: &Config,
+    findings: &mut Findings,
+) -> Result<(), tokio_postgres::Error> {
+    let wanted = &config.database.roles;
+    // Whoever installs need not be a member of what the check login will be one of.
+    let installs = !config.database.url.is_empty();
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [wanted, &installs];
+    let row = client.query_one(include_str!("../sql/access/prober.sql"), &parameters).await?;
+    if !row.get::<_, bool>("found") {
+        return Ok(());
+    }
+    if let Some(role) = row.get::<_, Option<String>>("prober") {
+        findings.ok(format!("private channels are decided with rows that {role} inserts"));
+        return Ok(());
+    }
+    let rows = client.query(include_str!("../sql/doctor/roles.sql"), &[wanted]).await?;
+    let free = rows.iter().find(|row| row.get("bypass_rls") && !row.get::<_, bool>("above"));
+    let role = free.map_or("service_role", |row| row.get("name"));
+    // Never one that users are: it will see everything.
+    let power = match (free, rows.iter().any(|row| row.get::<_, &str>("name") == role)) {
+        (Some(_), _) => "",
+        (None, true) => "alter role service_role bypassrls; ",
+        (None, false) => "create role service_role nologin noinherit bypassrls; ",
+    };
+    let sql_name = install::quote(role);
+    let listed = if wanted.iter().any(|known| known == role) {
+        ""
+    } else {
+        "   -- and add it to WALCAST_ROLES"
+    };
+    findings.red(
+        "none of the roles may insert into realtime.messages whatever its policies say \
+         (BYPASSRLS), so private channels are answered to nobody",
+        by_hand(format!(
+            "{power}grant usage on schema realtime to {sql_name}; grant insert on \
+             realtime.messages to {sql_name};{listed}"
+        )),
+    );
     Ok(())
 }
 

@@ -25,11 +25,14 @@ use crate::config::{self, Config};
 use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
-use crate::feed::{Feed, Filters, Gap, Status};
-use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Service, router};
+use crate::feed::{Feed, Filters, Gap, Status, Writes};
+use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, router};
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
 use crate::join::Joiner;
+use crate::rest::answer::Rest;
+use crate::rest::run::Runner;
+use crate::rest::schema::Schemas;
 use crate::telemetry;
 use crate::transport::deadlines::Deadlines;
 use crate::transport::listener::{self, Connections};
@@ -158,6 +161,7 @@ async fn serve(
     let per_client = config.limits.connections_per_ip_max;
     let connections = Connections::with_client_limit(&config.server, per_client);
     let everybody = Arc::clone(&connections);
+    let writes = Writes::default();
     let feed = Feed {
         login: logins.replication.clone(),
         replication: config.replication.clone(),
@@ -169,6 +173,7 @@ async fn serve(
         hub: Arc::clone(&hub),
         status: Arc::clone(&status),
         ready,
+        writes: writes.clone(),
         // Told to reconnect, clients subscribe again, and then read what they show.
         gap: Gap(Box::new(move || everybody.close_all(CloseReason::Shutdown))),
     };
@@ -179,6 +184,15 @@ async fn serve(
     let rates = Arc::default();
     let (tokens, rooms) = (Arc::clone(&verifier), Arc::clone(&hub));
     let broadcasts = Broadcasts::new(tokens, access, rooms, Arc::clone(&rates), config);
+    let rows = if config.serves_rest() {
+        let runner = Runner::new(logins.check.clone(), &config.rest, &config.database.roles);
+        let schemas =
+            Arc::new(Schemas::new(logins.check.clone(), &config.rest.schemas, Arc::clone(&status)));
+        let rest = Rest::new(runner, schemas, &config.rest);
+        Some(Rows::new(Arc::clone(&verifier), rest, config)?)
+    } else {
+        None
+    };
     let realtime = Realtime {
         verifier,
         limits: config.into(),
@@ -203,6 +217,7 @@ async fn serve(
         gate: Gate::new(&config.limits),
         operations,
         broadcasts: Some(broadcasts),
+        rows,
         proxy: Proxy::new(&config.proxy)?,
     };
     let address = listener.local_addr().context("the listening socket has no address")?;

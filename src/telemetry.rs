@@ -47,6 +47,10 @@ pub const BROADCAST_REQUESTS: &str = "walcast_broadcast_requests_total";
 /// New rows of `realtime.messages` for rooms that somebody was in, by [`RESULT`]: `error` for
 /// those that were too large.
 pub const DATABASE_BROADCASTS: &str = "walcast_database_broadcasts_total";
+/// HTTP requests for rows, by [`RESULT`].
+pub const REST_REQUESTS: &str = "walcast_rest_requests_total";
+/// Seconds from the head of such a request to that of its answer.
+pub const REST_SECONDS: &str = "walcast_rest_seconds";
 /// Frames offered to subscribers.
 pub const DELIVERIES: &str = "walcast_deliveries_total";
 /// Row changes withheld from somebody who asked, by [`REASON`]: once for each party (subscribers
@@ -245,6 +249,8 @@ fn describe() {
     describe_counter!(CHANGES, "Row changes read from the WAL.");
     describe_counter!(BROADCASTS, "Broadcasts that were accepted.");
     describe_counter!(BROADCAST_REQUESTS, "HTTP requests to broadcast, by result.");
+    describe_counter!(REST_REQUESTS, "HTTP requests for rows, by result.");
+    describe_histogram!(REST_SECONDS, Unit::Seconds, "HTTP requests for rows.");
     describe_counter!(DATABASE_BROADCASTS, "Broadcasts from the database, by result.");
     describe_counter!(DELIVERIES, "Frames offered to subscribers.");
     describe_counter!(WITHHELD, "Row changes withheld from somebody who asked, by reason.");

@@ -160,12 +160,13 @@ async fn look(logins: &Logins, slot: &str, idle: &mut Option<Client>) -> Result<
     let made = logins.made();
     let sql = include_str!("../sql/watch_server.sql");
     let row = client.query_one(sql, &[&slot, &made]).await?;
+    let lacks = client.query_one(include_str!("../sql/lacks_partition.sql"), &[]).await?;
     *idle = Some(client);
     Ok(Seen {
         has_logins: row.get::<_, i64>("logins") == i64::try_from(made.len()).unwrap_or(0),
         current_lsn: u64::try_from(row.get::<_, i64>("current_lsn")).unwrap_or(0),
         retained_bytes: row.get("retained_bytes"),
-        lacks_partition: row.get("lacks_partition"),
+        lacks_partition: lacks.get(0),
     })
 }
 

@@ -2,9 +2,10 @@
 --         process serves this connection; whether there is a table at all.
 -- in:     $1 text[]  the configured roles, the first ones preferred; BYPASSRLS before those that a
 --         policy lets insert anything, which servers without BYPASSRLS for users have instead
+--         · $2 bool  also those that this login is no member of
 -- out:    one row: pid int, started text · found bool (there is a table realtime.messages)
 --         · prober text (null: none of the roles may)
--- caller: auth/access/pool.rs on connect, as the check login
+-- caller: auth/access/pool.rs on connect, as the check login; doctor.rs
 select
     a.pid,
     a.backend_start::text as started,
@@ -25,7 +26,7 @@ select
         ) as admitted
         where r.rolname = any($1::text[])
             and (r.rolbypassrls or admitted.by_policy)
-            and pg_catalog.pg_has_role(session_user, r.oid, 'member')
+            and ($2::bool or pg_catalog.pg_has_role(session_user, r.oid, 'member'))
             and pg_catalog.has_schema_privilege(r.oid, m.relnamespace, 'usage')
             and pg_catalog.has_table_privilege(r.oid, m.oid, 'insert')
         order by r.rolbypassrls desc, pg_catalog.array_position($1::text[], r.rolname::text)

@@ -2,7 +2,7 @@
 -- in:     $1 text[]  publications whose changes are shown · $2 text  the publication of messages
 -- out:    oid oid: tables of the second that are in none of the first, under whatever name the log
 --         gives their rows
--- caller: catalog.rs
+-- caller: catalog/mod.rs
 -- needs:  PostgreSQL 14+, any role
 with listed as (
     select p.pubname = $2 as beside, c.oid

@@ -6,7 +6,7 @@
 -- out:    one row
 --         fingerprint bigint
 --         snapshot text: what this answer sees
--- caller: catalog.rs, polled
+-- caller: catalog/mod.rs, polled
 -- needs:  PostgreSQL 14+, any role: reads only catalogs that PUBLIC may read
 -- note:   a row's xmin is the transaction that wrote this version of it. Row and xmin are hashed
 --         together, with a seed for each catalog. Exclusive or, because rows have no order.

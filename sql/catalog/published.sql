@@ -3,7 +3,7 @@
 -- out:    one row a table, whichever and however many of the publications it is in
 --         oid oid · schema text · name text · by_partition boolean: a partitioned table whose
 --         changes come under the names of its partitions, all of which the slot carries
--- caller: catalog.rs
+-- caller: catalog/mod.rs
 -- needs:  PostgreSQL 14+, any role
 with listed as (
     select distinct

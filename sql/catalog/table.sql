@@ -17,7 +17,7 @@
 --             roles [{name, columns [text]: may select them (and use the schema),
 --                 policy boolean: a permissive select policy names the role or one it inherits,
 --                 bypass boolean: no policy is ever asked}]
--- caller: catalog.rs
+-- caller: catalog/mod.rs
 -- needs:  PostgreSQL 14+, any role: reads only catalogs that PUBLIC may read
 with recursive
 relation as (

@@ -35,24 +35,6 @@ select
         where n.nspname = 'realtime' and c.relname = 'messages'
     ) as has_messages,
     (
-        select pg_catalog.count(*)::int
-        from pg_catalog.pg_class as c
-        join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
-        cross join pg_catalog.generate_series(0, 1) as d
-        where n.nspname = 'realtime'
-            and c.relname = 'messages'
-            and c.relkind = 'p'
-            and not exists (
-                select
-                from pg_catalog.pg_class as p
-                where p.relnamespace = n.oid
-                    and p.relname = 'messages_' || pg_catalog.to_char(
-                        pg_catalog.timezone('utc', pg_catalog.now()) + d * interval '1 day',
-                        'YYYY_MM_DD'
-                    )
-            )
-    ) as missing_partitions,
-    (
         select pg_catalog.pg_get_userbyid(c.relowner)::text
         from pg_catalog.pg_class as c
         join pg_catalog.pg_namespace as n on n.oid = c.relnamespace

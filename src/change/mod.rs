@@ -7,6 +7,7 @@
 
 mod builtin;
 mod columns;
+pub mod origin;
 mod relation;
 mod tuple;
 pub mod value;
@@ -18,6 +19,7 @@ use crate::lsn::Lsn;
 
 pub use builtin::builtin;
 pub use columns::ColumnSet;
+pub use origin::Origin;
 pub use relation::{Column, Relation, ReplicaIdentity};
 pub use tuple::{Tuple, TupleBuilder, Value};
 
@@ -78,4 +80,6 @@ pub struct Change {
     pub commit: Commit,
     /// Number among the row changes of its transaction, from 0, counted before any filtering.
     pub ordinal: u32,
+    /// Who made its transaction, if that was said.
+    pub origin: Option<Arc<Origin>>,
 }

@@ -38,6 +38,10 @@ const RACES_MAX: u32 = 20;
 /// Partitions of `realtime.messages` that we made are dropped when they are older than this.
 const KEEP_DAYS: i32 = 3;
 
+/// Lets a check login keep requests in our schema.
+pub(super) const ADD_LOGIN: &str =
+    "insert into walcast.logins (name) values ($1) on conflict do nothing";
+
 /// Why nothing, or not all, was installed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -151,6 +155,14 @@ impl Object {
     }
 }
 
+impl Object {
+    /// Functions that find out themselves who calls them.
+    fn is_for_all(&self) -> bool {
+        self.name.starts_with("walcast.begin_request")
+            || self.name.starts_with("walcast.end_request")
+    }
+}
+
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind.as_str(), self.name)
@@ -218,6 +230,19 @@ const FUNCTIONS: &[(&str, &str)] = &[
         include_str!("../../sql/functions/realtime.broadcast_changes.sql"),
     ),
     ("walcast.announce_ddl()", include_str!("../../sql/functions/walcast.announce_ddl.sql")),
+    (
+        "walcast.begin_request(text, text, text, interval)",
+        include_str!("../../sql/functions/walcast.begin_request.sql"),
+    ),
+    (
+        "walcast.end_request(text, text, text)",
+        include_str!("../../sql/functions/walcast.end_request.sql"),
+    ),
+    (
+        "walcast.route(text, text, text, text, text, text, jsonb)",
+        include_str!("../../sql/functions/walcast.route.sql"),
+    ),
+    ("walcast.unroute(text, text)", include_str!("../../sql/functions/walcast.unroute.sql")),
 ];
 
 /// Everything in the order it must be made. `publication` is the one that users fill, `messages` the
@@ -289,6 +314,9 @@ pub async fn install(login: &Login, config: &Config) -> Result<Report, Error> {
     missing(&client, config, &mut report).await?;
     for grant in grants(&client, &config.database.roles).await? {
         give(&mut client, &grant, &mut report).await?;
+    }
+    if let Ok(check) = Login::parse(config.database.check_url.expose(), login.timeout()) {
+        client.execute(ADD_LOGIN, &[&check.user()]).await.map_err(failed("walcast.logins"))?;
     }
     partitions(&mut client, &mut report).await?;
     for name in &report.created {
@@ -397,7 +425,11 @@ pub async fn uninstall(login: &Login, slot: Option<&str>) -> Result<Removal, Err
         removal.kept.push(("schema walcast".into(), why));
         return Ok(removal);
     }
-    let own = format!("drop table walcast.objects, {HISTORY_TABLE}; drop schema walcast");
+    let own = format!(
+        "drop table walcast.requests, walcast.routes, walcast.logins, walcast.objects, \
+         {HISTORY_TABLE}; \
+         drop schema walcast"
+    );
     match client.batch_execute(&own).await {
         Ok(()) => removal.dropped.push("schema walcast".into()),
         Err(error) => removal.kept.push(("schema walcast".into(), sentence(&error))),
@@ -542,9 +574,9 @@ async fn have(
 async fn make(client: &mut Client, object: &Object) -> Result<(), tokio_postgres::Error> {
     let transaction = client.transaction().await?;
     transaction.batch_execute(&object.sql).await?;
-    if object.name == "walcast.announce_ddl()" {
-        let revoke = "revoke all on function walcast.announce_ddl() from public";
-        transaction.batch_execute(revoke).await?;
+    if object.kind == Kind::Function && object.schema() == Some("walcast") && !object.is_for_all() {
+        let revoke = format!("revoke all on function {} from public", object.name);
+        transaction.batch_execute(&revoke).await?;
     }
     record(&transaction, object.kind.as_str(), &object.name, object.body()).await?;
     transaction.commit().await

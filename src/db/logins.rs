@@ -14,9 +14,9 @@ use postgres_protocol::password::scram_sha_256;
 use rand::RngCore as _;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::install::{literal, lost_a_race, quote};
+use super::install::{self, literal, lost_a_race, quote};
 use crate::config::{Config, Secret};
 use crate::db::Login;
 
@@ -35,6 +35,10 @@ const REPLICATION_CONNECTIONS: usize = 6;
 /// their successors.
 const CHECK_CONNECTIONS: usize = 15;
 const CHECK_CONNECTIONS_PER_ROLE: usize = 6;
+
+/// Connections of the check login for rows over HTTP besides their pool: one that loads the names, one
+/// that is told of changes to them and one that ends a hung statement, with their successors.
+const REST_CONNECTIONS: usize = 6;
 
 /// How long the server may take to notice that our connections are closed, and how often we look.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -208,6 +212,11 @@ impl Logins {
                 let connections = CHECK_CONNECTIONS
                     + settings.pool_size
                     + settings.channel_pool_size
+                    + if config.serves_rest() {
+                        config.rest.pool_size + REST_CONNECTIONS
+                    } else {
+                        0
+                    }
                     + settings.roles.len() * CHECK_CONNECTIONS_PER_ROLE;
                 pair.push(Credentials { name, verifier, kind: Kind::Check, connections });
             }
@@ -323,7 +332,14 @@ impl Made {
                 failed("make logins")(error)
             });
         }
-        self.grant_on_database(client, credentials, &database).await
+        self.grant_on_database(client, credentials, &database).await?;
+        if credentials.kind == Kind::Check
+            && let Err(error) = client.execute(install::ADD_LOGIN, &[&credentials.name]).await
+        {
+            // Not installed, or by somebody else: what needs it says so when it is asked for.
+            debug!(error = message(&error), "the check login is not in walcast.logins");
+        }
+        Ok(())
     }
 
     /// What PUBLIC has unless somebody took it away. A grant must be taken back before the login
@@ -459,6 +475,8 @@ async fn drop_login(client: &Client, name: &str) -> Result<(), tokio_postgres::E
         )
         .await?;
     let Some(row) = found else { return Ok(()) };
+    // Without our schema there is nothing to take it out of.
+    client.execute("delete from walcast.logins where name = $1", &[&name]).await.ok();
     let name = quote(name);
     if row.get(1) {
         let database: String = row.get(0);

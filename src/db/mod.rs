@@ -6,6 +6,7 @@
 
 pub mod install;
 mod login;
+pub mod pool;
 pub mod tls;
 pub mod logins;
 

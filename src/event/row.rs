@@ -2,7 +2,8 @@
 //!
 //! In:     a [`Change`], the columns that may be shown, and how much of the old row.
 //! Out:    `{"schema":…,"table":…,"type":…,"commit_timestamp":…,"columns":[…],"record":{…},
-//!         "old_record":{…},"errors":null}`, appended to the caller's buffer.
+//!         "old_record":{…},"errors":null}`, appended to the caller's buffer; with
+//!         `"origin":{"sub","connection_id","mutation_id"}` when the writer said who it is.
 //! Never:  null for a value the log did not carry: such a column is absent.
 //! Source: supabase/walrus, `apply_rls`; Supabase Realtime, `postgres_changes`.
 
@@ -73,10 +74,15 @@ pub fn render(event: &RowEvent<'_>, out: &mut Vec<u8>) {
         object(event, large, |place| old_value(change, event.old, place), out);
     }
     out.extend_from_slice(if large {
-        br#","errors":["Error 413: Payload Too Large"]}"#
+        br#","errors":["Error 413: Payload Too Large"]"#
     } else {
-        br#","errors":null}"#
+        br#","errors":null"#
     });
+    if let Some(origin) = change.origin.as_ref().filter(|origin| origin.is_told()) {
+        out.extend_from_slice(br#","origin":"#);
+        serde_json::to_writer(&mut *out, &**origin).expect("a buffer takes every string");
+    }
+    out.push(b'}');
 }
 
 /// Appends an event that says only that something happened to a row of this table, and why no
@@ -306,7 +312,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::change::{Column, Commit, Relation};
+    use crate::change::{Column, Commit, Origin, Relation};
     use crate::lsn::Lsn;
 
     const MAX: usize = 1024 * 1024;
@@ -369,6 +375,7 @@ mod tests {
                 time: UNIX_EPOCH + Duration::from_micros(1_787_307_072_345_999),
             },
             ordinal: 0,
+            origin: None,
         }
     }
 
@@ -412,6 +419,22 @@ mod tests {
                 r#""record":{"id":1,"ti\"tle":"a \"b\"","done":null},"errors":null}"#,
             )
         );
+    }
+
+    #[test]
+    fn who_wrote_is_told_when_it_was_said() {
+        let mut change = change(
+            todos(ReplicaIdentity::Default),
+            Operation::Insert,
+            Some([Some("1"), None, None]),
+            None,
+        );
+        let said = Origin { id: Some("7".into()), sub: Some("ann".into()), ..Origin::default() };
+        change.origin = Some(Arc::new(said));
+        let event = shown(&change, OldColumns::All);
+        assert!(event.ends_with(r#","errors":null,"origin":{"sub":"ann"}}"#), "{event}");
+        change.origin = Some(Arc::new(Origin { id: Some("7".into()), ..Origin::default() }));
+        assert!(shown(&change, OldColumns::All).ends_with(r#","errors":null}"#));
     }
 
     #[test]

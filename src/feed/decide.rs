@@ -200,6 +200,7 @@ impl Feed {
                 old_record: change.old_record.clone(),
                 commit: change.commit,
                 ordinal: change.ordinal,
+                origin: change.origin.clone(),
             };
             let as_root = within.as_ref().map(|within| Change {
                 relation: Arc::clone(&within.relation),

@@ -274,6 +274,7 @@ mod tests {
             old_record: old.map(|note| (OldImage::Full, tuple(note))),
             commit: Commit { xid: 1, lsn: Lsn::new(1), time: SystemTime::UNIX_EPOCH },
             ordinal: 0,
+            origin: None,
         }
     }
 

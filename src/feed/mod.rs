@@ -13,6 +13,7 @@ mod memory;
 mod messages;
 mod place;
 mod reader;
+mod written;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +33,7 @@ use crate::telemetry;
 use crate::wal::{self, Format, WalStream};
 
 pub use filters::Filters;
+pub use written::{Write, Writes};
 
 use decide::Unanswered;
 use memory::{Memory, Roots};
@@ -137,6 +139,8 @@ pub struct Feed {
     pub status: Arc<Status>,
     /// Becomes true once changes committed from now on are certain to be delivered.
     pub ready: watch::Sender<bool>,
+    /// Whoever waits for a write of his.
+    pub writes: Writes,
     /// Called when changes are lost for good: every subscriber has to read its rows again.
     pub gap: Gap,
 }
@@ -326,6 +330,9 @@ impl Feed {
                     }
                 }
                 self.report_refused(segment.messages_refused, &mut memory);
+                for (id, end) in &segment.written {
+                    self.writes.published(id, *end);
+                }
                 if let Some(last) = segment.last() {
                     place.within = Some(last);
                 }

@@ -12,7 +12,9 @@ use hashbrown::HashMap;
 
 use super::messages::{self, Message as StoredMessage, Places, Read};
 use crate::catalog::{Table, TableColumn};
-use crate::change::{Commit, OldImage, Operation, Relation, Tuple, TupleBuilder, Value};
+use crate::change::{
+    Commit, OldImage, Operation, Origin, Relation, Tuple, TupleBuilder, Value, origin,
+};
 use crate::hub::RoomName;
 use crate::lsn::Lsn;
 use crate::wal::Batch;
@@ -155,6 +157,8 @@ pub(super) struct Pending {
     pub commit: Commit,
     /// Number among the row changes of its transaction.
     pub ordinal: u32,
+    /// Who made its transaction, if that was said.
+    pub origin: Option<Arc<Origin>>,
 }
 
 /// What one transaction did in this segment and before it.
@@ -191,6 +195,9 @@ pub(super) struct Segment {
     pub transactions: Vec<Touched>,
     /// Tables with rows that the server could not print; nobody gets these rows. Each once.
     pub unreadable: Vec<Arc<Definition>>,
+    /// Transactions that are complete with this segment, whose writers may wait for it: the id
+    /// they gave, and the end.
+    pub written: Vec<(Box<str>, Lsn)>,
     /// End of the last transaction that is complete with this segment.
     pub committed: Option<Lsn>,
 }
@@ -240,6 +247,7 @@ struct Transaction {
     overflowed: bool,
     /// It said that it changed the catalog.
     defines: bool,
+    origin: Option<Arc<Origin>>,
 }
 
 impl Transaction {
@@ -253,6 +261,15 @@ impl Transaction {
             touched,
             overflowed: false,
             defines: false,
+            origin: None,
+        }
+    }
+
+    /// Only the first word in front of all rows counts: it is the writer's own.
+    fn say_origin(&mut self, content: &[u8]) {
+        if self.origin.is_none() && self.ordinal == 0 && self.truncated == 0 {
+            // What cannot be read is the first word all the same.
+            self.origin = Some(Arc::new(Origin::parse(content).unwrap_or_default()));
         }
     }
 
@@ -344,8 +361,12 @@ impl Reader {
                 Message::Commit(commit) => {
                     self.leave_transaction(&mut segment, listening, true);
                     let ended = self.transaction.take();
-                    // What came before it last said so is in an earlier segment.
-                    segment.definers.extend(ended.filter(|t| t.defines).map(|t| t.commit.xid));
+                    if let Some(ended) = ended {
+                        // What came before it last said so is in an earlier segment.
+                        segment.definers.extend(ended.defines.then_some(ended.commit.xid));
+                        let id = ended.origin.and_then(|origin| origin.id.clone());
+                        segment.written.extend(id.map(|id| (id, commit.end_lsn)));
+                    }
                     segment.committed = Some(commit.end_lsn);
                     if one_transaction {
                         break;
@@ -373,6 +394,13 @@ impl Reader {
                     segment.catalog_changed = true;
                     if let Some(transaction) = &mut self.transaction {
                         transaction.defines = true;
+                    }
+                }
+                Message::Logical(message)
+                    if message.transactional && message.prefix == origin::PREFIX =>
+                {
+                    if let Some(transaction) = &mut self.transaction {
+                        transaction.say_origin(message.content);
                     }
                 }
                 Message::Insert(insert) => {
@@ -504,6 +532,7 @@ impl Reader {
             old_record,
             commit: transaction.commit,
             ordinal,
+            origin: transaction.origin.clone(),
         });
         Ok(())
     }
@@ -600,8 +629,18 @@ mod tests {
         [&b"T"[..], &1_u32.to_be_bytes(), b"\0", &oid.to_be_bytes()].concat()
     }
 
+    fn logical(transactional: bool, prefix: &str, content: &str) -> Vec<u8> {
+        let length = u32::try_from(content.len()).unwrap().to_be_bytes();
+        let flags = u8::from(transactional);
+        [b"M", &[flags][..], &[0; 8], &text(prefix), &length, content.as_bytes()].concat()
+    }
+
     fn ddl() -> Vec<u8> {
-        [&b"M\x01"[..], &[0; 8], &text(DDL_PREFIX), &[0; 4]].concat()
+        logical(true, DDL_PREFIX, "")
+    }
+
+    fn origin(id: &str) -> Vec<u8> {
+        logical(true, origin::PREFIX, &format!(r#"{{"id":"{id}","sub":"of {id}"}}"#))
     }
 
     fn only_t(table: &Definition, _: bool) -> bool {
@@ -702,6 +741,41 @@ mod tests {
         assert!(!first.catalog_changed && second.catalog_changed && second.asks_the_catalog());
         assert_eq!(first.transactions.len(), 1);
         assert!(!first.transactions[0].whole);
+    }
+
+    #[test]
+    fn only_the_first_word_in_front_of_its_rows_says_who_made_a_transaction() {
+        let segments = read(
+            &mut reader(),
+            &[
+                logical(false, origin::PREFIX, r#"{"sub":"outside"}"#),
+                begin(100, 7),
+                logical(false, origin::PREFIX, r#"{"sub":"not transactional"}"#),
+                origin("a"),
+                origin("b"),
+                relation(T, "t"),
+                insert(T, "0"),
+                commit(100),
+                begin(200, 8),
+                insert(T, "1"),
+                origin("c"),
+                insert(T, "2"),
+                commit(200),
+                begin(300, 9),
+                logical(true, origin::PREFIX, "nonsense"),
+                origin("d"),
+                insert(T, "3"),
+                commit(300),
+            ],
+        );
+        let [segment] = &segments[..] else { panic!("{segments:?}") };
+        let subs: Vec<_> = segment
+            .changes
+            .iter()
+            .map(|c| c.origin.as_ref().and_then(|origin| origin.sub.as_deref()))
+            .collect();
+        assert_eq!(subs, [Some("of a"), None, None, None]);
+        assert_eq!(segment.written, [("a".into(), Lsn::new(101))]);
     }
 
     #[test]

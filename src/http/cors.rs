@@ -19,12 +19,21 @@ use crate::transport::admit::Admit;
 const MAX_AGE_SECONDS: HeaderValue = HeaderValue::from_static("7200");
 
 /// What may be asked for when the browser does not say what it wants.
-const HEADERS: HeaderValue =
-    HeaderValue::from_static("authorization, x-client-info, apikey, x-api-key, content-type");
+const HEADERS: HeaderValue = HeaderValue::from_static(
+    "authorization, x-client-info, apikey, x-api-key, content-type, accept, prefer, \
+     accept-profile, content-profile, range, range-unit, x-retry-count, x-connection-id, \
+     x-mutation-id, idempotency-key, traceparent, tracestate, baggage",
+);
 
-/// Readable by a page: how much of a rate is left.
-const EXPOSED: HeaderValue =
-    HeaderValue::from_static("x-rate-rolling, x-rate-limit, x-rate-limit-remaining");
+/// Readable by a page: how much of a rate is left; which rows of how many an answer has, where a
+/// row is and when it was written.
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "x-rate-rolling, x-rate-limit, x-rate-limit-remaining, content-range, preference-applied, \
+     location, content-location, feed-lsn, retry-after, www-authenticate",
+);
+
+const METHODS: HeaderValue =
+    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
 /// Which pages may talk to us.
 #[derive(Debug, Clone, Default)]
@@ -85,8 +94,7 @@ pub(super) async fn answer<A: Admit>(
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
     if is_preflight {
-        let methods = HeaderValue::from_static("GET, HEAD, POST, OPTIONS");
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted.unwrap_or(HEADERS));
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE_SECONDS);
     }

@@ -1,14 +1,16 @@
 //! The routes, and who answers them.
 //!
 //! In:     requests; an [`Admit`] that knows who may open a socket.
-//! Out:    101 and a running socket, or a refusal as JSON; probes and metrics; what another
+//! Out:    101 and a running socket, or a refusal as JSON; probes and metrics; rows; what another
 //!         Supabase service answers, when we stand in front of one.
 //! Never:  logs a path or a query: both may hold a token.
 
+mod body;
 mod broadcast;
 mod cors;
 mod probes;
 mod proxy;
+mod rest;
 mod sockets;
 
 use std::sync::Arc;
@@ -27,6 +29,7 @@ pub use broadcast::Broadcasts;
 pub use cors::Origins;
 pub use probes::{Health, Operations};
 pub use proxy::Proxy;
+pub use rest::Rows;
 pub use sockets::Gate;
 
 /// What the routes are made of.
@@ -45,6 +48,8 @@ pub struct Service<A> {
     pub operations: Operations,
     /// What is said over HTTP; nothing can be when there is none.
     pub broadcasts: Option<Broadcasts>,
+    /// Rows of the user's tables; when there are none here, the proxy may have them.
+    pub rows: Option<Rows>,
     /// Who answers the paths that are not ours.
     pub proxy: Option<Proxy>,
 }
@@ -53,7 +58,20 @@ pub struct Service<A> {
 /// so that none is needed.
 pub fn router<A: Admit>(service: Arc<Service<A>>) -> Router {
     let cors = from_fn_with_state(Arc::clone(&service), cors::answer::<A>);
-    Router::new()
+    let mut router = Router::new();
+    if let Some(rows) = &service.rows {
+        router = router
+            .route("/rest/v1", any(rest::answer::<A>))
+            .route("/rest/v1/", any(rest::answer::<A>))
+            .route("/rest/v1/{*path}", any(rest::answer::<A>));
+        if rows.is_at_root() {
+            router = router
+                .route("/", any(rest::answer::<A>))
+                .route("/{relation}", any(rest::answer::<A>))
+                .route("/rpc/{function}", any(rest::answer::<A>));
+        }
+    }
+    router
         .route("/socket/websocket", get(sockets::open::<A>))
         .route("/realtime/v1/websocket", get(sockets::open::<A>))
         .route("/healthz", get(probes::alive))

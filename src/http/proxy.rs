@@ -113,7 +113,8 @@ impl Proxy {
         }))
     }
 
-    async fn pass(&self, request: Request) -> Response {
+    /// What the upstream answers.
+    pub(super) async fn pass(&self, request: Request) -> Response {
         // Other upgrades are offers that need not be taken.
         let upgrades = request.headers().get_all(header::UPGRADE);
         if upgrades.iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket")) {
@@ -241,7 +242,7 @@ fn is_passed(path: &str) -> bool {
 }
 
 /// Whether a server that tidies paths would read this one as a path elsewhere.
-fn climbs(path: &str) -> bool {
+pub(super) fn climbs(path: &str) -> bool {
     let decoded = percent_encoding::percent_decode_str(path).collect::<Vec<u8>>();
     decoded.split(|&byte| byte == b'/' || byte == b'\\').any(|part| part == b"..")
 }

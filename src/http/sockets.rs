@@ -47,7 +47,7 @@ impl Gate {
 
     /// The client's address. Where a proxy appends to a list, the last entry is the one it wrote;
     /// what stands before it may be the client's invention.
-    fn address(&self, request: &Parts) -> Option<IpAddr> {
+    pub(super) fn address(&self, request: &Parts) -> Option<IpAddr> {
         let told = self.address_header.as_ref().and_then(|name| {
             let last = request.headers.get_all(name).iter().next_back()?.to_str().ok()?;
             parse_address(last.rsplit(',').next()?.trim())

@@ -88,6 +88,7 @@ fn change(operation: Operation, old: Option<(OldImage, u8)>, new: Option<u8>) ->
         old_record: old.map(|(image, value)| (image, tuple(value))),
         commit: Commit { xid: 1, lsn: Lsn::new(1), time: SystemTime::UNIX_EPOCH },
         ordinal: 0,
+        origin: None,
     }
 }
 

@@ -21,7 +21,7 @@ use tokio_postgres::Client;
 use tracing::warn;
 
 use crate::auth::Claims;
-use crate::auth::access::{Access, ReadGrants, WriteGrants};
+use crate::auth::access::{Access, Asker, ReadGrants, WriteGrants};
 use crate::auth::rls::{Authorizer, ProbeError};
 use crate::catalog::{Catalog, Kind, Published, RowAccess, Table};
 use crate::config;
@@ -59,6 +59,8 @@ pub struct Request {
     pub topic: Arc<str>,
     /// Whose rights decide.
     pub claims: Arc<Claims>,
+    /// Whose turn it is when policies are asked about the room; it leaves with the channel.
+    pub asker: Asker,
     /// Elements of `config.postgres_changes`.
     pub parameters: Arc<[Box<RawValue>]>,
     /// The topic itself is the subscription.
@@ -171,12 +173,13 @@ impl Joiner {
     /// be found out.
     pub async fn may_write(
         &self,
+        asker: &Asker,
         claims: &Claims,
         topic: &str,
         headers: &str,
     ) -> Option<WriteGrants> {
-        let asked = self.door.may_write(claims, topic, headers);
-        timeout_at(Instant::now() + WAIT_MAX, asked).await.ok().flatten()
+        let grants = self.door.may_write(asker, claims, topic, headers);
+        timeout_at(Instant::now() + WAIT_MAX, grants).await.ok().flatten()
     }
 
     /// Whether changes flow.

@@ -15,7 +15,9 @@ use tracing::warn;
 
 use super::Request;
 use crate::auth::Claims;
-use crate::auth::access::{self, Access, ReadGrants, Since, Stored, StoredPayload, WriteGrants};
+use crate::auth::access::{
+    self, Access, Asker, ReadGrants, Since, Stored, StoredPayload, WriteGrants,
+};
 use crate::auth::rls::Authorizer;
 use crate::config;
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
@@ -84,7 +86,8 @@ impl Door {
             return Ok(Entered { occupancy, grants, stored: None });
         }
         let topic = sub_topic(request);
-        let grants = self.access.read(&request.claims, topic, &request.headers, request.presence);
+        let Request { asker, claims, headers, presence, .. } = request;
+        let grants = self.access.read(asker, claims, topic, headers, *presence);
         let grants = grants.await.map_err(|error| refusal(&error, topic))?;
         let nothing = !grants.broadcast && !grants.presence;
         if nothing || replay.is_some() && !grants.broadcast {
@@ -99,7 +102,7 @@ impl Door {
                 // What was decoded while nobody was in the room must be in the store.
                 let visible = self.authorizer.wait_decoded_visible().await;
                 visible.map_err(|_unanswered| problem.to_owned())?;
-                let stored = self.access.stored(&request.claims, topic, &request.headers, since);
+                let stored = self.access.stored(asker, claims, topic, headers, since);
                 let stored = stored.await.map_err(|error| {
                     log(&error, topic);
                     problem.to_owned()
@@ -120,7 +123,8 @@ impl Door {
         before: ReadGrants,
     ) -> Result<ReadGrants, String> {
         let topic = sub_topic(request);
-        let grants = self.access.read(&request.claims, topic, &request.headers, request.presence);
+        let Request { asker, claims, headers, presence, .. } = request;
+        let grants = self.access.read(asker, claims, topic, headers, *presence);
         let grants = grants.await.map_err(|error| {
             let text = refusal(&error, topic);
             text.split_once(": ").map_or(text.clone(), |(_code, text)| text.to_owned())
@@ -138,11 +142,12 @@ impl Door {
     /// What claims may write in a private room; none when that could not be found out.
     pub(super) async fn may_write(
         &self,
+        asker: &Asker,
         claims: &Claims,
         topic: &str,
         headers: &str,
     ) -> Option<WriteGrants> {
-        let grants = self.access.write(claims, topic, headers, true).await;
+        let grants = self.access.write(asker, claims, topic, headers, true).await;
         grants.inspect_err(|error| log(error, topic)).ok()
     }
 }
@@ -171,6 +176,8 @@ fn no_permission(topic: &str) -> String {
 
 fn log(error: &access::Error, topic: &str) {
     let (code, message) = match error {
+        // As often as a client likes, and nothing is wrong.
+        access::Error::Gone => return,
         access::Error::Policy { message, .. } => ("RlsPolicyError", &**message),
         access::Error::Canceled => ("QueryCanceled", ""),
         access::Error::MissingPartition => ("MissingPartition", ""),
@@ -198,7 +205,8 @@ fn refusal(error: &access::Error, topic: &str) -> String {
         access::Error::Busy => {
             "IncreaseConnectionPool: Please increase your connection pool size".to_owned()
         }
-        access::Error::Unavailable(_) => {
+        // Nobody hears it after `Gone`.
+        access::Error::Unavailable(_) | access::Error::Gone => {
             "UnableToConnectToProject: Realtime was unable to connect to the project database"
                 .to_owned()
         }

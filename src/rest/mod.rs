@@ -10,8 +10,12 @@
 //! The way of a request: [`request`] text → what is asked · [`schema`] the names it may use ·
 //! [`statement`] one SQL statement and its parameters · then run in one transaction as the caller.
 
+pub mod answer;
+mod pool;
 pub mod problem;
 pub mod request;
+mod roles;
+pub mod run;
 pub mod schema;
 pub mod sql;
 pub mod statement;

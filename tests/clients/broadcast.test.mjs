@@ -1,9 +1,9 @@
 // Broadcasts: over the socket, over HTTP, between clients of both ages, and to private rooms.
 
 import assert from "node:assert/strict";
-import { after, before, describe, test } from "node:test";
+import { describe, test } from "node:test";
 
-import { ALICE, BOB, Feed, User, VERSIONS, serve } from "./harness.mjs";
+import { ALICE, BOB, Feed, Stage, VERSIONS } from "./harness.mjs";
 
 const SCHEMA = `
   create policy "members hear" on realtime.messages for select to authenticated
@@ -16,25 +16,11 @@ const SCHEMA = `
 const said = (event, payload) => ({ type: "broadcast", event, payload });
 
 describe("broadcast", () => {
-  let service;
-  const users = [];
-  before(async () => {
-    service = await serve(SCHEMA);
-  });
-  after(async () => {
-    await Promise.all(users.map((user) => user.close()));
-    await service.close();
-  });
+  const stage = new Stage(SCHEMA);
 
-  const signIn = (version, sub) => {
-    const token = sub && service.server.token("authenticated", sub);
-    const user = new User(version, service.server, token);
-    users.push(user);
-    return user;
-  };
+  const signIn = (version, sub) => stage.signIn(version, sub && stage.token(sub));
   const join = async (version, topic, { sub, ...config } = {}) => {
-    const user = signIn(version, sub);
-    await user.signedIn;
+    const user = await signIn(version, sub);
     const feed = new Feed(user, topic, [], config);
     await feed.status("SUBSCRIBED");
     return feed;
@@ -43,8 +29,7 @@ describe("broadcast", () => {
   const listen = (topic) => Promise.all(VERSIONS.map((version) => join(version, topic)));
   /** A channel that is not joined: what it sends goes over HTTP. */
   const outside = async (version, topic, sub, config = {}) => {
-    const user = signIn(version, sub);
-    await user.signedIn;
+    const user = await signIn(version, sub);
     return user.client.channel(topic, { config });
   };
 
@@ -94,9 +79,7 @@ describe("broadcast", () => {
         const channel = await outside(version, topic("errors"));
         assert.equal(await channel.send({ type: "broadcast", event: "e" }), "error");
         assert.equal(await channel.send(said("e", "no object")), "error");
-        const forged = new User(version, service.server, `${service.server.anonKey}x`);
-        users.push(forged);
-        await forged.signedIn;
+        const forged = await stage.signIn(version, `${stage.server.anonKey}x`);
         const nobodys = forged.client.channel(topic("errors"));
         assert.equal(await nobodys.send(said("e", {})), "error");
         assert.equal(await channel.send(said("fence", {})), "ok");
@@ -154,9 +137,7 @@ describe("broadcast", () => {
     assert.deepEqual(await alice.httpSend("e/ü", { n: [1] }), { success: true });
     await listener.broadcast(0);
     assert.deepEqual(listener.broadcasts, [said("e/ü", { n: [1] })]);
-    const forged = new User(newest, service.server, `${service.server.anonKey}x`);
-    users.push(forged);
-    await forged.signedIn;
+    const forged = await stage.signIn(newest, `${stage.server.anonKey}x`);
     await assert.rejects(forged.client.channel("t").httpSend("e", {}), { message: "Unauthorized" });
   });
 });

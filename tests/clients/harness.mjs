@@ -5,6 +5,7 @@ import { spawn } from "node:child_process";
 import { createHmac, randomBytes } from "node:crypto";
 import { createRequire } from "node:module";
 import { connect, createServer } from "node:net";
+import { after, before } from "node:test";
 import { clearTimeout, setTimeout } from "node:timers";
 import { fileURLToPath } from "node:url";
 
@@ -357,6 +358,42 @@ export class User {
   async close() {
     await this.client.removeAllChannels();
     this.client.realtime.disconnect();
+  }
+}
+
+/** What a suite is about: a service as in `serve`, and who comes to it. Both end with the suite. */
+export class Stage {
+  /** Call it where the suite is described. */
+  constructor(schema, env) {
+    this.users = [];
+    before(async () => {
+      this.service = await serve(schema, env);
+    });
+    after(async () => {
+      await Promise.all(this.users.map((user) => user.close()));
+      await this.service?.close();
+    });
+  }
+
+  get server() {
+    return this.service.server;
+  }
+
+  query(text, values) {
+    return this.service.database.query(text, values);
+  }
+
+  /** A token of the user `sub`. */
+  token(sub, seconds) {
+    return this.server.token("authenticated", sub, seconds);
+  }
+
+  /** Somebody who has signed in with `token`, or an anonymous visitor. */
+  async signIn(version, token) {
+    const user = new User(version, this.server, token);
+    this.users.push(user);
+    await user.signedIn;
+    return user;
   }
 }
 

@@ -2,9 +2,9 @@
 // client cannot ask for one, whatever its caller says; it is the stranger here.
 
 import assert from "node:assert/strict";
-import { after, before, describe, test } from "node:test";
+import { describe, test } from "node:test";
 
-import { ALICE, BOB, Feed, User, VERSIONS, serve } from "./harness.mjs";
+import { ALICE, BOB, Feed, Stage, VERSIONS } from "./harness.mjs";
 
 // Who may do what says the token, as `sub`: Alice does everything, Bob reads, Carol sees who is
 // there, and Dave nothing.
@@ -37,22 +37,12 @@ const oldest = VERSIONS.find((version) => !version.isNewest);
 const said = (event, payload = {}) => ({ type: "broadcast", event, payload });
 
 describe("private channels", () => {
-  let service;
-  const users = [];
-  before(async () => {
-    service = await serve(SCHEMA);
-  });
-  after(async () => {
-    await Promise.all(users.map((user) => user.close()));
-    await service.close();
-  });
+  const stage = new Stage(SCHEMA);
 
-  const sql = (text, values) => service.database.query(text, values);
-  const token = (sub, seconds) => service.server.token("authenticated", sub, seconds);
+  const sql = (text, values) => stage.query(text, values);
+  const token = (sub, seconds) => stage.token(sub, seconds);
   const ask = async (topic, sub, { version = newest, bindings = [], ...config } = {}) => {
-    const user = new User(version, service.server, sub && token(sub));
-    users.push(user);
-    await user.signedIn;
+    const user = await stage.signIn(version, sub && token(sub));
     return new Feed(user, topic, bindings, { private: true, broadcast: { ack: true }, ...config });
   };
   const join = async (topic, sub, config) => {
@@ -183,12 +173,10 @@ describe("private channels", () => {
   });
 
   test("a token that expires ends the channel; one refreshed in time does not", async () => {
-    const user = new User(newest, service.server, token(BOB, 3));
-    const other = new User(newest, service.server, token(BOB, 3));
-    users.push(user, other);
+    const user = await stage.signIn(newest, token(BOB, 3));
+    const other = await stage.signIn(newest, token(BOB, 3));
     const rooms = [];
     for (const one of [user, other]) {
-      await one.signedIn;
       const feed = new Feed(one, "room 7", [], { private: true });
       await feed.status("SUBSCRIBED");
       rooms.push(feed);
@@ -276,9 +264,9 @@ describe("private channels", () => {
       await store("room 11", 1);
       const bob = await join("room 11", BOB, { broadcast: { replay: { since: before } } });
       await bob.broadcast(0);
-      await service.server.end("SIGTERM");
+      await stage.server.end("SIGTERM");
       await store("room 11", 2);
-      await service.server.start();
+      await stage.server.start();
       await bob.broadcast(2);
       assert.deepEqual(numbers(bob), [1, 1, 2]);
       await store("room 11", 3);

@@ -2,9 +2,9 @@
 // ages hear it.
 
 import assert from "node:assert/strict";
-import { after, before, describe, test } from "node:test";
+import { describe, test } from "node:test";
 
-import { ALICE, BOB, Feed, User, VERSIONS, serve } from "./harness.mjs";
+import { ALICE, BOB, Feed, Stage, VERSIONS } from "./harness.mjs";
 
 const SCHEMA = `
   create table public.orders (id int primary key, owner uuid not null, total numeric);
@@ -23,22 +23,12 @@ const SCHEMA = `
 `;
 
 describe("broadcasts from the database", () => {
-  let service;
-  const users = [];
-  before(async () => {
-    service = await serve(SCHEMA);
-  });
-  after(async () => {
-    await Promise.all(users.map((user) => user.close()));
-    await service.close();
-  });
+  const stage = new Stage(SCHEMA);
 
-  const sql = (text, values) => service.database.query(text, values);
+  const sql = (text, values) => stage.query(text, values);
   const newest = VERSIONS.find((version) => version.isNewest);
   const join = async (version, topic, sub, config) => {
-    const user = new User(version, service.server, sub && service.server.token("authenticated", sub));
-    users.push(user);
-    await user.signedIn;
+    const user = await stage.signIn(version, sub && stage.token(sub));
     const feed = new Feed(user, topic, [], config);
     await feed.status("SUBSCRIBED");
     return feed;
@@ -123,8 +113,8 @@ describe("broadcasts from the database", () => {
     await sql("select realtime.send($1, 'before', 'away', false)", [{}]);
     for (const feed of feeds) await feed.broadcast(0);
     const from = feeds.map((feed) => feed.statuses.length);
-    await service.server.end("SIGKILL");
-    await service.server.start();
+    await stage.server.end("SIGKILL");
+    await stage.server.start();
     await Promise.all(feeds.map((feed, n) => feed.status("SUBSCRIBED", from[n])));
     await sql("select realtime.send($1, 'after', 'away', false)", [{}]);
     for (const feed of feeds) {

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use walcast::auth::Claims;
-use walcast::auth::access::{Access, Error, ReadGrants, WriteGrants};
+use walcast::auth::access::{Access, Asker, Error, ReadGrants, WriteGrants};
 use walcast::config::{self, Config};
 use walcast::db::{Login, install};
 
@@ -87,12 +87,12 @@ impl World {
     }
 
     async fn read(&self, claims: &Claims, topic: &str) -> Result<(bool, bool), Error> {
-        let grants = self.access.read(claims, topic, "{}", true).await?;
+        let grants = self.access.read(&Asker::default(), claims, topic, "{}", true).await?;
         Ok((grants.broadcast, grants.presence))
     }
 
     async fn write(&self, claims: &Claims, topic: &str) -> Result<(bool, bool), Error> {
-        let grants = self.access.write(claims, topic, "{}", true).await?;
+        let grants = self.access.write(&Asker::default(), claims, topic, "{}", true).await?;
         Ok((grants.broadcast, grants.presence))
     }
 
@@ -164,6 +164,17 @@ const GATE: &str = "
         return true;
     end $$;
     create policy gate on realtime.messages for all using (gate())";
+
+/// A policy that does not stop when told to, at topic `stubborn` only.
+const STUBBORN: &str = "
+    create function stubborn() returns boolean language plpgsql as $$ begin
+        if realtime.topic() <> 'stubborn' then return true; end if;
+        loop begin
+            perform pg_sleep(60);
+        exception when query_canceled then null;
+        end; end loop;
+    end $$;
+    create policy stubborn on realtime.messages for all using (stubborn())";
 
 fn claims(role: &str, subject: Option<&str>, json: &Value) -> Claims {
     Claims {
@@ -238,10 +249,18 @@ async fn every_documented_policy_is_answered_as_postgres_does() {
             for topic in ["room:1", "room:2", r"'\' -- $1"] {
                 for headers in ["{}", r#"{"x-device":"tv","x-quoted":"it's \\"}"#] {
                     let [read, write] = world.truth(&claims, topic, headers).await;
-                    let asked = world.access.read(&claims, topic, headers, true).await.unwrap();
+                    let asked = world
+                        .access
+                        .read(&Asker::default(), &claims, topic, headers, true)
+                        .await
+                        .unwrap();
                     let place = format!("{role} {subject} {topic} {headers}: {policies}");
                     assert_eq!((asked.broadcast, asked.presence), read, "read: {place}");
-                    let asked = world.access.write(&claims, topic, headers, true).await.unwrap();
+                    let asked = world
+                        .access
+                        .write(&Asker::default(), &claims, topic, headers, true)
+                        .await
+                        .unwrap();
                     assert_eq!((asked.broadcast, asked.presence), write, "write: {place}");
                     for allowed in [read.0, read.1, write.0, write.1] {
                         counts[usize::from(allowed)] += 1;
@@ -269,9 +288,9 @@ async fn without_a_policy_only_a_role_above_them_may_do_anything() {
 async fn presence_is_not_allowed_unless_it_was_asked_about() {
     let world = World::new().await;
     let claims = world.claims("service", A);
-    let read = world.access.read(&claims, "room", "{}", false).await.unwrap();
+    let read = world.access.read(&Asker::default(), &claims, "room", "{}", false).await.unwrap();
     assert_eq!(read, ReadGrants { broadcast: true, presence: false });
-    let write = world.access.write(&claims, "room", "{}", false).await.unwrap();
+    let write = world.access.write(&Asker::default(), &claims, "room", "{}", false).await.unwrap();
     assert_eq!(write, WriteGrants { broadcast: true, presence: false });
 }
 
@@ -394,18 +413,7 @@ async fn a_policy_that_cannot_be_cancelled_is_ended_with_its_process() {
         settings.channel_wait_timeout_ms = 20_000;
     })
     .await;
-    world
-        .run(
-            "create function stubborn() returns boolean language plpgsql as $$ begin
-                if realtime.topic() <> 'stubborn' then return true; end if;
-                loop begin
-                    perform pg_sleep(60);
-                exception when query_canceled then null;
-                end; end loop;
-            end $$;
-            create policy stubborn on realtime.messages for all using (stubborn())",
-        )
-        .await;
+    world.run(STUBBORN).await;
     let claims = world.claims("user", A);
     let started = Instant::now();
     assert!(matches!(world.read(&claims, "stubborn").await, Err(Error::Canceled)));
@@ -473,6 +481,113 @@ async fn no_more_checks_run_at_once_than_the_setting_says() {
 }
 
 #[tokio::test]
+async fn who_asks_for_much_waits_for_itself_and_not_others_for_it() {
+    let world = World::with(|settings| {
+        settings.channel_pool_size = 2;
+        settings.check_timeout_ms = 60_000;
+        settings.channel_wait_timeout_ms = 60_000;
+    })
+    .await;
+    world.run(GATE).await;
+    let (claims, many) = (world.claims("user", A), Asker::default());
+    world.run("select pg_advisory_lock(7)").await;
+    let greedy = futures_util::future::join_all((0..6).map(async |_| {
+        world.access.read(&many.about(), &claims, "gate", "{}", true).await.unwrap()
+    }));
+    let others = async {
+        world.waiting(1).await;
+        for _ in 0..3 {
+            assert_eq!(world.read(&claims, "room").await.unwrap(), ALL);
+        }
+        world.waiting(1).await;
+        world.run("select pg_advisory_unlock(7)").await;
+    };
+    let (answers, ()) = timeout(DEADLINE, async { tokio::join!(greedy, others) }).await.unwrap();
+    let all = ReadGrants { broadcast: true, presence: true };
+    assert_eq!(answers, [all; 6], "one after the other, all of them");
+}
+
+#[tokio::test]
+async fn an_abandoned_check_has_its_askers_turn_until_it_has_ended() {
+    let world = World::with(|settings| {
+        settings.channel_pool_size = 2;
+        settings.check_timeout_ms = 60_000;
+        settings.channel_wait_timeout_ms = 20_000;
+    })
+    .await;
+    world.run(STUBBORN).await;
+    let (claims, asker) = (world.claims("user", A), Asker::default());
+    let mut abandoned = Box::pin(world.access.read(&asker, &claims, "stubborn", "{}", true));
+    let sleeps = "select count(*) from pg_stat_activity
+        where datname = $1 and wait_event = 'PgSleep'";
+    let begun = async {
+        let name = &world.database.name;
+        while world.admin.query_one(sleeps, &[name]).await.unwrap().get::<_, i64>(0) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        answer = &mut abandoned => panic!("{answer:?}"),
+        begun = timeout(DEADLINE, begun) => begun.unwrap(),
+    }
+    let hung = world.processes().await;
+    assert_eq!(hung.len(), 1);
+    drop(abandoned);
+    let mut next = Box::pin(world.access.read(&asker, &claims, "room", "{}", true));
+    // It would be answered first: its connection is the one that is there.
+    tokio::select! {
+        biased;
+        answer = &mut next => panic!("{answer:?}"),
+        other = world.read(&claims, "room") => assert_eq!(other.unwrap(), ALL),
+    }
+    assert!(timeout(DEADLINE, next).await.unwrap().is_ok());
+    assert!(!world.processes().await.contains(&hung[0]));
+}
+
+#[tokio::test]
+async fn a_check_that_nobody_wants_any_more_does_not_begin() {
+    let world = World::with(|settings| {
+        settings.channel_pool_size = 1;
+        settings.check_timeout_ms = 60_000;
+        settings.channel_wait_timeout_ms = 60_000;
+    })
+    .await;
+    world.run(GATE).await;
+    let (claims, connection) = (world.claims("user", A), Asker::default());
+    world.run("select pg_advisory_lock(7)").await;
+    let [runs, own, other] = [connection.about(), connection.about(), Asker::default()];
+    let ask = async |asker: &Asker| world.access.read(asker, &claims, "gate", "{}", true).await;
+    let leaving = async {
+        world.waiting(1).await;
+        for asker in [&runs, &own, &other] {
+            asker.leave();
+        }
+    };
+    let all = futures_util::future::join(
+        async {
+            let answer = ask(&runs).await;
+            (answer, world.processes().await)
+        },
+        async {
+            let ((), own, other) = tokio::join!(leaving, ask(&own), ask(&other));
+            for answer in [own, other] {
+                assert!(matches!(answer, Err(Error::Gone)), "{answer:?}");
+            }
+            // Both heard before the one that runs was let go.
+            let left = world.processes().await;
+            world.run("select pg_advisory_unlock(7)").await;
+            left
+        },
+    );
+    let (process, left) = timeout(DEADLINE, all).await.unwrap();
+    // That one ran to its end, which spares its connection.
+    let (answer, processes) = process;
+    assert!(answer.unwrap().broadcast);
+    assert_eq!(processes, left);
+    assert!(matches!(ask(&own).await, Err(Error::Gone)), "also when a place is free");
+}
+
+#[tokio::test]
 async fn an_idle_connection_that_ended_is_replaced() {
     let world = World::new().await;
     let claims = world.claims("service", A);
@@ -491,7 +606,7 @@ async fn without_a_server_there_is_no_answer() {
     let login = world.login.with_dbname("no_such_database");
     let access = Access::new(login, &world.settings);
     let claims = world.claims("service", A);
-    let error = access.read(&claims, "room", "{}", true).await.unwrap_err();
+    let error = access.read(&Asker::default(), &claims, "room", "{}", true).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
     let bare = World::bare(|_| ()).await;
     let error = bare.read(&bare.claims("service", A), "room").await.unwrap_err();

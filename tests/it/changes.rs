@@ -120,6 +120,26 @@ async fn c58_c59_what_commits_after_the_join_reply_is_delivered_once() {
 }
 
 #[tokio::test]
+async fn an_event_says_who_wrote_when_the_first_word_of_its_transaction_did() {
+    let service = shared().await;
+    let admin = service.admin().await;
+    let t = service.table("value text").await;
+    let mut socket = service.connect(Version::V2, &anon()).await;
+    socket.subscribe(TOPIC, all_of(&t)).await;
+    let said = |sub: &str| {
+        format!("select pg_logical_emit_message(true, 'walcast.origin', '{{\"sub\":\"{sub}\"}}')")
+    };
+    let (ann, bob) = (said("ann"), said("bob"));
+    run(&admin, &format!("{ann}; {bob}; insert into {t} values (1)")).await;
+    run(&admin, &format!("insert into {t} values (2); {bob}; insert into {t} values (3)")).await;
+    assert_eq!(socket.change().await["origin"], json!({ "sub": "ann" }));
+    for id in [2, 3] {
+        let change = socket.change().await;
+        assert_eq!((&change["record"]["id"], change.get("origin")), (&json!(id), None));
+    }
+}
+
+#[tokio::test]
 async fn c60_c74_the_shape_of_an_event_and_a_row_of_many_types() {
     let service = shared().await;
     let admin = service.admin().await;

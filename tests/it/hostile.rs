@@ -267,6 +267,32 @@ async fn a_flood_of_tokens_keeps_nobody_from_joining() {
     assert_eq!(joined.expect("a place in the queue")["status"], "ok");
 }
 
+/// One client joins slow private topics and leaves them, all the time.
+#[tokio::test]
+async fn joining_and_leaving_slow_topics_keeps_nobody_from_joining() {
+    let service = Service::with(|config| {
+        config.database.channel_pool_size = 2;
+        config.database.channel_wait_timeout_ms = 3000;
+    })
+    .await;
+    let policy = "create policy hears on realtime.messages for select to authenticated using (
+        realtime.topic() not like 'slow%' or (select pg_sleep(0.5)) is not null)";
+    service.admin().await.batch_execute(policy).await.unwrap();
+    let mut socket = service.connect(Version::V2, &user(ALICE)).await;
+    for n in 0..40 {
+        let topic = format!("realtime:slow{n}");
+        let join_ref = socket.send_join(&topic, &private()).await;
+        socket.send(&join_ref, &json!("l"), &topic, "phx_leave", &json!({})).await;
+    }
+    socket.heartbeat().await;
+    let mut other = service.connect(Version::V2, &user(BOB)).await;
+    let joined = timeout(Duration::from_secs(1), other.join("realtime:room", &private())).await;
+    assert_eq!(joined.expect("a place of its own")["status"], "ok");
+    // None of those that it left is asked about any more.
+    let joined = timeout(Duration::from_secs(2), socket.join("realtime:room", &private())).await;
+    assert_eq!(joined.expect("its turn")["status"], "ok");
+}
+
 #[tokio::test]
 async fn what_is_said_on_a_private_channel_before_leaving_is_heard() {
     let service = Service::start().await;

@@ -9,8 +9,8 @@ use tokio::time::timeout;
 use walcast::config::Secret;
 
 use crate::service::{
-    ALICE, DEADLINE, Service, Socket, VERSIONS, Version, anon, now, service_role, shared, sign,
-    token, user,
+    ALICE, BOB, DEADLINE, Service, Socket, VERSIONS, Version, anon, now, service_role, shared,
+    sign, token, user,
 };
 
 const BATCH: &str = "/api/broadcast";
@@ -702,4 +702,32 @@ async fn no_answer_keeps_a_connection_from_being_used_again() {
     }
     assert_eq!(listener.hear().await, said_binary("e", &json!({ "a": 1 })));
     assert_eq!(listener.hear().await, said_binary("e", &json!({ "a": 2 })));
+}
+
+/// A user, or an address without one, has one check at a time, however many requests it sends.
+#[tokio::test]
+async fn c39_whoever_says_much_in_slow_rooms_waits_for_itself() {
+    let service = Service::with(|config| config.database.channel_pool_size = 2).await;
+    let admin = service.admin().await;
+    let policy = "create policy writes on realtime.messages for insert to anon, authenticated
+        with check (realtime.topic() <> 'slow' or (select pg_sleep(0.4)) is not null)";
+    admin.batch_execute(policy).await.unwrap();
+    let private = |topic| format!("{}?private=true", single(topic, "e"));
+    let sleepers = "select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event = 'PgSleep'";
+    for token in [user(ALICE), anon()] {
+        let say = async |_| say_as(&service, &token, &private("slow"), &json!({})).await.status;
+        let flood = futures_util::future::join_all((0..6).map(say));
+        let other = async {
+            while admin.query_one(sleepers, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+                tokio::task::yield_now().await;
+            }
+            let (bob, path, empty) = (user(BOB), private("quick"), json!({}));
+            let said = say_as(&service, &bob, &path, &empty);
+            timeout(std::time::Duration::from_secs(1), said).await.expect("a place of his").status
+        };
+        let all = async { tokio::join!(flood, other) };
+        let (flood, other) = timeout(DEADLINE, all).await.unwrap();
+        assert_eq!((&*flood, other), (&[202; 6][..], 202));
+    }
 }

@@ -37,6 +37,15 @@ fn url_as(database: &Database, name: &str, password: &str) -> String {
     database.url.replace("postgres://postgres@", &format!("postgres://{name}:{password}@"))
 }
 
+/// A superuser's client, and a login that may make objects in `database` and nothing else.
+async fn ordinary_owner(database: &Database) -> (Client, String) {
+    let client = database.client().await;
+    let (user, name) = (format!("user_of_{}", database.name), &database.name);
+    let sql = format!("create role {user} login; grant create on database {name} to {user}");
+    client.batch_execute(&sql).await.unwrap();
+    (client, user)
+}
+
 /// Every row of every catalog that says what an object is, by object. Left out is what vacuum
 /// keeps there, and whether a table has ever had partitions.
 async fn fingerprint(client: &Client) -> BTreeMap<String, String> {
@@ -366,16 +375,8 @@ async fn a_function_that_somebody_changed_stays_as_it_is() {
 #[tokio::test]
 async fn a_schema_of_our_name_that_is_not_ours_is_refused() {
     let database = Database::create().await;
-    let client = database.client().await;
-    let user = format!("user_of_{}", database.name);
-    client
-        .batch_execute(&format!(
-            "create schema walcast; create role {user} login;
-             grant create on database {} to {user}",
-            database.name
-        ))
-        .await
-        .unwrap();
+    let (client, user) = ordinary_owner(&database).await;
+    client.batch_execute("create schema walcast").await.unwrap();
     let login = login(&url_as(&database, &user, "x"));
     let error = sql::install(&login, &Config::default()).await.unwrap_err();
     assert!(matches!(&error, install::Error::Foreign { owner } if owner == "postgres"), "{error}");
@@ -411,15 +412,7 @@ async fn a_superuser_does_not_trust_a_schema_that_another_made() {
 async fn an_ordinary_owner_gets_all_but_the_event_trigger() {
     let database = Database::create().await;
     install(&Database::create().await).await; // The roles, which it could not make.
-    let client = database.client().await;
-    let user = format!("user_of_{}", database.name);
-    client
-        .batch_execute(&format!(
-            "create role {user} login; grant create on database {} to {user}",
-            database.name
-        ))
-        .await
-        .unwrap();
+    let (_, user) = ordinary_owner(&database).await;
     let report =
         sql::install(&login(&url_as(&database, &user, "x")), &Config::default()).await.unwrap();
     let skipped: Vec<_> = report.skipped.iter().map(|(name, _)| name.as_str()).collect();

@@ -700,3 +700,51 @@ async fn doctor_says_who_must_look_after_messages() {
     let findings = doctor::examine(&config).await;
     assert_eq!(about(&findings, "no publication is set for that").0, Level::Ok);
 }
+
+#[tokio::test]
+async fn doctor_says_when_private_channels_cannot_be_decided() {
+    let database = Database::create().await;
+    let client = database.client().await;
+    let [user, service] = ["user", "service"].map(|role| format!("{}_{role}", database.name));
+    let sql = format!("create role {user}; create role {service}");
+    client.batch_execute(&sql).await.unwrap();
+    let mut config = walcast::config::Config::default();
+    config.database.url = walcast::config::Secret::new(database.url.clone());
+    config.database.roles = vec![user.clone(), service.clone()];
+    let found = async |config: &walcast::config::Config| {
+        let findings = doctor::examine(config).await;
+        let about = findings.into_iter().find(|finding| finding.text.contains("private channels"));
+        about.map(|finding| (finding.level, finding.mend.map(|mend| mend.to_string())))
+    };
+    assert_eq!(found(&config).await, None, "there is no table yet");
+    let owner = walcast::db::Login::parse(&database.url, DEADLINE).unwrap();
+    walcast::db::install::install(&owner, &config).await.unwrap();
+    let (level, mend) = found(&config).await.unwrap();
+    assert_eq!(level, Level::Red);
+    let mend = mend.unwrap();
+    // Not one of those that users may be, though they may insert.
+    assert!(mend.contains("role service_role ") && mend.contains("WALCAST_ROLES"), "{mend}");
+    assert!(!mend.contains(&service), "{mend}");
+    let above = format!("alter role {service} bypassrls");
+    client.batch_execute(&above).await.unwrap();
+    assert_eq!(found(&config).await, Some((Level::Ok, None)));
+    let revoke = format!(
+        "revoke insert on realtime.messages from {service};
+         revoke usage on schema realtime from {service}"
+    );
+    client.batch_execute(&revoke).await.unwrap();
+    let (level, mend) = found(&config).await.unwrap();
+    assert_eq!(level, Level::Red);
+    client.batch_execute(&mend.unwrap()).await.unwrap();
+    assert_eq!(found(&config).await, Some((Level::Ok, None)), "what it says mends it");
+    // As the check login, which must also be a member.
+    let check = format!("{}_check", database.name);
+    let sql = format!("create role {check} login noinherit; grant {user} to {check}");
+    client.batch_execute(&sql).await.unwrap();
+    let url = database.url.replace("postgres://postgres@", &format!("postgres://{check}@"));
+    config.database.url = walcast::config::Secret::default();
+    config.database.check_url = walcast::config::Secret::new(url);
+    assert_eq!(found(&config).await.unwrap().0, Level::Red);
+    client.batch_execute(&format!("grant {service} to {check}")).await.unwrap();
+    assert_eq!(found(&config).await, Some((Level::Ok, None)));
+}

@@ -223,6 +223,8 @@ async fn rows_of_a_function_are_queried_like_those_of_a_table() {
     assert_eq!((answer.page_total, answer.total), (2, Some(9)));
     assert_eq!(rows(Ok(answer)), json!([4, 5]));
     assert_eq!(w.called(get("series", "top=4&order=series.desc&series=gt.2")).await, json!([4, 3]));
+    let moods = get("moods", "m=bad&l={1,2}&moods->>1=eq.bad");
+    assert_eq!(w.called(moods).await, json!(["bad", "bad"]));
     assert_eq!(code(w, get("series", "top=4&select=nope")).await, "42703");
     assert_eq!(code(w, get("series", "top=4&select=a:series")).await, "PGRST127");
     assert_eq!(code(w, get("tabled", "n=4&select=nope")).await, "42703");

@@ -641,6 +641,7 @@ async fn feed(database: &Database, shutdown: &CancellationToken) -> (Arc<Status>
     let status = Arc::new(Status::default());
     let (ready, mut is_ready) = watch::channel(false);
     let feed = Feed {
+        writes: walcast::feed::Writes::default(),
         login: logins.replication.clone(),
         replication: config.replication.clone(),
         changes: config.changes.clone(),

@@ -376,14 +376,20 @@ async fn with_unread(sql: &str) -> (World, Held) {
     (world, held)
 }
 
+/// Two columns of that table take each other's name.
+fn swap(one: &str, other: &str) -> String {
+    format!(
+        "begin;
+        alter table t rename {one} to middle;
+        alter table t rename {other} to {one};
+        alter table t rename middle to {other};
+        commit"
+    )
+}
+
 #[tokio::test]
 async fn columns_that_swap_their_names_keep_who_may_read_them() {
-    let swap = "begin;
-        alter table t rename open to middle;
-        alter table t rename hidden to open;
-        alter table t rename middle to hidden;
-        commit";
-    let (mut world, held) = with_unread(swap).await;
+    let (mut world, held) = with_unread(&swap("open", "hidden")).await;
     held.release().await;
     let seen = world.seen("insert into t values (2, 'secret too', 'shown too', null, null)").await;
     // What was granted is called `hidden` now.
@@ -415,12 +421,7 @@ async fn a_column_that_takes_the_name_of_a_dropped_one_shows_none_of_its_values(
 
 #[tokio::test]
 async fn columns_that_swap_their_names_keep_what_the_policy_sees_in_them() {
-    let swap = "begin;
-        alter table t rename owner to middle;
-        alter table t rename editor to owner;
-        alter table t rename middle to editor;
-        commit";
-    let (mut world, held) = with_unread(swap).await;
+    let (mut world, held) = with_unread(&swap("owner", "editor")).await;
     held.release().await;
     let seen = world.seen("select").await;
     assert_eq!(seen[0][1..], [r#"INSERT t {"id":1,"open":"shown"}"#]);

@@ -398,6 +398,7 @@ impl Writer<'_> {
             old_record,
             commit: Commit { xid: 0, lsn: Lsn::ZERO, time: SystemTime::now() },
             ordinal: self.changes.len().try_into().unwrap(),
+            origin: None,
         });
     }
 

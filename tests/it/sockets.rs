@@ -117,6 +117,7 @@ impl Server {
             gate: Gate::default(),
             operations: Operations::default(),
             broadcasts: None,
+            rows: None,
             proxy: None,
         }));
         let stop = CancellationToken::new();

@@ -15,7 +15,11 @@
 //! Policies are code of somebody else. What it does ends with the transaction, or with the DISCARD
 //! ALL after it; each probe of a write begins where the one before it began; what does not end is
 //! ended (`pool`). All messages of one check are sent at once, so it costs one round trip.
+//!
+//! A slow policy makes its asker wait, and others only as far as the pool is full of such: each has
+//! one check at a time in the pool, and one queue of all is for those that have none (`asker`).
 
+mod asker;
 mod pool;
 mod stored;
 
@@ -34,6 +38,7 @@ use crate::db::Login;
 use crate::telemetry::{READ_AUTHORIZATION_SECONDS, REPLAY_SECONDS, WRITE_AUTHORIZATION_SECONDS};
 use pool::{Pool, Reply, Session};
 
+pub use asker::{Asker, Askers};
 pub use stored::{Since, Stored, StoredPayload};
 
 /// How often a check is made when its connection ends: an idle one may have ended unnoticed, and
@@ -66,6 +71,9 @@ pub enum Error {
     /// there.
     #[error("realtime.messages has no partition for today")]
     MissingPartition,
+    /// Whoever asked left before the check began; nobody is to be told.
+    #[error("nobody wants to know any more")]
+    Gone,
     /// No connection was free in time (`IncreaseConnectionPool`).
     #[error("no connection for channel checks was free in time")]
     Busy,
@@ -115,6 +123,7 @@ impl std::fmt::Debug for Access {
 
 /// Who asks about what.
 struct Caller<'a> {
+    asker: &'a Asker,
     claims: &'a Claims,
     topic: &'a str,
     headers: &'a str,
@@ -182,13 +191,14 @@ impl Access {
     /// [`Error`]: nothing is allowed.
     pub async fn read(
         &self,
+        asker: &Asker,
         claims: &Claims,
         topic: &str,
         headers: &str,
         presence: bool,
     ) -> Result<ReadGrants, Error> {
         let started = Instant::now();
-        let caller = Caller { claims, topic, headers, extensions: extensions(presence) };
+        let caller = Caller { asker, claims, topic, headers, extensions: extensions(presence) };
         let allowed = Box::pin(self.ask(&caller, Question::May(Direction::Read))).await;
         histogram!(READ_AUTHORIZATION_SECONDS).record(started.elapsed());
         let (broadcast, presence) = pair(&allowed?.allowed());
@@ -204,13 +214,14 @@ impl Access {
     /// [`Error`]: nothing is allowed.
     pub async fn write(
         &self,
+        asker: &Asker,
         claims: &Claims,
         topic: &str,
         headers: &str,
         presence: bool,
     ) -> Result<WriteGrants, Error> {
         let started = Instant::now();
-        let caller = Caller { claims, topic, headers, extensions: extensions(presence) };
+        let caller = Caller { asker, claims, topic, headers, extensions: extensions(presence) };
         let allowed = Box::pin(self.ask(&caller, Question::May(Direction::Write))).await;
         histogram!(WRITE_AUTHORIZATION_SECONDS).record(started.elapsed());
         let (broadcast, presence) = pair(&allowed?.allowed());
@@ -224,13 +235,14 @@ impl Access {
     /// [`Error`]: nothing is known.
     pub async fn stored(
         &self,
+        asker: &Asker,
         claims: &Claims,
         topic: &str,
         headers: &str,
         since: Since,
     ) -> Result<Vec<Stored>, Error> {
         let started = Instant::now();
-        let caller = Caller { claims, topic, headers, extensions: &[] };
+        let caller = Caller { asker, claims, topic, headers, extensions: &[] };
         let answer = Box::pin(self.ask(&caller, Question::Stored(since))).await;
         histogram!(REPLAY_SECONDS).record(started.elapsed());
         match answer? {
@@ -260,7 +272,7 @@ impl Access {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let lease = self.pool.lease().await?;
+            let lease = self.pool.lease(caller.asker).await?;
             let asked = async {
                 let session = lease.session();
                 match question {

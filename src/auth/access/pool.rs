@@ -1,6 +1,6 @@
 //! Connections of the check login on which probes run, and the end of those that do not answer.
 //!
-//! In:     how many at once, how long to wait for one.
+//! In:     how many at once, how long to wait for one; who asks.
 //! Out:    a [`Lease`]: a connection that nobody else has, in the state of a new one.
 //! Never:  a connection back in the pool while anything runs on it; more connections than the
 //!         setting, those that are being ended included.
@@ -17,7 +17,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{CancelToken, Client, SimpleQueryMessage};
 use tracing::{debug, warn};
 
-use super::Error;
+use super::{Asker, Error};
 use crate::config;
 use crate::db::Login;
 
@@ -54,7 +54,8 @@ impl Session {
         let sql = include_str!("../../../sql/access/prober.sql");
         let roles = roles.to_vec();
         // One message there and one back, as everything on these connections.
-        let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&roles, Type::TEXT_ARRAY)];
+        let parameters: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&roles, Type::TEXT_ARRAY), (&false, Type::BOOL)];
         let answer = timeout(login.timeout(), client.query_typed(sql, &parameters)).await;
         let rows = answer.map_err(|error| Error::Unavailable(error.into()))?;
         let rows = rows.map_err(unavailable)?;
@@ -76,20 +77,26 @@ impl Session {
     }
 }
 
-/// A connection in use, and one place of the pool. Dropped before [`Self::give_back`], also with
-/// the future that uses it, the connection is ended, and its place is free once it has.
+/// A connection in use, its place of the pool and its asker's turn. Dropped before [`Self::give_back`], also with
+/// the future that uses it, the connection is ended, and both are free once it has.
 pub(super) struct Lease {
     session: Option<Session>,
-    permit: Option<OwnedSemaphorePermit>,
+    permits: Option<Permits>,
     idle: Arc<Mutex<Vec<Session>>>,
     abandoned: mpsc::Sender<Abandoned>,
+}
+
+/// What a check has while it runs.
+struct Permits {
+    _turn: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 }
 
 /// A connection nobody waits for, on which something may still run.
 struct Abandoned {
     session: Session,
-    /// Its place in the pool, until it is gone.
-    _permit: Option<OwnedSemaphorePermit>,
+    /// Until it is gone.
+    _permits: Option<Permits>,
 }
 
 impl Lease {
@@ -114,7 +121,7 @@ impl Drop for Lease {
             return;
         }
         // There is room for every place of the pool. Without a reaper everything ends anyway.
-        let _ = self.abandoned.try_send(Abandoned { session, _permit: self.permit.take() });
+        let _ = self.abandoned.try_send(Abandoned { session, _permits: self.permits.take() });
     }
 }
 
@@ -123,7 +130,7 @@ pub(super) struct Pool {
     login: Login,
     roles: Vec<String>,
     wait: Duration,
-    permits: Arc<Semaphore>,
+    places: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<Session>>>,
     abandoned: mpsc::Sender<Abandoned>,
     reaper: JoinHandle<()>,
@@ -145,21 +152,26 @@ impl Pool {
             login,
             roles: settings.roles.clone(),
             wait: Duration::from_millis(settings.channel_wait_timeout_ms),
-            permits: Arc::new(Semaphore::new(size)),
+            places: Arc::new(Semaphore::new(size)),
             idle: Arc::default(),
             abandoned,
             reaper,
         }
     }
 
-    /// A connection in the state of a new one.
+    /// A connection in the state of a new one, when it is this asker's turn.
     ///
     /// # Errors
-    /// [`Error::Busy`] when none is free in time, [`Error::Unavailable`] when none can be made.
-    pub(super) async fn lease(&self) -> Result<Lease, Error> {
-        let permit = timeout(self.wait, Arc::clone(&self.permits).acquire_owned()).await;
-        let permit = permit.map_err(|_| Error::Busy)?;
-        let permit = permit.map_err(|error| Error::Unavailable(error.into()))?;
+    /// [`Error::Busy`] when none is free in time, [`Error::Gone`] when nobody wants it any more,
+    /// [`Error::Unavailable`] when none can be made.
+    pub(super) async fn lease(&self, asker: &Asker) -> Result<Lease, Error> {
+        let permits = tokio::select! {
+            // Also when it is its turn just then.
+            biased;
+            () = asker.gone() => return Err(Error::Gone),
+            permits = timeout(self.wait, self.permits(asker)) => permits,
+        };
+        let permits = permits.map_err(|_| Error::Busy)??;
         let session = loop {
             let idle = lock(&self.idle).pop();
             match idle {
@@ -170,10 +182,18 @@ impl Pool {
         };
         Ok(Lease {
             session: Some(session),
-            permit: Some(permit),
+            permits: Some(permits),
             idle: Arc::clone(&self.idle),
             abandoned: self.abandoned.clone(),
         })
+    }
+
+    /// The turn first: whoever waits for its own stands in nobody's way.
+    async fn permits(&self, asker: &Asker) -> Result<Permits, Error> {
+        let closed = || Error::Unavailable("the pool is closed".into());
+        let turn = asker.turn().await.ok_or_else(closed)?;
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| closed())?;
+        Ok(Permits { _turn: turn, _place: place })
     }
 }
 

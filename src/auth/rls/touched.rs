@@ -170,6 +170,7 @@ mod tests {
             old_record: None,
             commit,
             ordinal,
+            origin: None,
         }
     }
 

@@ -13,9 +13,9 @@
 //! the claims, and a token has no business in a setting, a log line or an error of Postgres.
 
 mod batch;
-mod body;
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -32,9 +32,10 @@ use tokio::task::yield_now;
 use tokio::time::timeout;
 use tracing::warn;
 
+use super::body::{Incoming, READ_ON_MAX, Unread};
 use super::{Gate, Service, error, message};
 use crate::auth::Claims;
-use crate::auth::access::{self, Access};
+use crate::auth::access::{self, Access, Asker, Askers};
 use crate::auth::jwt::Verifier;
 use crate::config::Config;
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
@@ -46,17 +47,12 @@ use crate::topic::Topic;
 use crate::transport::admit::Admit;
 use crate::transport::websocket::Room;
 use batch::{Errors, INVALID, Message, TOO_LARGE, TOO_LONG, Unusable};
-use body::{Incoming, Unread};
 
 /// Messages of one batch between two chances for others to run on this thread.
 const TURN_MESSAGES: usize = 100;
 
 /// How long the policies of one batch may take together: each private topic is asked about once.
 const CHECKS_TIME_MAX: Duration = Duration::from_secs(10);
-
-/// How many times as large as any that is wanted a body may be, and still be read to its end
-/// before its sender is told that it is refused.
-const READ_ON_MAX: u64 = 4;
 
 /// Headers with credentials, which policies do not get to see.
 const CREDENTIALS: [HeaderName; 5] = [
@@ -67,12 +63,27 @@ const CREDENTIALS: [HeaderName; 5] = [
     HeaderName::from_static("x-api-key"),
 ];
 
-const API_KEY: HeaderName = HeaderName::from_static("apikey");
+/// Header of a key or token of somebody who has not signed in.
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("apikey");
+
+/// Who is one asker without a connection: a user, or whoever has this address and no user.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum AskerName {
+    User { role: Arc<str>, subject: Arc<str> },
+    Address(Option<IpAddr>),
+}
+
+/// Whoever sends a request.
+struct Sender {
+    claims: Claims,
+    asker: Asker,
+}
 
 /// What is said over HTTP, and by whom.
 pub struct Broadcasts {
     verifier: Arc<Verifier>,
     access: Arc<Access>,
+    askers: Askers<AskerName>,
     hub: Arc<Hub>,
     rates: Arc<Rates>,
     events_per_second_max: usize,
@@ -94,6 +105,7 @@ impl Broadcasts {
         Self {
             verifier,
             access,
+            askers: Askers::default(),
             hub,
             rates,
             events_per_second_max: limits.events_per_second_max,
@@ -113,28 +125,37 @@ impl Broadcasts {
         (parts, body)
     }
 
-    /// The claims of whoever sends `headers`.
-    async fn sender(&self, headers: &HeaderMap) -> Result<Claims, Refused> {
+    /// Whoever sends `headers` from `address`.
+    async fn sender(
+        &self,
+        headers: &HeaderMap,
+        address: Option<IpAddr>,
+    ) -> Result<Sender, Refused> {
         let token = token(headers).ok_or(Refused::Unauthorized)?;
         let verified = self.verifier.verify_fresh(token, SystemTime::now()).await;
-        verified.map_err(|_| Refused::Unauthorized)
+        let claims = verified.map_err(|_| Refused::Unauthorized)?;
+        let name = claims.subject.as_ref().map_or(AskerName::Address(address), |subject| {
+            AskerName::User { role: Arc::clone(&claims.role), subject: Arc::clone(subject) }
+        });
+        Ok(Sender { claims, asker: self.askers.named(name) })
     }
 
-    /// Whether `claims` may write broadcasts on a private topic.
+    /// Whether the sender may write broadcasts on a private topic.
     async fn may_write(
         &self,
-        claims: &Claims,
+        Sender { claims, asker }: &Sender,
         topic: &Topic,
         headers: &str,
     ) -> Result<bool, Refused> {
         let topic = topic.sub_topic();
-        let grants = self.access.write(claims, topic, headers, false).await;
+        let grants = self.access.write(asker, claims, topic, headers, false).await;
         grants.map(|grants| grants.broadcast).map_err(|problem| {
             let (status, text) = undecided(&problem);
             let message = match &problem {
                 access::Error::Policy { message, .. } => message,
                 access::Error::Canceled
                 | access::Error::MissingPartition
+                | access::Error::Gone
                 | access::Error::Busy
                 | access::Error::Unavailable(_)
                 | access::Error::Role { .. } => "",
@@ -145,10 +166,10 @@ impl Broadcasts {
         })
     }
 
-    /// The topics of these private messages, and whether `claims` may write there.
+    /// The topics of these private messages, and whether the sender may write there.
     async fn grants<'m>(
         &self,
-        claims: &Claims,
+        sender: &Sender,
         messages: &'m [Message<'_>],
         headers: &HeaderMap,
     ) -> Result<HashMap<&'m Topic, bool>, Refused> {
@@ -159,7 +180,7 @@ impl Broadcasts {
         let headers = shown_headers(headers);
         for Message { topic, private, .. } in messages {
             if *private && !grants.contains_key(topic) {
-                grants.insert(topic, self.may_write(claims, topic, &headers).await?);
+                grants.insert(topic, self.may_write(sender, topic, &headers).await?);
             }
         }
         Ok(grants)
@@ -184,7 +205,7 @@ impl Broadcasts {
 
     async fn send_batch(
         &self,
-        claims: &Claims,
+        sender: &Sender,
         parts: &Parts,
         body: &mut Incoming,
         room: Arc<Room>,
@@ -198,12 +219,12 @@ impl Broadcasts {
                 Unusable::Invalid(errors) => Refused::Messages(errors),
             })?;
         self.admit(messages.len())?;
-        let grants = timeout(CHECKS_TIME_MAX, self.grants(claims, &messages, &parts.headers));
+        let grants = timeout(CHECKS_TIME_MAX, self.grants(sender, &messages, &parts.headers));
         let grants = grants.await.map_err(|_| {
             let (status, text) = undecided(&access::Error::Canceled);
             Refused::Undecided(status, text)
         })??;
-        still_valid(claims)?;
+        still_valid(&sender.claims)?;
         let mut dirty = DirtyList::default();
         for (number, message) in (1..).zip(&messages) {
             if message.private && grants.get(&message.topic) != Some(&true) {
@@ -228,7 +249,7 @@ impl Broadcasts {
 
     async fn send_single(
         &self,
-        claims: &Claims,
+        sender: &Sender,
         (topic, event): (String, String),
         parts: &Parts,
         body: &mut Incoming,
@@ -247,10 +268,10 @@ impl Broadcasts {
             Encoding::Json => json_value(&upload.bytes).ok_or(Refused::Malformed)?,
         };
         self.admit(1)?;
-        if private && !self.may_write(claims, &topic, &shown_headers(&parts.headers)).await? {
+        if private && !self.may_write(sender, &topic, &shown_headers(&parts.headers)).await? {
             return Err(Refused::Forbidden);
         }
-        still_valid(claims)?;
+        still_valid(&sender.claims)?;
         let event = UserEvent { event: event.into(), encoding, data, meta: Meta::default() };
         if !event.can_be_told_on(topic.as_str()) {
             return Err(Refused::Field("event", TOO_LONG));
@@ -375,7 +396,7 @@ fn undecided(error: &access::Error) -> (StatusCode, &'static str) {
             (StatusCode::UNPROCESSABLE_ENTITY, "Missing messages partition")
         }
         access::Error::Busy => (StatusCode::TOO_MANY_REQUESTS, "Connection pool exhausted"),
-        access::Error::Unavailable(_) => {
+        access::Error::Unavailable(_) | access::Error::Gone => {
             (StatusCode::UNPROCESSABLE_ENTITY, "Tenant database unavailable")
         }
         access::Error::Role { .. } => {
@@ -392,12 +413,12 @@ pub(super) async fn batch<A: Admit>(
 ) -> Response {
     let Some(own) = &service.broadcasts else { return StatusCode::NOT_FOUND.into_response() };
     let (parts, mut body) = own.take(request);
-    let claims = match sender(&service.gate, own, &parts.headers).await {
-        Ok(claims) => claims,
+    let sender = match sender(&service.gate, own, &parts).await {
+        Ok(sender) => sender,
         Err(refused) => return own.refuse(refused, body).await,
     };
     let room = service.connections.unfinished();
-    let outcome = Box::pin(own.send_batch(&claims, &parts, &mut body, room)).await;
+    let outcome = Box::pin(own.send_batch(&sender, &parts, &mut body, room)).await;
     own.answer(outcome, body).await
 }
 
@@ -409,22 +430,25 @@ pub(super) async fn single<A: Admit>(
 ) -> Response {
     let Some(own) = &service.broadcasts else { return StatusCode::NOT_FOUND.into_response() };
     let (parts, mut body) = own.take(request);
-    let claims = match sender(&service.gate, own, &parts.headers).await {
-        Ok(claims) => claims,
+    let sender = match sender(&service.gate, own, &parts).await {
+        Ok(sender) => sender,
         Err(refused) => return own.refuse(refused, body).await,
     };
     let outcome = match names {
         Ok(Path(names)) => {
             let room = service.connections.unfinished();
-            Box::pin(own.send_single(&claims, names, &parts, &mut body, room)).await
+            Box::pin(own.send_single(&sender, names, &parts, &mut body, room)).await
         }
         Err(_) => Err(Refused::Path),
     };
     own.answer(outcome, body).await
 }
 
-async fn sender(gate: &Gate, own: &Broadcasts, headers: &HeaderMap) -> Result<Claims, Refused> {
-    if gate.origins.admit(headers) { own.sender(headers).await } else { Err(Refused::Origin) }
+async fn sender(gate: &Gate, own: &Broadcasts, parts: &Parts) -> Result<Sender, Refused> {
+    if !gate.origins.admit(&parts.headers) {
+        return Err(Refused::Origin);
+    }
+    own.sender(&parts.headers, gate.address(parts)).await
 }
 
 impl Unread {
@@ -444,7 +468,7 @@ fn still_valid(claims: &Claims) -> Result<(), Refused> {
 }
 
 /// The token of a request. A bearer's wins; who names another scheme, or two of them, has none.
-fn token(headers: &HeaderMap) -> Option<&str> {
+pub(super) fn token(headers: &HeaderMap) -> Option<&str> {
     let one = |name: &HeaderName| {
         let mut values = headers.get_all(name).iter();
         match (values.next(), values.next()) {

@@ -633,13 +633,14 @@ fn assemble(
     schema
 }
 
-/// Whether all arguments can be named, or the only one takes a whole body.
+/// Whether all arguments can be named, or the only one takes a whole body or a row: what is called
+/// for a row is a column of it.
 fn is_callable(function: &Function) -> bool {
     let takes_body = |argument: &Argument| {
         matches!(&*argument.type_sql, "json" | "jsonb" | "text" | "bytea" | "xml")
     };
     match &*function.arguments {
-        [only] if only.name.is_empty() => takes_body(only),
+        [only] if only.name.is_empty() => takes_body(only) || only.category == 'C',
         all => all.iter().all(|argument| !argument.name.is_empty()),
     }
 }

@@ -26,7 +26,7 @@ use super::deadlines::{DeadlineId, Deadlines, Expires};
 use super::phoenix::{self, Version};
 use super::websocket::{Peer, text_frame};
 use crate::auth::Claims;
-use crate::auth::access::ReadGrants;
+use crate::auth::access::{Asker, ReadGrants};
 use crate::auth::jwt::Verifier;
 use crate::event::broadcast::Broadcast;
 use crate::hub::outbox::{CloseReason, DirtyList, Outbox};
@@ -216,6 +216,14 @@ struct Kept {
     presence: PresenceOptions,
     wait: Option<Duration>,
     join_ref: Option<RawRef>,
+    /// Leaves with the channel.
+    asker: Asker,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.asker.leave();
+    }
 }
 
 /// The [`Peer`] of a Phoenix socket.
@@ -225,6 +233,8 @@ pub struct Socket {
     session: Session,
     /// What policies read as `request.headers`.
     headers: Arc<str>,
+    /// Its checks of private channels take turns.
+    asker: Asker,
     mailbox: Arc<Mailbox>,
     joining: HashMap<ChannelId, Arc<Kept>>,
     joined: HashMap<ChannelId, Place>,
@@ -261,6 +271,7 @@ impl Socket {
             version,
             session,
             headers,
+            asker: Asker::default(),
             mailbox,
             joining: HashMap::new(),
             joined: HashMap::new(),
@@ -371,6 +382,7 @@ impl Socket {
             presence: request.presence,
             wait: request.wait,
             join_ref: request.join_ref,
+            asker: self.asker.about(),
         });
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
         let ask = self.request(&kept, request.claims);
@@ -389,6 +401,7 @@ impl Socket {
             format: format(self.version, kept.legacy),
             topic: Arc::clone(&kept.topic),
             claims,
+            asker: kept.asker.clone(),
             parameters: Arc::clone(&kept.postgres_changes),
             legacy: kept.legacy,
             private: kept.private,
@@ -508,11 +521,14 @@ impl Socket {
 
     fn check_write(&self, channel: ChannelId, claims: Arc<Claims>, turn: u32) {
         let Some(place) = self.joined.get(&channel) else { return };
-        let (headers, kept) = (Arc::clone(&self.headers), Arc::clone(&place.request));
+        // Not the request itself: while somebody has it, the channel has not left.
+        let Kept { topic, asker, .. } = &*place.request;
+        let (topic, asker) = (Arc::clone(topic), asker.clone());
+        let headers = Arc::clone(&self.headers);
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
         self.realtime.spawn(async move {
-            let topic = kept.topic.strip_prefix("realtime:").unwrap_or(&kept.topic);
-            let grants = joiner.may_write(&claims, topic, &headers).await;
+            let topic = topic.strip_prefix("realtime:").unwrap_or(&topic);
+            let grants = joiner.may_write(&asker, &claims, topic, &headers).await;
             let grants = grants.map(|g| Grants { broadcast: g.broadcast, presence: g.presence });
             if let Some(mailbox) = mailbox.upgrade() {
                 mailbox.post(Mail::MayWrite(channel, turn, grants));

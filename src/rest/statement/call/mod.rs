@@ -312,6 +312,7 @@ fn value_relation(function: &Function, type_sql: &str, base_type: &str) -> Relat
         name: function.name.clone(),
         type_sql: type_sql.into(),
         base_type: base_type.into(),
+        category: if type_sql.ends_with("[]") { 'A' } else { 'U' },
         nullable: true,
         ..Column::default()
     };

@@ -16,6 +16,7 @@
 mod cast;
 mod field;
 mod filter;
+mod related;
 mod relationship;
 mod render;
 mod resolve;

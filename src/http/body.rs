@@ -18,6 +18,10 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::transport::websocket::{Room, Share};
 
+/// How many times as large as any that is wanted a body may be, and still be read to its end
+/// before its sender is told that it is refused.
+pub(super) const READ_ON_MAX: u64 = 4;
+
 /// Why there is no body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unread {

@@ -2,11 +2,16 @@
 //!
 //! In:     built-in defaults, then a TOML file, then the environment, then flags; later ones win.
 //! Out:    [`Config`], validated. Environment names are `WALCAST_<SECTION>_<FIELD>`, with the
-//!         shorter and the official container's names besides (`config/load.rs`); a secret may
+//!         shorter and the official container's names besides (`environment`); a secret may
 //!         also stand in a file named by `<NAME>_FILE`.
 //! Never:  secrets from the command line; a setting that is accepted and then ignored.
 
+mod bounds;
+mod environment;
 mod load;
+mod paths;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -72,6 +77,8 @@ pub struct Config {
     pub server: Server,
     /// What clients may take together.
     pub limits: Limits,
+    /// Ordinary rows over HTTP.
+    pub rest: Rest,
     /// The rest of a Supabase project behind the same URL.
     pub proxy: Proxy,
     /// What is logged, and how.
@@ -102,7 +109,8 @@ pub struct Database {
     /// Milliseconds between the two snapshots of the recent past that decide who could see a row
     /// before it was deleted. Each is held for two intervals. Default 400, 50 to 5000.
     pub snapshot_interval_ms: u64,
-    /// Connections for the checks of private channels. Default 4, 1 to 100.
+    /// Connections for the checks of private channels; each client has one at a time. Default 4,
+    /// 1 to 100.
     pub channel_pool_size: usize,
     /// Milliseconds that such a check may wait for one of them (`IncreaseConnectionPool`). Default
     /// 5000, 100 to 60000; clients wait 10 s for a join.
@@ -483,8 +491,103 @@ impl Default for Limits {
     }
 }
 
+/// Who answers `/rest/v1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum RestService {
+    /// We do, unless `proxy.upstream` is set: then it is passed through.
+    #[default]
+    Auto,
+    /// We do.
+    On,
+    /// We do not.
+    Off,
+}
+
+/// Ordinary rows over HTTP, under `/rest/v1`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rest {
+    /// Whether it is served here. Default `auto`: unless `proxy.upstream` is set.
+    pub serve: RestService,
+    /// Whether the same paths are served without `/rest/v1`, too, as a gateway that takes it off
+    /// asks for them. Our own paths (`/status`, `/metrics` and their like) stay ours. Default false.
+    pub at_root: bool,
+    /// Schemas whose relations and functions are served; the first is what is meant when a request
+    /// names none. `PGRST_DB_SCHEMAS`. Default `public`.
+    pub schemas: Vec<String>,
+    /// Schemas that the `search_path` has behind the request's own, for operators, types and
+    /// functions of extensions. `PGRST_DB_EXTRA_SEARCH_PATH`. Default `public`, `extensions`.
+    pub extra_search_path: Vec<String>,
+    /// Role of requests without a token; one of `database.roles`. Empty, or not one of them: such
+    /// requests get 401. `PGRST_DB_ANON_ROLE`. Default `anon`.
+    pub anon_role: String,
+    /// Rows of one answer; more are left out, which `Content-Range` shows. 0: as many as there
+    /// are. `PGRST_DB_MAX_ROWS`. Default 1000, 0 to 100000000.
+    pub rows_max: u64,
+    /// Connections, each of which runs one request at a time. `PGRST_DB_POOL`. Default 10, 1 to
+    /// 1000.
+    pub pool_size: usize,
+    /// Milliseconds that a request may wait for one of them; then 504. Default 10000, 10 to 60000.
+    pub wait_timeout_ms: u64,
+    /// Milliseconds that one statement may take; a lower `statement_timeout` of its role is kept.
+    /// Default 8000, 10 to 3600000.
+    pub statement_timeout_ms: u64,
+    /// Bytes of one request's body; with more it gets 413. Default 8000000, 1 KiB to 64 MiB.
+    pub body_bytes_max: usize,
+    /// Whether PATCH and DELETE without a filter change every row. Default false: they get 400.
+    pub unfiltered_writes: bool,
+    /// Roles that are told what is served, as an `OpenAPI` document. Default `service_role`.
+    pub openapi_roles: Vec<String>,
+    /// A `PostgREST` that gets the requests for what is not implemented here, such as
+    /// `http://rest:3000`. Empty: they get 400. `REST_UPSTREAM`.
+    pub upstream: String,
+}
+
+impl Default for Rest {
+    fn default() -> Self {
+        Self {
+            serve: RestService::default(),
+            at_root: false,
+            schemas: vec!["public".into()],
+            extra_search_path: vec!["public".into(), "extensions".into()],
+            anon_role: "anon".into(),
+            rows_max: 1000,
+            pool_size: 10,
+            wait_timeout_ms: 10_000,
+            statement_timeout_ms: 8_000,
+            body_bytes_max: 8_000_000,
+            unfiltered_writes: false,
+            openapi_roles: vec!["service_role".into()],
+            upstream: String::new(),
+        }
+    }
+}
+
+impl Rest {
+    /// Where `upstream` is: its origin, and the path before those of its tables.
+    ///
+    /// # Errors
+    /// What it must be.
+    pub(crate) fn upstream_parts(&self) -> Result<(String, String), &'static str> {
+        let problem = "must be written http://host:port, or https://host/path";
+        let uri: Uri = self.upstream.parse().map_err(|_| problem)?;
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Err(problem);
+        };
+        if uri.query().is_some() {
+            return Err(problem);
+        }
+        let origin = format!("{scheme}://{authority}");
+        let proxy = Proxy { upstream: origin.clone(), ..Proxy::default() };
+        proxy.upstream_parts().map_err(|_| problem)?;
+        Ok((origin, uri.path().trim_end_matches('/').to_owned()))
+    }
+}
+
 /// The rest of a Supabase project behind the same URL: `/auth/v1`, `/rest/v1`, `/storage/v1`,
-/// `/functions/v1` and `/graphql/v1` are passed through.
+/// `/functions/v1` and `/graphql/v1` are passed through; `/rest/v1` unless `rest.serve` says
+/// otherwise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Proxy {
@@ -594,6 +697,21 @@ pub enum Error {
         /// What is wrong and what would be right.
         problem: String,
     },
+}
+
+impl Config {
+    /// Whether `/rest/v1` is answered here.
+    pub fn serves_rest(&self) -> bool {
+        match self.rest.serve {
+            RestService::Auto => self.proxy.upstream.is_empty(),
+            RestService::On => true,
+            RestService::Off => false,
+        }
+    }
+}
+
+fn invalid(name: impl Into<String>, problem: impl Into<String>) -> Error {
+    Error::Invalid { name: name.into(), problem: problem.into() }
 }
 
 impl Replication {

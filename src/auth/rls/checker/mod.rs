@@ -5,28 +5,27 @@
 //! Never:  two roles on one connection (plans remember the role they were made for); an answer
 //!         from a snapshot that lacks a decoded transaction, or from policies that have changed.
 
+mod call;
+mod past;
+mod sheet;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row, SimpleQueryMessage, Statement};
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use super::history::{Held, History};
-use super::statement::{Facts, Image, Open, Source, literal};
+use super::statement::{Facts, Open, literal};
 use super::touched::Touched;
-use super::{Answer, Error, Question, Verdict, Visibility, lock};
-use crate::change::{Change, OldImage, Operation, Value};
+use super::{Answer, Error, Question, Visibility};
+use crate::change::Change;
 use crate::db::Login;
 use crate::snapshot::Snapshot;
-
-/// Images in one call: bounds a call's memory and how much one failure takes down.
-const IMAGES_PER_CALL: usize = 500;
-/// Bytes of images in one call, unless one image alone is larger.
-const IMAGE_BYTES_PER_CALL: usize = 1024 * 1024;
-/// Users in one call: bounds how many wait behind one whose policies take long.
-const USERS_PER_CALL: usize = 200;
+use call::{Input, chunk_len};
+use sheet::{Item, Sheet, Side, at, image_of, pairs};
 
 /// What a role is asked about one batch.
 pub(super) struct Job<'a> {
@@ -125,141 +124,8 @@ pub(super) struct Checker {
     made: u64,
 }
 
-/// In what an answer about an old row may be wrong, because it is from after the transaction that
-/// replaced or removed it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Doubt {
-    /// A DELETE that nobody sees any more goes to those who saw the row before.
-    SawBefore,
-    /// The same where policies may read what the log does not tell of: the past is believed only if
-    /// it turns out that they read nothing of the kind, or that nobody at all wrote anything
-    /// between it and the transaction.
-    SawBeforeUntold,
-    /// An UPDATE's old values are kept from those who came to see them by the same transaction.
-    LetIn,
-    /// The same where policies may read what the log does not tell of: old values go to those who
-    /// found this very row version in the table before the transaction, whatever happened since.
-    LetInUntold,
-}
-
-impl Doubt {
-    /// The answer that is doubted.
-    fn of(self) -> Visibility {
-        match self {
-            Self::SawBefore | Self::SawBeforeUntold => Visibility::No,
-            Self::LetIn | Self::LetInUntold => Visibility::Yes,
-        }
-    }
-
-    /// What holds when the past cannot be asked.
-    fn otherwise(self) -> Visibility {
-        match self {
-            Self::SawBefore | Self::SawBeforeUntold => Visibility::No,
-            Self::LetIn => Visibility::Unknown,
-            Self::LetInUntold => Visibility::YesNow,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    New,
-    Old,
-}
-
-/// Answers under construction: verdicts by question and place.
-struct Sheet<'a> {
-    job: &'a Job<'a>,
-    answers: Vec<Answer>,
-    subjects: Vec<String>,
-}
-
-impl Sheet<'_> {
-    fn verdict(&mut self, question: usize, change: u32) -> Option<&mut Verdict> {
-        let place = self.job.questions.get(question)?.changes.binary_search(&change).ok()?;
-        self.answers.get_mut(question)?.verdicts.get_mut(place)
-    }
-
-    fn get(&self, question: usize, change: u32) -> Option<Verdict> {
-        let place = self.job.questions.get(question)?.changes.binary_search(&change).ok()?;
-        self.answers.get(question)?.verdicts.get(place).copied()
-    }
-
-    fn set(&mut self, question: usize, change: u32, side: Side, visibility: Visibility) {
-        if let Some(verdict) = self.verdict(question, change) {
-            match side {
-                Side::New => verdict.new = visibility,
-                Side::Old => verdict.old = visibility,
-            }
-        }
-    }
-
-    fn set_row_security(&mut self, question: usize, change: u32, on: bool) {
-        let Some(asked) = self.job.questions.get(question) else { return };
-        let Ok(place) = asked.changes.binary_search(&change) else { return };
-        let answer = self.answers.get_mut(question);
-        if let Some(slot) = answer.and_then(|answer| answer.row_security.get_mut(place)) {
-            *slot = on;
-        }
-    }
-
-    fn fail(&mut self, question: usize, message: &str) {
-        if let Some(answer) = self.answers.get_mut(question) {
-            answer.error.get_or_insert_with(|| message.to_owned());
-        }
-    }
-}
-
 /// What was read for each user; none: not known.
 type Reads = HashMap<usize, Option<BTreeSet<u32>>>;
-
-/// One image to ask about, and where its answer goes.
-struct Item {
-    change: u32,
-    side: Side,
-    image: Image,
-}
-
-/// What a function is called with beside the users.
-enum Input<'a> {
-    Images(&'a [&'a str]),
-    /// Rows one after the other, column by column.
-    Rows {
-        known: &'a [bool],
-        values: &'a [Option<&'a str>],
-        rows: usize,
-    },
-}
-
-/// What one user's call gave.
-struct Seen {
-    /// Relations that were read for it, when that was asked and nothing failed.
-    tables: Option<Vec<u32>>,
-    /// For each image; a null is an image that could not be used. None when all have failed.
-    images: Option<Vec<Option<bool>>>,
-    /// Images on which the policies raised an error, counted from 1.
-    failed: Vec<i32>,
-    /// The first error.
-    message: Option<String>,
-}
-
-impl Seen {
-    fn failed(message: &str) -> Self {
-        Self { tables: None, images: None, failed: Vec::new(), message: Some(message.to_owned()) }
-    }
-
-    fn at(&self, place: usize) -> Visibility {
-        let Some(images) = &self.images else { return Visibility::Failed };
-        if self.failed.iter().any(|failed| usize::try_from(*failed) == Ok(place + 1)) {
-            return Visibility::Failed;
-        }
-        match images.get(place) {
-            Some(Some(true)) => Visibility::Yes,
-            Some(Some(false)) => Visibility::No,
-            Some(None) | None => Visibility::Unknown,
-        }
-    }
-}
 
 /// What happens once a statement has failed.
 pub(super) fn unanswered(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
@@ -301,6 +167,11 @@ pub(super) async fn connect(
     Ok(client)
 }
 
+/// A statement with the part that it shares with others.
+fn whole(sql: &str) -> String {
+    sql.replace(":logged", include_str!("../../../../sql/rls_logged.sql").trim_end())
+}
+
 impl Checker {
     pub(super) async fn connect(
         login: &Login,
@@ -310,11 +181,11 @@ impl Checker {
         timeout: Duration,
     ) -> Result<Self, Error> {
         let client = connect(login, "walcast check", search_path, timeout).await?;
-        let facts = include_str!("../../../sql/rls_table.sql");
-        let facts = client.prepare_typed(facts, &[Type::OID, Type::TEXT_ARRAY]);
+        let facts = whole(include_str!("../../../../sql/rls_table.sql"));
+        let facts = client.prepare_typed(&facts, &[Type::OID, Type::TEXT_ARRAY]);
         let facts = facts.await.map_err(unanswered)?;
-        let untold = include_str!("../../../sql/rls_untold.sql");
-        let untold = client.prepare_typed(untold, &[Type::OID_ARRAY, Type::TEXT_ARRAY]);
+        let untold = whole(include_str!("../../../../sql/rls_untold.sql"));
+        let untold = client.prepare_typed(&untold, &[Type::OID_ARRAY, Type::TEXT_ARRAY]);
         let untold = untold.await.map_err(unanswered)?;
         let cancel = client.cancel_token();
         let (login, tables) = (login.clone(), HashMap::new());
@@ -717,296 +588,6 @@ impl Checker {
         }
         Ok(())
     }
-
-    /// Asks about old rows in a snapshot from before their transaction, where that transaction
-    /// may itself have changed the answer; what [`Doubt`] says about it.
-    async fn ask_the_past(
-        &self,
-        sheet: &mut Sheet<'_>,
-        lessons: &mut Lessons,
-        table: u32,
-        items: &[Item],
-        users: &[usize],
-        answering: &Snapshot,
-    ) -> Result<(), Error> {
-        let mut snapshots: BTreeMap<(u32, Doubt), Option<Held>> = BTreeMap::new();
-        // Items of the same transaction that the same users ask about go together.
-        let mut groups: BTreeMap<(u32, Doubt, Vec<usize>), Vec<&Item>> = BTreeMap::new();
-        for item in items.iter().filter(|item| item.side == Side::Old) {
-            let Some(change) = at(sheet.job.batch, item.change) else { continue };
-            let Some(doubt) = self.doubt(sheet.job, table, change) else { continue };
-            let doubted = doubt.of();
-            let doubts = |user: &usize| {
-                sheet.get(*user, item.change).is_some_and(|verdict| verdict.old == doubted)
-            };
-            let asked: Vec<usize> = users.iter().copied().filter(doubts).collect();
-            for &user in &asked {
-                sheet.set(user, item.change, Side::Old, doubt.otherwise());
-            }
-            if !asked.is_empty() {
-                let xid = change.commit.xid;
-                snapshots
-                    .entry((xid, doubt))
-                    .or_insert_with(|| self.snapshot_before(sheet.job, table, change, doubt));
-                groups.entry((xid, doubt, asked)).or_default().push(item);
-            }
-        }
-        let mut begun: Option<(&str, Snapshot)> = None;
-        for ((xid, doubt, asked), items) in groups {
-            let Some(held) = snapshots.get(&(xid, doubt)).and_then(Option::as_ref) else {
-                continue;
-            };
-            if begun.as_ref().is_none_or(|(id, _)| *id != held.id) {
-                // An error means that its holder has moved on; a lost connection shows next.
-                let Ok(Ok(snapshot)) = self.begin(Some(held)).await else {
-                    begun = None;
-                    continue;
-                };
-                begun = Some((&held.id, snapshot));
-            }
-            if begun.as_ref().is_some_and(|(_, snapshot)| !snapshot.sees(xid)) {
-                match doubt {
-                    Doubt::SawBefore | Doubt::LetIn => {
-                        self.ask_images(sheet, lessons, table, &items, &asked, false).await?;
-                    }
-                    Doubt::SawBeforeUntold => {
-                        let asking = self.ask_images(sheet, lessons, table, &items, &asked, true);
-                        let reads = asking.await?;
-                        let only = Self::lacks_only(sheet.job, items[0], held, answering);
-                        for (user, read) in reads {
-                            if !only && !self.is_told(sheet.job, items[0], held, read).await? {
-                                for item in &items {
-                                    sheet.set(user, item.change, Side::Old, Visibility::No);
-                                }
-                            }
-                        }
-                    }
-                    Doubt::LetInUntold => {
-                        self.ask_images(sheet, lessons, table, &items, &asked, false).await?;
-                        for item in &items {
-                            for &user in &asked {
-                                let verdict = sheet.get(user, item.change);
-                                if verdict.is_some_and(|v| v.old == Visibility::Yes) {
-                                    sheet.set(user, item.change, Side::Old, Visibility::YesNow);
-                                }
-                            }
-                        }
-                        self.find_old_rows(sheet, lessons, table, &items, &asked).await?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Asks whether users find these old row versions in the table: whoever does could have read
-    /// every value of them.
-    async fn find_old_rows(
-        &self,
-        sheet: &mut Sheet<'_>,
-        lessons: &mut Lessons,
-        table: u32,
-        items: &[&Item],
-        users: &[usize],
-    ) -> Result<(), Error> {
-        let Some(table) = self.tables.get(&table) else { return Ok(()) };
-        let Some(statement) = &table.row_function else { return Ok(()) };
-        let can_find = |item: &&Item| table.facts.can_find(&item.image.known);
-        let items: Vec<&Item> = items.iter().copied().filter(can_find).collect();
-        let batch = sheet.job.batch;
-        let mut rest = items.as_slice();
-        while !rest.is_empty() {
-            let tuples = rest.iter().map_while(|item| {
-                let change = at(batch, item.change)?;
-                let (tuple, _) = image_of(change, Side::Old)?;
-                Some((change, tuple?))
-            });
-            let mut bytes = 0_usize;
-            let tuples = tuples.take(IMAGES_PER_CALL).take_while(|(_, tuple)| {
-                let fits = bytes <= IMAGE_BYTES_PER_CALL;
-                bytes = bytes.saturating_add(tuple.values().map(value_len).sum());
-                fits
-            });
-            let tuples: Vec<_> = tuples.collect();
-            let (chunk, later) = rest.split_at(tuples.len().max(1));
-            rest = later;
-            let known = chunk.iter().flat_map(|item| item.image.known.iter().copied());
-            let known: Vec<bool> = known.collect();
-            let values = tuples.iter();
-            let values = values.flat_map(|(change, old)| table.facts.texts(&change.relation, old));
-            let values: Vec<Option<&str>> = values.collect();
-            let input = Input::Rows { known: &known, values: &values, rows: chunk.len() };
-            for (user, seen) in self.call(sheet, lessons, statement, &input, users).await? {
-                for (place, item) in chunk.iter().enumerate() {
-                    if seen.at(place) == Visibility::Yes {
-                        sheet.set(user, item.change, Side::Old, Visibility::Yes);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether nobody at all wrote anything between a snapshot of the past and a change.
-    fn lacks_only(job: &Job<'_>, item: &Item, held: &Held, answering: &Snapshot) -> bool {
-        let Some(change) = at(job.batch, item.change) else { return false };
-        let (xid, lsn) = (change.commit.xid, change.commit.lsn);
-        let touched = lock(job.touched);
-        held.snapshot.lacks_only(answering, |other| other == xid || touched.is_after(other, lsn))
-    }
-
-    /// Whether the log tells all about the tables that were `read` in a snapshot of the past, and
-    /// that nobody wrote to them between it and the change.
-    async fn is_told(
-        &self,
-        job: &Job<'_>,
-        item: &Item,
-        held: &Held,
-        read: Option<BTreeSet<u32>>,
-    ) -> Result<bool, Error> {
-        let (Some(read), Some(change)) = (read, at(job.batch, item.change)) else {
-            return Ok(false);
-        };
-        let exact = {
-            let touched = lock(job.touched);
-            let mut earlier = touched
-                .earlier(change.commit.lsn, change.commit.xid, |other| read.contains(&other));
-            touched.is_complete(Instant::now()) && earlier.all(|xid| held.snapshot.sees(xid))
-        };
-        if !exact {
-            return Ok(false);
-        }
-        let read: Vec<u32> = read.into_iter().collect();
-        let parameters: [&(dyn ToSql + Sync); 2] = [&read, &&*self.publications];
-        let row = self.client.query_one(&self.untold, &parameters).await.map_err(unanswered)?;
-        let untold: bool = row.try_get(0).map_err(unanswered)?;
-        Ok(!untold)
-    }
-
-    /// In what the answer about a change's old row may be wrong, because it is from after the
-    /// change's own transaction.
-    fn doubt(&self, job: &Job<'_>, table: u32, change: &Change) -> Option<Doubt> {
-        let facts = &self.tables.get(&table)?.facts;
-        let company = lock(job.touched).company(change.commit.xid, table);
-        match change.operation {
-            Operation::Delete if facts.reads_hidden() => Some(Doubt::SawBeforeUntold),
-            Operation::Delete if company.rows || !company.whole => Some(Doubt::SawBefore),
-            // Without an old image there is nothing to keep back.
-            Operation::Update if change.old_record.is_none() => None,
-            Operation::Update if facts.reads_hidden() => Some(Doubt::LetInUntold),
-            Operation::Update
-                if company.others.iter().any(|other| facts.reads(*other))
-                    || (!company.whole && facts.reads_others()) =>
-            {
-                Some(Doubt::LetIn)
-            }
-            Operation::Insert | Operation::Update | Operation::Delete => None,
-        }
-    }
-
-    /// The newest held snapshot from before a change's transaction, if it answers the doubt: an
-    /// earlier transaction that it does not see either could have taken the row away.
-    fn snapshot_before(
-        &self,
-        job: &Job<'_>,
-        table: u32,
-        change: &Change,
-        doubt: Doubt,
-    ) -> Option<Held> {
-        let (xid, lsn) = (change.commit.xid, change.commit.lsn);
-        let held = job.history.before(xid)?;
-        let facts = &self.tables.get(&table)?.facts;
-        let exact = match doubt {
-            Doubt::SawBefore | Doubt::LetIn => {
-                let touched = lock(job.touched);
-                let company = touched.company(xid, table);
-                let relevant = |other| {
-                    other != table
-                        && (!company.whole || company.others.contains(&other) || facts.reads(other))
-                };
-                touched.is_complete(Instant::now())
-                    && touched.earlier(lsn, xid, relevant).all(|xid| held.snapshot.sees(xid))
-            }
-            // What was read, or the row that was found, tells more.
-            Doubt::SawBeforeUntold | Doubt::LetInUntold => true,
-        };
-        exact.then_some(held)
-    }
-
-    /// Calls a function for users in turn; a user whose policies take longer than the timeout has
-    /// failed, and the others go on behind it.
-    async fn call(
-        &self,
-        sheet: &Sheet<'_>,
-        lessons: &mut Lessons,
-        statement: &Statement,
-        input: &Input<'_>,
-        users: &[usize],
-    ) -> Result<Vec<(usize, Seen)>, Error> {
-        const SLOW: &str = "the policies of this table take too long";
-        let job = sheet.job;
-        let mut seen = Vec::with_capacity(users.len());
-        let mut rest = users;
-        while let Some(&first) = rest.first() {
-            if lessons.hung.contains(&first) || Instant::now() >= job.deadline {
-                seen.push((first, Seen::failed(SLOW)));
-                rest = rest.get(1..).unwrap_or_default();
-                continue;
-            }
-            let most = if lessons.alone { 1 } else { USERS_PER_CALL };
-            let asked = rest.iter().take(most).take_while(|user| !lessons.hung.contains(*user));
-            let asked: Vec<usize> = asked.copied().collect();
-            let claims: Vec<&str> = asked
-                .iter()
-                .filter_map(|user| job.questions.get(*user).map(|question| &*question.claims))
-                .collect();
-            let subjects: Vec<&str> =
-                asked.iter().filter_map(|user| sheet.subjects.get(*user).map(|s| &**s)).collect();
-            let role = &*self.role;
-            let users: [&(dyn ToSql + Sync); 3] = [&role, &claims, &subjects];
-            let mut parameters = users.to_vec();
-            match input {
-                Input::Images(images) => parameters.push(images),
-                Input::Rows { known, values, .. } => {
-                    parameters.push(known);
-                    parameters.push(values);
-                }
-            }
-            // The server stops by itself at its timeout; twice that means it did not.
-            let limit = job.timeout * 2 + Duration::from_secs(1);
-            let query = self.client.query(statement, &parameters);
-            let rows = match tokio::time::timeout(limit, query).await {
-                Ok(rows) => rows.map_err(unanswered)?,
-                Err(elapsed) => {
-                    if asked.len() == 1 {
-                        lessons.hung.insert(first);
-                    }
-                    lessons.alone = true;
-                    let _ = self.login.cancel(&self.cancel).await;
-                    return Err(unanswered(elapsed));
-                }
-            };
-            let mut answered = 0;
-            let images = match input {
-                Input::Images(images) => images.len(),
-                Input::Rows { rows, .. } => *rows,
-            };
-            for (user, row) in asked.iter().zip(&rows) {
-                let Some(one) = read(row, images)? else {
-                    // The timeout struck here. Only whoever had all of it to itself has failed.
-                    break;
-                };
-                seen.push((*user, one));
-                answered += 1;
-            }
-            if answered == 0 {
-                seen.push((first, Seen::failed(SLOW)));
-                answered = 1;
-            }
-            rest = rest.get(answered..).unwrap_or_default();
-        }
-        Ok(seen)
-    }
 }
 
 impl Table {
@@ -1018,64 +599,6 @@ impl Table {
     /// Whether an image that leaves these policies open is worth asking about: some are not.
     fn asks(&self, open: &[bool]) -> bool {
         matches!(self.rule, Rule::Asked) && !open.iter().all(|open| *open)
-    }
-}
-
-/// One user's row; `None` when the statement's timeout struck.
-fn read(row: &Row, images: usize) -> Result<Option<Seen>, Error> {
-    let code: Option<&str> = row.try_get(2).map_err(unanswered)?;
-    if code == Some(SqlState::QUERY_CANCELED.code()) {
-        return Ok(None);
-    }
-    let seen: Option<Vec<Option<bool>>> = row.try_get(0).map_err(unanswered)?;
-    Ok(Some(Seen {
-        tables: row.try_get(4).map_err(unanswered)?,
-        // Any other number of answers would belong to other images.
-        images: seen.filter(|seen| seen.len() == images),
-        failed: row.try_get(1).map_err(unanswered)?,
-        message: row.try_get(3).map_err(unanswered)?,
-    }))
-}
-
-fn value_len(value: Value<'_>) -> usize {
-    if let Value::Text(text) = value { text.len() } else { 0 }
-}
-
-/// How many of these go into one call.
-fn chunk_len(items: &[&Item]) -> usize {
-    let mut bytes = 0_usize;
-    let fits = items.iter().take(IMAGES_PER_CALL).take_while(|item| {
-        bytes = bytes.saturating_add(item.image.literal.len());
-        bytes <= IMAGE_BYTES_PER_CALL
-    });
-    fits.count().max(1)
-}
-
-fn pairs(users: &[usize], changes: &[u32]) -> impl Iterator<Item = (usize, u32)> {
-    users.iter().flat_map(|user| changes.iter().map(|change| (*user, *change)))
-}
-
-fn at(batch: &[Change], change: u32) -> Option<&Change> {
-    batch.get(usize::try_from(change).ok()?)
-}
-
-/// The row on one side of a change, if that side has one; it may be one of which the log says
-/// nothing.
-fn image_of(change: &Change, side: Side) -> Option<(Option<crate::change::Tuple>, Source)> {
-    match (side, change.operation) {
-        (Side::New, Operation::Insert | Operation::Update) => {
-            let record = change.record.as_ref()?;
-            let record = match &change.old_record {
-                Some((OldImage::Full, old)) => record.filled_from(old),
-                Some((OldImage::Key, _)) | None => record.clone(),
-            };
-            Some((Some(record), Source::New))
-        }
-        (Side::Old, Operation::Update | Operation::Delete) => Some(match &change.old_record {
-            Some((image, old)) => (Some(old.clone()), Source::Old(*image)),
-            None => (None, Source::Old(OldImage::Key)),
-        }),
-        (Side::New, Operation::Delete) | (Side::Old, Operation::Insert) => None,
     }
 }
 

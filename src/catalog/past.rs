@@ -1,0 +1,68 @@
+//! Which came first, a definition or a change.
+//!
+//! In:     what our answers saw; the transactions that changed definitions, as they are decoded.
+//! Out:    whether a transaction certainly committed before some changes.
+//! Never:  a yes by guess: what is not known to be before is not.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::snapshot::Snapshot;
+
+/// Snapshots remembered: with their interval, how far behind changes may be and still be told from
+/// definitions made since.
+const SNAPSHOTS_MAX: usize = 64;
+
+/// Snapshots nearer to each other than this are not both kept.
+const SNAPSHOTS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Transactions remembered because they changed definitions.
+const DEFINERS_MAX: usize = 1024;
+
+/// What is known of the order of definitions and changes.
+#[derive(Default)]
+pub(super) struct Past {
+    /// What our answers saw, oldest first, none of them much younger than the one before.
+    snapshots: VecDeque<(Instant, Snapshot)>,
+    /// Transactions that changed definitions and were decoded.
+    definers: VecDeque<u32>,
+}
+
+impl Past {
+    /// Takes note of what an answer saw.
+    pub(super) fn keep(&mut self, snapshot: Snapshot) {
+        let (now, count) = (Instant::now(), self.snapshots.len());
+        let last_but_one = count.checked_sub(2).and_then(|place| self.snapshots.get(place));
+        if last_but_one.is_some_and(|(at, _)| now.duration_since(*at) < SNAPSHOTS_INTERVAL) {
+            self.snapshots.pop_back();
+        } else if count >= SNAPSHOTS_MAX {
+            self.snapshots.pop_front();
+        }
+        self.snapshots.push_back((now, snapshot));
+    }
+
+    /// Takes note of transactions that changed definitions and were decoded.
+    pub(super) fn observe(&mut self, definers: &[u32]) {
+        for xid in definers {
+            if self.definers.len() >= DEFINERS_MAX {
+                self.definers.pop_front();
+            }
+            self.definers.push_back(*xid);
+        }
+    }
+
+    /// No transaction was decoded before what comes now.
+    pub(super) fn forget(&mut self) {
+        self.definers.clear();
+    }
+
+    /// See [`super::Catalog::is_before`].
+    pub(super) fn is_before(&self, xid: u32, changes: &[u32]) -> bool {
+        let between = |snapshot: &Snapshot| {
+            snapshot.has_ended(xid) && !changes.iter().any(|change| snapshot.sees(*change))
+        };
+        self.definers.contains(&xid) || self.snapshots.iter().any(|(_, snapshot)| between(snapshot))
+    }
+}
