@@ -23,6 +23,7 @@ mod protocol;
 mod rest_objects;
 mod rest_call;
 mod rest_schema;
+mod rest_syntax;
 mod rest;
 mod rest_write;
 mod rls;

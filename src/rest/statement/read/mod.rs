@@ -20,7 +20,7 @@ mod related;
 mod relationship;
 mod render;
 mod resolve;
-mod similar;
+pub(super) mod similar;
 #[cfg(test)]
 mod tests;
 
