@@ -95,19 +95,26 @@ impl Feed {
         for message in messages {
             let is_one = match message.unsure {
                 None => true,
-                Some(oid) => {
-                    let table = self.catalog.table(oid).await?;
-                    let root = table.as_ref().and_then(|table| table.partition_root.as_ref());
-                    root.is_some_and(|root| {
-                        *root.schema == *messages::SCHEMA && *root.name == *messages::TABLE
-                    })
-                }
+                Some(oid) => self.holds_messages(oid).await?,
             };
-            if is_one {
+            let was_one = match message.moved_from {
+                None => false,
+                Some(oid) => self.holds_messages(oid).await?,
+            };
+            if is_one && !was_one {
                 sure.push(message);
             }
         }
         Ok(sure)
+    }
+
+    /// Whether a table is a partition of `realtime.messages`.
+    async fn holds_messages(&self, oid: u32) -> Result<bool, Unanswered> {
+        let table = self.catalog.table(oid).await?;
+        let root = table.as_ref().and_then(|table| table.partition_root.as_ref());
+        Ok(root.is_some_and(|root| {
+            *root.schema == *messages::SCHEMA && *root.name == *messages::TABLE
+        }))
     }
 
     /// Says that rows of `realtime.messages` were broadcast to nobody.

@@ -1,10 +1,12 @@
 //! New rows of `realtime.messages` → what they say to which room.
 //!
-//! In:     definitions and inserted rows as the log has them.
+//! In:     definitions, inserted and deleted rows as the log has them.
 //! Out:    [`Message`]s in their place among the row changes; how many were too large to be said.
 //! Never:  IO; a look into a payload; a row of another table, unless the catalog is asked first
 //!         ([`Message::unsure`]).
 //! Source: spec of the realtime protocol, section 4.5.
+
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 
@@ -38,6 +40,9 @@ pub(super) struct Message {
     /// The table looks like a partition of `realtime.messages` and has no name that says so: the
     /// catalog has to.
     pub unsure: Option<u32>,
+    /// Its transaction took a row of this id out of that table just before, of which the same can
+    /// be said: if it is a partition too, the message was only moved.
+    pub moved_from: Option<u32>,
 }
 
 impl Message {
@@ -96,6 +101,62 @@ fn is_named_like_one(schema: &str, table: &str) -> bool {
                 if digits(y, 4) && digits(m, 2) && digits(d, 2))
     };
     rest.is_empty() || rest.strip_prefix('_').is_some_and(day)
+}
+
+/// Deleted messages of one transaction that are remembered. A row that is moved is inserted right
+/// after it was deleted; only triggers write in between.
+const DELETED_MAX: usize = 16;
+
+/// The latest messages that a transaction has deleted. An UPDATE that moves a row to another
+/// partition is in the log as a DELETE there and an INSERT here, and says nothing new.
+#[derive(Debug, Default)]
+pub(super) struct Deleted {
+    /// Table, whether that is [`Message::unsure`], id.
+    latest: VecDeque<(u32, bool, Box<str>)>,
+}
+
+/// Whether a new row was in another partition before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// It is new.
+    No,
+    /// It was only moved.
+    Yes,
+    /// If this table is a partition.
+    From(u32),
+}
+
+impl Deleted {
+    /// Takes note of a deleted row of `table`.
+    ///
+    /// # Errors
+    /// Bytes that are no row.
+    pub(super) fn note(
+        &mut self,
+        table: u32,
+        places: &Places,
+        old: &TupleData<'_>,
+    ) -> Result<(), DecodeError> {
+        let id = old.columns().nth(places.id).transpose()?.and_then(uuid);
+        if let Some(id) = id {
+            self.latest.truncate(DELETED_MAX - 1);
+            self.latest.push_front((table, places.unsure.is_some(), id));
+        }
+        Ok(())
+    }
+
+    /// What is known of a new row of `table`.
+    pub(super) fn moved(&self, table: u32, id: Option<&str>) -> Moved {
+        let mut same = self.latest.iter().filter(|(from, _, deleted)| {
+            // Whoever deletes a row and inserts it again where it was wants it to be said.
+            *from != table && Some(&**deleted) == id
+        });
+        match same.next() {
+            None => Moved::No,
+            Some((_, false, _)) => Moved::Yes,
+            Some((from, true, _)) => Moved::From(*from),
+        }
+    }
 }
 
 /// What became of one row.

@@ -537,6 +537,46 @@ async fn partitions_are_known_by_what_they_are_part_of() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_moved_to_another_day_is_not_said_again() {
+    let service = Service::start().await;
+    let admin = service.admin().await;
+    let topic = topic("moved");
+    let mut socket = listen(&service, Version::V2, &topic).await;
+    // Partitions by a name that does not tell, and a table that only looks like one.
+    let sql = "create schema elsewhere;
+         create table elsewhere.old partition of realtime.messages
+             for values from ('2000-01-01') to ('2001-01-01');
+         create table public.waiting (like realtime.messages including all);
+         alter publication supabase_realtime add table public.waiting;";
+    admin.batch_execute(sql).await.unwrap();
+    let update = |to: &str| {
+        format!("update realtime.messages set inserted_at = {to} where topic = '{topic}'")
+    };
+    let columns = "topic, extension, payload, event, private, inserted_at, id";
+    for n in 0..4 {
+        send(&admin, &json!({ "n": n }), "e", &topic).await;
+    }
+    numbers(&mut socket, 4).await;
+    for to in
+        ["inserted_at + interval '1 day'", "timestamp '2000-06-01'", "now() at time zone 'utc'"]
+    {
+        assert_eq!(admin.execute(&update(to), &[]).await.unwrap(), 4, "{to}");
+    }
+    // Taken out and stored again where it was, or come from a table of the user's own: new.
+    let again = format!(
+        "with gone as (delete from realtime.messages where topic = '{topic}' returning *)
+         insert into public.waiting ({columns}) select {columns} from gone;
+         with due as (delete from public.waiting returning *)
+         insert into realtime.messages ({columns}) select {columns} from due
+         order by payload -> 'n';
+         update realtime.messages set payload = payload where topic = '{topic}';"
+    );
+    admin.batch_execute(&again).await.unwrap();
+    numbers(&mut socket, 4).await;
+    socket.nothing_came().await;
+}
+
+#[tokio::test]
 async fn a_publication_by_the_partitioned_table_serves_as_well() {
     let service = Service::start().await;
     let admin = service.admin().await;
