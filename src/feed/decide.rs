@@ -68,7 +68,9 @@ impl Feed {
         let answers = self.answers(changes, &candidates, &audiences, memory).await?;
         self.notify(&answers, &audiences, memory);
         let outgoing = self.frames(changes, messages, &candidates, &audiences, &answers, memory);
-        let delivered = self.hub.publish(&outgoing);
+        let (delivered, mut dirty) = self.hub.publish(&outgoing);
+        // A crowd does not hold up other sockets, and what comes next follows when it was written to.
+        dirty.flush_in_turns().await;
         metrics::counter!(telemetry::DELIVERIES).increment(delivered);
         count_messages("ok", messages.len());
         if delivered > 0 {

@@ -401,9 +401,9 @@ impl Hub {
         self.lock().predicate(id, relation)
     }
 
-    /// Hands over what goes out in the order given, and then writes what the sockets take.
-    /// Returns the number of frames handed over.
-    pub fn publish(&self, outgoing: &[Outgoing]) -> u64 {
+    /// Hands over what goes out in the order given. Returns the number of frames handed over, and
+    /// who has to be flushed before more is published.
+    pub fn publish(&self, outgoing: &[Outgoing]) -> (u64, DirtyList) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |d| d.as_secs());
         let mut dirty = DirtyList::default();
         let mut delivered = 0;
@@ -423,8 +423,7 @@ impl Hub {
                 }
             }
         }
-        dirty.flush();
-        delivered
+        (delivered, dirty)
     }
 
     /// Ends the batch that [`Self::candidates`] started: refreshed claims take effect.

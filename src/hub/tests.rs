@@ -1,10 +1,11 @@
 //! The hub as a whole, against a list of who is where.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use serde_json::json;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::outbox::Outbox;
@@ -126,6 +127,55 @@ impl World {
         });
         self.hub.publish(&deliveries.collect::<Vec<_>>());
         self.hub.end_batch();
+    }
+}
+
+/// Its outbox, and the client's end.
+async fn connected() -> (Arc<Outbox>, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (server, _) = listener.accept().await.unwrap();
+    server.writable().await.unwrap();
+    (Arc::new(Outbox::new(server, 1_000_000)), client)
+}
+
+/// The next so many bytes.
+async fn read(client: &mut TcpStream, count: usize) -> String {
+    let mut bytes = vec![0; count];
+    client.read_exact(&mut bytes).await.unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn a_crowd_is_written_to_in_turns_and_everybody_in_order() {
+    let hub = Arc::new(Hub::default());
+    let mut clients = Vec::new();
+    let mut memberships = Vec::new();
+    for _ in 0..3 {
+        let (outbox, client) = connected().await;
+        let later = SystemTime::now() + Duration::from_hours(1);
+        let subscriber = Subscriber::new(outbox, Box::new(Told::default()), later);
+        memberships.push(hub.join(registration(&subscriber, claims(0, 0), [interest(None)])));
+        subscriber.go_live();
+        clients.push(client);
+    }
+    let change = change(Operation::Insert, None, Some(1));
+    hub.define(&change.relation, false);
+    let audience = hub.candidates(std::slice::from_ref(&change), true)[0].audience;
+    let publish = |text: &'static str| {
+        let (to, frames) = (Recipients::All, vec![Bytes::from_static(text.as_bytes())]);
+        hub.publish(&[Outgoing::Rows(Delivery { audience, to, frames })])
+    };
+    let (delivered, mut first) = publish("1;");
+    assert_eq!((delivered, first.len()), (3, 3), "nobody was written to yet");
+    let is_over = Instant::now();
+    assert!(!first.flush_until(is_over), "one turn is one write where time is short");
+    let (_, mut second) = publish("2;");
+    assert_eq!(second.len(), 1, "two still wait for their turn, with more to be written then");
+    first.flush_in_turns().await;
+    second.flush_in_turns().await;
+    for mut client in clients {
+        assert_eq!(read(&mut client, 4).await, "1;2;");
     }
 }
 
