@@ -29,7 +29,7 @@ use crate::feed::{Feed, Filters, Gap, Status};
 use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Service, router};
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
-use crate::join::Joiner;
+use crate::join::{self, Joiner};
 use crate::telemetry;
 use crate::transport::deadlines::Deadlines;
 use crate::transport::listener::{self, Connections};
@@ -151,7 +151,7 @@ async fn serve(
         Arc::clone(&access),
         logins.check.clone(),
         config,
-        is_ready.clone(),
+        join::Stream { status: Arc::clone(&status), ready: is_ready.clone() },
     ));
     let check_timeout = Duration::from_millis(config.database.check_timeout_ms);
     let filters = Filters::new(logins.check.clone(), check_timeout);

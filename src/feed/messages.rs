@@ -210,7 +210,8 @@ pub(super) fn read(
     let id = uuid(column(places.id));
     Ok(match (payload, event, id) {
         (Some((encoding, data)), Some(event), Some(id)) => {
-            let meta = Meta { id: Some(id), replayed: false };
+            let stored_at = printed(column(places.inserted_at)).map(Into::into);
+            let meta = Meta { id: Some(id), replayed: false, stored_at };
             let event = UserEvent { event: event.into(), encoding, data, meta };
             if event.can_be_told_on(&room.topic) {
                 Read::Said(room, Broadcast::User(event))
@@ -227,6 +228,14 @@ fn text(column: TupleColumn<'_>) -> Option<&str> {
         // Text has one form only.
         TupleColumn::Text(text) | TupleColumn::Binary(text) => str::from_utf8(text).ok(),
         TupleColumn::Null | TupleColumn::Unchanged => None,
+    }
+}
+
+/// A value whose binary form is another.
+fn printed(column: TupleColumn<'_>) -> Option<&str> {
+    match column {
+        TupleColumn::Text(_) => text(column),
+        TupleColumn::Binary(_) | TupleColumn::Null | TupleColumn::Unchanged => None,
     }
 }
 
@@ -359,7 +368,8 @@ mod tests {
     }
 
     fn said(encoding: Encoding, data: &'static [u8]) -> Broadcast {
-        let meta = Meta { id: Some(ID.into()), replayed: false };
+        let stored_at = Some("2026-11-21 00:00:00".into());
+        let meta = Meta { id: Some(ID.into()), replayed: false, stored_at };
         Broadcast::User(UserEvent { event: "e".into(), encoding, data: Bytes::from(data), meta })
     }
 

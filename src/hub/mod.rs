@@ -39,7 +39,7 @@ pub use index::TableIndex;
 pub use predicate::{Bound, Image, Is, Match, Operand, Predicate, Question, Unbound, canonical};
 pub use presence::{MemberId, Presence, Supply, TrackError};
 pub use registry::{AudienceId, BindingId, ClaimsId};
-pub use rooms::{Entrant, Occupancy, RoomName};
+pub use rooms::{Entrant, Occupancy, Replayed, RoomName};
 pub use subscriber::{Inbox, Subscriber};
 pub use subscription::{Events, Name, Subscription, SubscriptionError};
 

@@ -12,6 +12,7 @@ use super::outbox::Outbox;
 use super::predicate::tests::{bound, relation};
 use super::*;
 use crate::change::{Commit, OldImage, Tuple, Value};
+use crate::event::broadcast::{Encoding, Meta, UserEvent};
 use crate::lsn::Lsn;
 
 const INT: u32 = 23;
@@ -559,6 +560,65 @@ fn what_was_kept_is_for_nobody_who_no_longer_hears() {
     hub.broadcast(&room("r"), &said(10), &mut dirty);
     place.renew(false, later, &mut dirty);
     assert!(subscriber.waiting().is_empty());
+}
+
+/// What a client gets that replays `stored` after `live` has come; a message is its name and the
+/// second it was stored in, if it was.
+fn replayed(stored: &[(&str, u8)], live: &[(&str, Option<u8>)]) -> String {
+    let hub = Arc::new(Hub::default());
+    let entrant = Entrant { replays: true, ..entrant(&outbox(), 60) };
+    let subscriber = Arc::clone(&entrant.subscriber);
+    let place = hub.enter(&room("r"), entrant);
+    let time = |second: u8| Box::from(format!("2026-11-21 00:00:{second:02}"));
+    let mut dirty = DirtyList::default();
+    for (name, second) in live {
+        let stored_at = second.map(time);
+        let meta = Meta { id: Some((*name).into()), replayed: false, stored_at };
+        let (event, data) = ("e".into(), Bytes::from(format!("{name:?}")));
+        let user = UserEvent { event, encoding: Encoding::Json, data, meta };
+        hub.broadcast(&room("r"), &Broadcast::User(user), &mut dirty);
+    }
+    assert!(subscriber.waiting().is_empty());
+    let stored = stored.iter().map(|(name, second)| Replayed {
+        id: (*name).into(),
+        at: Some(time(*second)),
+        frame: Some(Bytes::from(format!("*{name}"))),
+    });
+    place.replay(stored.collect());
+    let texts = subscriber.waiting().into_iter().map(|frame| {
+        let text = String::from_utf8(frame.to_vec()).unwrap();
+        // A live one is as rooms render it.
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        json["meta"]["id"].as_str().map_or(text.clone(), str::to_owned)
+    });
+    texts.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_replay_and_what_came_meanwhile_are_in_one_order() {
+    let stored = [("c", 3), ("d", 4), ("e", 5)];
+    for (live, expected) in [
+        (&[][..], "*c *d *e"),
+        // More were stored than are replayed, and none of these has come live yet.
+        (&[("a", Some(1)), ("b", Some(2))], "a b *c *d *e"),
+        (&[("a", Some(1)), ("b", Some(2)), ("c", Some(3)), ("d", Some(4))], "a b *c *d *e"),
+        (&[("e", Some(5)), ("f", Some(6))], "*c *d *e f"),
+        (&[("f", Some(6)), ("g", Some(7))], "*c *d *e f g"),
+        // In between, but hidden from who reads the store.
+        (&[("x", Some(4)), ("e", Some(5)), ("f", Some(6))], "*c *d x *e f"),
+        // What a client said has no time; what was stored before it came was there before.
+        (&[("x", None), ("f", Some(6))], "*c *d *e x f"),
+        (&[("x", None), ("e", Some(5)), ("y", None)], "*c *d x *e y"),
+        // Of one transaction: only the log tells.
+        (&[("a", Some(3)), ("c", Some(3)), ("d", Some(4)), ("e", Some(5))], "a *c *d *e"),
+        // It began before the others and ended after them.
+        (&[("d", Some(4)), ("e", Some(5)), ("x", Some(1))], "*c *d *e x"),
+        // What came live stays in its order.
+        (&[("f", Some(6)), ("x", Some(1))], "*c *d *e f x"),
+    ] {
+        assert_eq!(replayed(&stored, live), expected, "{live:?}");
+    }
+    assert_eq!(replayed(&[], &[("f", Some(6)), ("g", None)]), "f g");
 }
 
 /// Whoever makes frames for a room has its lock; who wants in there waits, and nobody else.

@@ -26,6 +26,7 @@ use crate::auth::rls::{Authorizer, ProbeError};
 use crate::catalog::{Catalog, Kind, Published, RowAccess, Table};
 use crate::config;
 use crate::db::Login;
+use crate::feed;
 use crate::hub::{
     Format, Hub, Interest, Membership, Registration, Subscriber, Subscription, SubscriptionError,
     Turn,
@@ -101,6 +102,15 @@ enum Problem {
     Unavailable,
 }
 
+/// What joins have to know of the feed.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    /// How far it came.
+    pub status: Arc<feed::Status>,
+    /// Whether changes flow.
+    pub ready: watch::Receiver<bool>,
+}
+
 /// Checks and registers.
 #[derive(Debug)]
 pub struct Joiner {
@@ -119,7 +129,7 @@ pub struct Joiner {
 }
 
 impl Joiner {
-    /// `login` may do nothing but check; `ready` tells whether changes flow.
+    /// `login` may do nothing but check.
     pub fn new(
         hub: Arc<Hub>,
         catalog: Arc<Catalog>,
@@ -127,10 +137,11 @@ impl Joiner {
         access: Arc<Access>,
         login: Login,
         settings: &config::Config,
-        ready: watch::Receiver<bool>,
+        stream: Stream,
     ) -> Self {
+        let Stream { status, ready } = stream;
         Self {
-            door: Door::new(Arc::clone(&hub), access, Arc::clone(&authorizer), settings),
+            door: Door::new(Arc::clone(&hub), access, Arc::clone(&authorizer), status, settings),
             hub,
             catalog,
             authorizer,

@@ -30,7 +30,7 @@ use crate::auth::access::ReadGrants;
 use crate::auth::jwt::Verifier;
 use crate::event::broadcast::Broadcast;
 use crate::hub::outbox::{CloseReason, DirtyList, Outbox};
-use crate::hub::{Hub, Inbox, Membership, Occupancy, Subscriber, TrackError};
+use crate::hub::{Hub, Inbox, Membership, Occupancy, Replayed, Subscriber, TrackError};
 use crate::join::{Entered, Joined, Joiner, Request};
 use crate::session::{
     ChannelId, Frame, Grants, Input, JoinOutcome, JoinRequest, Limits, Message, Output,
@@ -613,7 +613,11 @@ impl Socket {
             None => encode_broadcast(self.version, topic, broadcast),
         };
         let stored = std::mem::take(&mut place.stored);
-        let stored = stored.iter().filter_map(|b| Some((b.id()?.into(), frame(b)))).collect();
+        let replayed = |stored: &Broadcast| {
+            let (id, at) = (stored.id()?.into(), stored.stored_at().map(Into::into));
+            Some(Replayed { id, at, frame: frame(stored) })
+        };
+        let stored = stored.iter().filter_map(replayed).collect();
         // The reply is in the outbox: they follow it.
         place.request.subscriber.go_live();
         place.occupancy.replay(stored);
