@@ -204,7 +204,7 @@ impl Drop for Counted {
 }
 
 /// What a refresh needs of the join.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Kept {
     topic: Arc<str>,
     subscriber: Arc<Subscriber>,
@@ -296,6 +296,7 @@ impl Socket {
             Output::Send(message) => self.send(&message)?,
             Output::SendLater(message) => self.send_later(&message)?,
             Output::Join(request) => self.join(*request),
+            Output::JoinAgain { channel, claims } => self.join_again(channel, claims),
             Output::Leave(channel) => self.leave(channel),
             Output::Refresh { channel, claims } => self.refresh(channel, claims),
             Output::Replay { channel, join_ref } => self.replay(channel, join_ref.as_ref()),
@@ -356,11 +357,8 @@ impl Socket {
     }
 
     fn join(&mut self, request: JoinRequest) {
-        let channel = request.channel;
-        let inbox = Notices { mailbox: Arc::downgrade(&self.mailbox), channel };
-        let outbox = Arc::clone(&self.mailbox.outbox);
-        let subscriber = Subscriber::new(outbox, Box::new(inbox), request.claims.expires_at);
-        let kept = Arc::new(Kept {
+        let subscriber = self.subscriber(request.channel, &request.claims);
+        let kept = Kept {
             topic: request.topic.to_shared(),
             subscriber,
             postgres_changes: request.postgres_changes,
@@ -371,9 +369,28 @@ impl Socket {
             presence: request.presence,
             wait: request.wait,
             join_ref: request.join_ref,
-        });
+        };
+        self.begin_join(request.channel, kept, request.claims);
+    }
+
+    /// Drops what was registered for older claims, with all that was held for it.
+    fn join_again(&mut self, channel: ChannelId, claims: Arc<Claims>) {
+        let Some(before) = self.joining.get(&channel).map(Arc::clone) else { return };
+        self.leave(channel);
+        let subscriber = self.subscriber(channel, &claims);
+        self.begin_join(channel, Kept { subscriber, ..Kept::clone(&before) }, claims);
+    }
+
+    fn subscriber(&self, channel: ChannelId, claims: &Claims) -> Arc<Subscriber> {
+        let inbox = Notices { mailbox: Arc::downgrade(&self.mailbox), channel };
+        let outbox = Arc::clone(&self.mailbox.outbox);
+        Subscriber::new(outbox, Box::new(inbox), claims.expires_at)
+    }
+
+    fn begin_join(&mut self, channel: ChannelId, kept: Kept, claims: Arc<Claims>) {
+        let kept = Arc::new(kept);
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
-        let ask = self.request(&kept, request.claims);
+        let ask = self.request(&kept, claims);
         self.joining.insert(channel, kept);
         self.realtime.spawn(async move {
             let outcome = joiner.join(ask).await;
@@ -521,12 +538,13 @@ impl Socket {
     }
 
     fn joined(&mut self, channel: ChannelId, joined: Joined) -> ControlFlow<CloseReason> {
-        let Some(request) = self.joining.remove(&channel) else {
+        let Some(request) = self.joining.get(&channel).map(Arc::clone) else {
             return ControlFlow::Continue(());
         };
         let Joined { subscriptions, membership, asked, entered, problem, unavailable } = joined;
         let membership = membership.map(Arc::new);
-        let subscriber = Arc::clone(&request.subscriber);
+        let joining = Arc::clone(&request);
+        let replicates = *self.realtime.joiner.readiness().borrow();
         let outcome = if let Some(Entered { occupancy, grants, stored }) = entered
             && unavailable.is_none()
         {
@@ -535,8 +553,8 @@ impl Socket {
                 None if !asked => Vec::new(),
                 None => vec![SystemMessage::subscribed()],
             };
-            if request.announce_replication {
-                system.extend(self.announce_replication(channel));
+            if request.announce_replication && replicates {
+                system.push(SystemMessage::replication_ready());
             }
             let replays = stored.is_some();
             let stored = stored.unwrap_or_default();
@@ -554,7 +572,6 @@ impl Socket {
                 _counted: Counted::new(),
             };
             self.joined.insert(channel, place);
-            metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
             let acknowledged = |(id, extra)| Subscribed { id, extra };
             let subscriptions = subscriptions.into_iter().map(acknowledged).collect();
             JoinOutcome::Ok { subscriptions, replays, system }
@@ -563,11 +580,18 @@ impl Socket {
             JoinOutcome::Error { reason }
         };
         let flow = self.input(Input::Joined { channel, outcome });
+        if self.joining.get(&channel).is_some_and(|now| Arc::ptr_eq(now, &joining)) {
+            self.joining.remove(&channel);
+        }
         // The reply is in the outbox: what was held may follow it.
-        if let Some(place) = self.joined.get(&channel) {
-            subscriber.go_live();
-            if place.request.presence.enabled {
+        if self.joined.contains_key(&channel) {
+            metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
+            joining.subscriber.go_live();
+            if joining.presence.enabled {
                 self.watch(channel);
+            }
+            if joining.announce_replication && !replicates {
+                self.announce_replication(channel);
             }
         }
         flow
@@ -623,12 +647,9 @@ impl Socket {
         place.occupancy.replay(stored);
     }
 
-    /// Says that changes flow, now or when they do.
-    fn announce_replication(&self, channel: ChannelId) -> Option<SystemMessage> {
+    /// Says that changes flow when they do.
+    fn announce_replication(&self, channel: ChannelId) {
         let mut ready = self.realtime.joiner.readiness();
-        if *ready.borrow() {
-            return Some(SystemMessage::replication_ready());
-        }
         let mailbox = Arc::downgrade(&self.mailbox);
         self.realtime.spawn(async move {
             let waiting = tokio::time::timeout(REPLICATION_WAIT, ready.wait_for(|ready| *ready));
@@ -637,7 +658,6 @@ impl Socket {
                 mailbox.post(Mail::Replication(channel, ready));
             }
         });
-        None
     }
 
     fn watch_expiry(&mut self) {
