@@ -1,7 +1,7 @@
 //! The hub as a whole, against a list of who is where.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -223,6 +223,116 @@ fn a_refresh_waits_for_the_batch_that_is_being_decided() {
     let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
     assert_eq!(&*role(&candidates[0]), "role1");
     assert_eq!(candidates.len(), 1);
+}
+
+/// Claims of this user that are valid for so many seconds more, or less.
+fn valid(user: &str, seconds: i64) -> Arc<Claims> {
+    let length = Duration::from_secs(seconds.unsigned_abs());
+    let now = SystemTime::now();
+    let expires_at = if seconds < 0 { now - length } else { now + length };
+    let (role, json) = ("role0".into(), format!("{user} {seconds}").into());
+    Arc::new(Claims { role, subject: Some(user.into()), json, expires_at })
+}
+
+/// Of a change, what the party with these claims is shown.
+fn show(world: &World, claims: &Claims, text: &'static str) {
+    let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
+    for candidate in candidates {
+        let view = world.hub.audience(candidate.audience).unwrap();
+        let party = view.parties.iter().find(|(_, json)| *json == claims.json);
+        let Some((party, _)) = party else { continue };
+        let to = Recipients::Parties([*party].into());
+        let frames = vec![Bytes::from_static(text.as_bytes())];
+        world.hub.publish(&[Outgoing::Rows(Delivery { audience: candidate.audience, to, frames })]);
+    }
+    world.hub.end_batch();
+}
+
+fn texts(subscriber: &Subscriber) -> Vec<String> {
+    let waiting = subscriber.waiting().into_iter();
+    waiting.map(|frame| String::from_utf8(frame.to_vec()).unwrap()).collect()
+}
+
+#[test]
+fn what_newer_claims_are_shown_after_the_older_ones_expired_waits_for_their_check() {
+    for (allowed, in_batch) in [(true, false), (true, true), (false, false), (false, true)] {
+        let world = World::new();
+        let (old, new) = (valid("a", -5), valid("a", 60));
+        let subscriber =
+            Subscriber::new(Arc::clone(&world.outbox), Box::new(Told::default()), old.expires_at);
+        let first = registration(&subscriber, Arc::clone(&old), [interest(None)]);
+        let membership = Arc::new(world.hub.join(first));
+        show(&world, &old, "before");
+        assert!(texts(&subscriber).is_empty(), "the older ones have expired");
+        let turn = membership.begin_refresh();
+        if in_batch {
+            world.candidates(&change(Operation::Insert, None, Some(1)));
+        }
+        world.hub.stand_in(&membership, turn, &new);
+        world.hub.stand_in(&membership, turn, &new);
+        world.hub.end_batch();
+        show(&world, &old, "by the older ones");
+        show(&world, &new, "1");
+        show(&world, &new, "2");
+        assert!(texts(&subscriber).is_empty(), "nobody knows yet whether they may subscribe");
+        if allowed {
+            let again = registration(&subscriber, Arc::clone(&new), [interest(None)]);
+            world.hub.refresh(&membership, turn, again);
+            show(&world, &new, "3");
+            assert_eq!(texts(&subscriber), ["1", "2", "3"]);
+        } else {
+            world.hub.suspend(&membership, turn);
+            show(&world, &new, "3");
+            assert!(texts(&subscriber).is_empty());
+        }
+        drop(membership);
+        assert!(world.hub.is_empty() && world.hub.subscribers() == 0);
+    }
+}
+
+#[test]
+fn until_the_older_claims_expire_they_alone_decide() {
+    let world = World::new();
+    let (old, new) = (valid("a", 15), valid("a", 60));
+    let subscriber =
+        Subscriber::new(Arc::clone(&world.outbox), Box::new(Told::default()), old.expires_at);
+    let first = registration(&subscriber, Arc::clone(&old), [interest(None)]);
+    let membership = Arc::new(world.hub.join(first));
+    assert!(membership.until_stand_in().is_zero());
+    let turn = membership.begin_refresh();
+    world.hub.stand_in(&membership, turn, &new);
+    show(&world, &old, "1");
+    show(&world, &new, "2");
+    let again = registration(&subscriber, Arc::clone(&new), [interest(None)]);
+    world.hub.refresh(&membership, turn, again);
+    show(&world, &new, "3");
+    assert_eq!(texts(&subscriber), ["1", "3"]);
+    // Long before, there is nothing to do.
+    assert!(membership.until_stand_in() > Duration::from_secs(30));
+    world.hub.stand_in(&membership, membership.begin_refresh(), &valid("a", 70));
+    assert_eq!(world.hub.subscribers(), 1);
+}
+
+#[test]
+fn what_was_held_for_one_token_is_kept_for_the_next_one_of_its_user_only() {
+    for (next, expected) in [("a", &["1", "2"][..]), ("b", &["2"])] {
+        let world = World::new();
+        let (old, new, next) = (valid("a", -5), valid("a", 60), valid(next, 90));
+        let subscriber =
+            Subscriber::new(Arc::clone(&world.outbox), Box::new(Told::default()), old.expires_at);
+        let first = registration(&subscriber, old, [interest(None)]);
+        let membership = Arc::new(world.hub.join(first));
+        world.hub.stand_in(&membership, membership.begin_refresh(), &new);
+        show(&world, &new, "1");
+        let turn = membership.begin_refresh();
+        world.hub.stand_in(&membership, turn, &next);
+        show(&world, &new, "not any more");
+        show(&world, &next, "2");
+        world.hub.refresh(&membership, turn, registration(&subscriber, next, [interest(None)]));
+        assert_eq!(texts(&subscriber), expected);
+        world.hub.leave(&membership);
+        assert!(world.hub.is_empty());
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@
 mod room;
 
 use std::borrow::Cow;
+use std::convert::Infallible;
+use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -270,6 +272,25 @@ impl Joiner {
         turn: Turn,
         request: Request,
     ) -> Option<Result<(), String>> {
+        let claims = Arc::clone(&request.claims);
+        let standing_in = async {
+            tokio::time::sleep(membership.until_stand_in()).await;
+            self.hub.stand_in(membership, turn, &claims);
+            pending::<Infallible>().await
+        };
+        tokio::select! {
+            biased;
+            never = standing_in => match never {},
+            refreshed = self.refresh_until_answered(membership, turn, request) => refreshed,
+        }
+    }
+
+    async fn refresh_until_answered(
+        &self,
+        membership: &Arc<Membership>,
+        turn: Turn,
+        request: Request,
+    ) -> Option<Result<(), String>> {
         let parsed = parse(&request);
         let mut wait = Duration::from_millis(100);
         loop {
@@ -287,7 +308,8 @@ impl Joiner {
                     self.hub.suspend(membership, turn);
                     return Some(Err(text));
                 }
-                // Until the answer is known the old claims hold, at most to their own expiry.
+                // Until the answer is known the old claims hold, at most to their own expiry; what
+                // comes then waits.
                 Err(Problem::Unavailable) => tokio::time::sleep(wait).await,
             }
             wait = (wait * 2).min(Duration::from_secs(5));

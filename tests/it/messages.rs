@@ -220,9 +220,9 @@ async fn what_is_older_than_a_replay_and_comes_live_comes_before_it() {
     lock.batch_execute("lock table public.latch in access exclusive mode").await.unwrap();
     admin.batch_execute("insert into public.held values (1)").await.unwrap();
     until(&admin, "wait_event_type = 'Lock' and wait_event = 'relation'", || async {}).await;
-    let sent = std::cell::Cell::new(0);
+    let numbers = std::cell::Cell::new(0);
     let send = || async {
-        let n = sent.replace(sent.get() + 1);
+        let n = numbers.replace(numbers.get() + 1);
         let sql = "select realtime.send(jsonb_build_object('n', $1::int), 'e', $2, true)";
         admin.execute(sql, &[&n, topic]).await.unwrap();
     };
@@ -244,7 +244,7 @@ async fn what_is_older_than_a_replay_and_comes_live_comes_before_it() {
     lock.commit().await.unwrap();
     send().await;
     let mut socket = joining.await.unwrap();
-    for n in 0..sent.get() {
+    for n in 0..numbers.get() {
         assert_eq!(socket.expect("broadcast").await.payload["payload"]["n"], n);
     }
     socket.nothing_came().await;

@@ -259,8 +259,8 @@ async fn c84_nothing_is_told_by_a_token_that_was_replaced_while_the_join_waited(
         admin.batch_execute("select pg_advisory_lock(84)").await.unwrap();
         let mut socket = service.connect(Version::V2, &who("member")).await;
         let topic = "realtime:room84".to_owned();
-        let replay = config(&json!({ "broadcast": { "replay": { "since": 1 } } }));
-        let join_ref = socket.send_join(&topic, &replay).await;
+        let asked = config(&json!({ "broadcast": { "replay": { "since": 1 } } }));
+        let join_ref = socket.send_join(&topic, &asked).await;
         let waits =
             "select exists (select from pg_locks where locktype = 'advisory' and not granted
             and database = (select oid from pg_database where datname = current_database()))";

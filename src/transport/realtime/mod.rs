@@ -435,6 +435,7 @@ impl Socket {
         let Some(membership) = place.membership.clone() else { return };
         // Also when it is for later: what is under way is for older claims.
         let turn = membership.begin_refresh();
+        self.realtime.hub.stand_in(&membership, turn, &claims);
         if !place.refreshing.begin(&claims) {
             return;
         }
