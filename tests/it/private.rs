@@ -238,6 +238,57 @@ async fn c84_another_token_is_decided_anew() {
     }
 }
 
+/// While the store is read for a member's replay, the member becomes somebody else.
+#[tokio::test]
+async fn c84_nothing_is_told_by_a_token_that_was_replaced_while_the_join_waited() {
+    let service = start().await;
+    let admin = service.admin().await;
+    let policy =
+        "create function public.is_free(payload jsonb) returns boolean language plpgsql as $$
+        begin
+            if payload ? 'n' then perform pg_advisory_xact_lock_shared(84); end if;
+            return true;
+        end $$;
+        create policy waits on realtime.messages as restrictive for select to authenticated
+            using (public.is_free(payload))";
+    admin.batch_execute(policy).await.unwrap();
+    let mut speaker = witness(&service, "room84").await;
+    for (becomes, told) in [("stranger", false), ("reader", true)] {
+        store(&admin, "room84", 0..1).await;
+        assert_eq!(speaker.hear().await, 0);
+        admin.batch_execute("select pg_advisory_lock(84)").await.unwrap();
+        let mut socket = service.connect(Version::V2, &who("member")).await;
+        let topic = "realtime:room84".to_owned();
+        let asked = config(&json!({ "broadcast": { "replay": { "since": 1 } } }));
+        let join_ref = socket.send_join(&topic, &asked).await;
+        let waits =
+            "select exists (select from pg_locks where locktype = 'advisory' and not granted
+            and database = (select oid from pg_database where datname = current_database()))";
+        let reading =
+            async { while !admin.query_one(waits, &[]).await.unwrap().get::<_, bool>(0) {} };
+        tokio::time::timeout(crate::service::DEADLINE, reading).await.unwrap();
+        // It is in the room, and this waits for it.
+        speaker.say(1).await;
+        let mut member = Channel { socket, topic, join_ref: join_ref.clone() };
+        member.authenticate(&who(becomes)).await;
+        member.socket.heartbeat().await;
+        admin.batch_execute("select pg_advisory_unlock(84)").await.unwrap();
+        let reply = member.socket.reply(&join_ref).await.payload;
+        if told {
+            assert_eq!(reply["status"], "ok");
+            assert_eq!(member.hear().await, 0);
+        } else {
+            assert_eq!(reply["response"]["reason"], unauthorised("room84"));
+        }
+        speaker.say(2).await;
+        if told {
+            assert_eq!(member.hear().await, 0, "stored before, for the stranger");
+            assert_eq!(member.hear().await, 2);
+        }
+        member.socket.nothing_came().await;
+    }
+}
+
 #[tokio::test]
 async fn c84_losing_one_of_two_permissions_ends_the_channel() {
     let service = start().await;

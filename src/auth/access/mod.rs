@@ -39,7 +39,7 @@ use crate::telemetry::{READ_AUTHORIZATION_SECONDS, REPLAY_SECONDS, WRITE_AUTHORI
 use pool::{Pool, Reply, Session};
 
 pub use asker::{Asker, Askers};
-pub use stored::{Since, Stored, StoredPayload};
+pub use stored::{Since, Store, Stored, StoredPayload};
 
 /// How often a check is made when its connection ends: an idle one may have ended unnoticed, and
 /// the role that inserts probe rows may have lost its rights since we looked.
@@ -155,7 +155,7 @@ enum Question {
 
 enum Answer {
     May(Allowed),
-    Stored(Vec<Stored>),
+    Stored(Store),
 }
 
 impl Answer {
@@ -240,14 +240,14 @@ impl Access {
         topic: &str,
         headers: &str,
         since: Since,
-    ) -> Result<Vec<Stored>, Error> {
+    ) -> Result<Store, Error> {
         let started = Instant::now();
         let caller = Caller { asker, claims, topic, headers, extensions: &[] };
         let answer = Box::pin(self.ask(&caller, Question::Stored(since))).await;
         histogram!(REPLAY_SECONDS).record(started.elapsed());
         match answer? {
             Answer::Stored(stored) => Ok(stored),
-            Answer::May(_) => Ok(Vec::new()),
+            Answer::May(_) => Ok(Store { messages: Vec::new(), read_at: None }),
         }
     }
 

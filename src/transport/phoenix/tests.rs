@@ -105,6 +105,9 @@ impl Talk {
             Output::Refresh { channel, claims } => {
                 format!("refresh {} {}", channel.get(), claims.role)
             }
+            Output::JoinAgain { channel, claims } => {
+                format!("again {} {}", channel.get(), claims.role)
+            }
             Output::Disconnect { code, reason } => format!("disconnect {code} {reason}"),
             Output::Replay { channel, .. } => format!("replay {}", channel.get()),
             Output::Broadcast { channel, broadcast, echo } => {
@@ -762,13 +765,31 @@ fn a_refresh_that_fails_shuts_the_channel_down_with_its_text() {
 }
 
 #[test]
-fn a_refresh_while_the_join_waits_takes_effect_after_it() {
+fn a_refresh_while_the_join_waits_is_what_it_is_decided_by() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        for (expires_at, role) in [(60, "anon"), (61, "authenticated")] {
+            let user = token(role, NOW + expires_at);
+            let refresh = json!(["1", "2", ROOM, "access_token", { "access_token": user }]);
+            assert_eq!(talk.say(&refresh), NOTHING);
+        }
+        assert_eq!(talk.accept(), ["again 1 authenticated"], "once, by the last");
+        assert_eq!(talk.accept(), [joined("1", ROOM)]);
+        assert_eq!(talk.accept(), NOTHING);
+    });
+    // What the older one was refused may be the newer one's right.
     both(|talk| {
         talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
         let user = token("authenticated", NOW + 60);
         let refresh = json!(["1", "2", ROOM, "access_token", { "access_token": user }]);
         assert_eq!(talk.say(&refresh), NOTHING);
-        assert_eq!(talk.accept(), [joined("1", ROOM), "refresh 1 authenticated".into()]);
+        let channel = talk.joins[0].channel;
+        let refusal = || {
+            let outcome = JoinOutcome::Error { reason: "Unauthorized: no".into() };
+            Input::Joined { channel, outcome }
+        };
+        assert_eq!(talk.input(refusal()), ["again 1 authenticated"]);
+        assert_eq!(talk.input(refusal()), [refused("1", ROOM, "Unauthorized: no")]);
     });
 }
 

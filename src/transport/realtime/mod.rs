@@ -30,7 +30,7 @@ use crate::auth::access::{Asker, ReadGrants};
 use crate::auth::jwt::Verifier;
 use crate::event::broadcast::Broadcast;
 use crate::hub::outbox::{CloseReason, DirtyList, Outbox};
-use crate::hub::{Hub, Inbox, Membership, Occupancy, Subscriber, TrackError};
+use crate::hub::{Hub, Inbox, Membership, Occupancy, Replayed, Subscriber, TrackError};
 use crate::join::{Entered, Joined, Joiner, Request};
 use crate::session::{
     ChannelId, Frame, Grants, Input, JoinOutcome, JoinRequest, Limits, Message, Output,
@@ -220,6 +220,25 @@ struct Kept {
     asker: Asker,
 }
 
+impl Kept {
+    /// The same, for a join from the start.
+    fn again(&self, subscriber: Arc<Subscriber>, asker: Asker) -> Self {
+        Self {
+            topic: Arc::clone(&self.topic),
+            subscriber,
+            postgres_changes: Arc::clone(&self.postgres_changes),
+            legacy: self.legacy,
+            private: self.private,
+            replay: self.replay.clone(),
+            announce_replication: self.announce_replication,
+            presence: self.presence.clone(),
+            wait: self.wait,
+            join_ref: self.join_ref.clone(),
+            asker,
+        }
+    }
+}
+
 impl Drop for Kept {
     fn drop(&mut self) {
         self.asker.leave();
@@ -307,6 +326,7 @@ impl Socket {
             Output::Send(message) => self.send(&message)?,
             Output::SendLater(message) => self.send_later(&message)?,
             Output::Join(request) => self.join(*request),
+            Output::JoinAgain { channel, claims } => self.join_again(channel, claims),
             Output::Leave(channel) => self.leave(channel),
             Output::Refresh { channel, claims } => self.refresh(channel, claims),
             Output::Replay { channel, join_ref } => self.replay(channel, join_ref.as_ref()),
@@ -367,11 +387,8 @@ impl Socket {
     }
 
     fn join(&mut self, request: JoinRequest) {
-        let channel = request.channel;
-        let inbox = Notices { mailbox: Arc::downgrade(&self.mailbox), channel };
-        let outbox = Arc::clone(&self.mailbox.outbox);
-        let subscriber = Subscriber::new(outbox, Box::new(inbox), request.claims.expires_at);
-        let kept = Arc::new(Kept {
+        let subscriber = self.subscriber(request.channel, &request.claims);
+        let kept = Kept {
             topic: request.topic.to_shared(),
             subscriber,
             postgres_changes: request.postgres_changes,
@@ -383,9 +400,28 @@ impl Socket {
             wait: request.wait,
             join_ref: request.join_ref,
             asker: self.asker.about(),
-        });
+        };
+        self.begin_join(request.channel, kept, request.claims);
+    }
+
+    /// Drops what was registered for older claims, with all that was held for it.
+    fn join_again(&mut self, channel: ChannelId, claims: Arc<Claims>) {
+        let Some(before) = self.joining.get(&channel).map(Arc::clone) else { return };
+        self.leave(channel);
+        let subscriber = self.subscriber(channel, &claims);
+        self.begin_join(channel, before.again(subscriber, self.asker.about()), claims);
+    }
+
+    fn subscriber(&self, channel: ChannelId, claims: &Claims) -> Arc<Subscriber> {
+        let inbox = Notices { mailbox: Arc::downgrade(&self.mailbox), channel };
+        let outbox = Arc::clone(&self.mailbox.outbox);
+        Subscriber::new(outbox, Box::new(inbox), claims.expires_at)
+    }
+
+    fn begin_join(&mut self, channel: ChannelId, kept: Kept, claims: Arc<Claims>) {
+        let kept = Arc::new(kept);
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
-        let ask = self.request(&kept, request.claims);
+        let ask = self.request(&kept, claims);
         self.joining.insert(channel, kept);
         self.realtime.spawn(async move {
             let outcome = joiner.join(ask).await;
@@ -431,6 +467,7 @@ impl Socket {
         let Some(membership) = place.membership.clone() else { return };
         // Also when it is for later: what is under way is for older claims.
         let turn = membership.begin_refresh();
+        self.realtime.hub.stand_in(&membership, turn, &claims);
         if !place.refreshing.begin(&claims) {
             return;
         }
@@ -537,12 +574,13 @@ impl Socket {
     }
 
     fn joined(&mut self, channel: ChannelId, joined: Joined) -> ControlFlow<CloseReason> {
-        let Some(request) = self.joining.remove(&channel) else {
+        let Some(request) = self.joining.get(&channel).map(Arc::clone) else {
             return ControlFlow::Continue(());
         };
         let Joined { subscriptions, membership, asked, entered, problem, unavailable } = joined;
         let membership = membership.map(Arc::new);
-        let subscriber = Arc::clone(&request.subscriber);
+        let joining = Arc::clone(&request);
+        let replicates = *self.realtime.joiner.readiness().borrow();
         let outcome = if let Some(Entered { occupancy, grants, stored }) = entered
             && unavailable.is_none()
         {
@@ -551,8 +589,8 @@ impl Socket {
                 None if !asked => Vec::new(),
                 None => vec![SystemMessage::subscribed()],
             };
-            if request.announce_replication {
-                system.extend(self.announce_replication(channel));
+            if request.announce_replication && replicates {
+                system.push(SystemMessage::replication_ready());
             }
             let replays = stored.is_some();
             let stored = stored.unwrap_or_default();
@@ -570,7 +608,6 @@ impl Socket {
                 _counted: Counted::new(),
             };
             self.joined.insert(channel, place);
-            metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
             let acknowledged = |(id, extra)| Subscribed { id, extra };
             let subscriptions = subscriptions.into_iter().map(acknowledged).collect();
             JoinOutcome::Ok { subscriptions, replays, system }
@@ -579,11 +616,18 @@ impl Socket {
             JoinOutcome::Error { reason }
         };
         let flow = self.input(Input::Joined { channel, outcome });
+        if self.joining.get(&channel).is_some_and(|now| Arc::ptr_eq(now, &joining)) {
+            self.joining.remove(&channel);
+        }
         // The reply is in the outbox: what was held may follow it.
-        if let Some(place) = self.joined.get(&channel) {
-            subscriber.go_live();
-            if place.request.presence.enabled {
+        if self.joined.contains_key(&channel) {
+            metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
+            joining.subscriber.go_live();
+            if joining.presence.enabled {
                 self.watch(channel);
+            }
+            if joining.announce_replication && !replicates {
+                self.announce_replication(channel);
             }
         }
         flow
@@ -629,18 +673,19 @@ impl Socket {
             None => encode_broadcast(self.version, topic, broadcast),
         };
         let stored = std::mem::take(&mut place.stored);
-        let stored = stored.iter().filter_map(|b| Some((b.id()?.into(), frame(b)))).collect();
+        let replayed = |stored: &Broadcast| {
+            let (id, at) = (stored.id()?.into(), stored.stored_at().map(Into::into));
+            Some(Replayed { id, at, frame: frame(stored) })
+        };
+        let stored = stored.iter().filter_map(replayed).collect();
         // The reply is in the outbox: they follow it.
         place.request.subscriber.go_live();
         place.occupancy.replay(stored);
     }
 
-    /// Says that changes flow, now or when they do.
-    fn announce_replication(&self, channel: ChannelId) -> Option<SystemMessage> {
+    /// Says that changes flow when they do.
+    fn announce_replication(&self, channel: ChannelId) {
         let mut ready = self.realtime.joiner.readiness();
-        if *ready.borrow() {
-            return Some(SystemMessage::replication_ready());
-        }
         let mailbox = Arc::downgrade(&self.mailbox);
         self.realtime.spawn(async move {
             let waiting = tokio::time::timeout(REPLICATION_WAIT, ready.wait_for(|ready| *ready));
@@ -649,7 +694,6 @@ impl Socket {
                 mailbox.post(Mail::Replication(channel, ready));
             }
         });
-        None
     }
 
     fn watch_expiry(&mut self) {
