@@ -67,7 +67,8 @@ pub struct Request {
     pub private: bool,
     /// `config.broadcast.replay`.
     pub replay: Option<Box<RawValue>>,
-    /// `config.presence.enabled`.
+    /// Whether it wants to know who is there: it asked when it joined
+    /// (`config.presence.enabled`), or has shown itself since.
     pub presence: bool,
     /// What policies read as `request.headers`, a JSON object.
     pub headers: Arc<str>,
@@ -176,6 +177,18 @@ impl Joiner {
         headers: &str,
     ) -> Option<WriteGrants> {
         let asked = self.door.may_write(claims, topic, headers);
+        timeout_at(Instant::now() + WAIT_MAX, asked).await.ok().flatten()
+    }
+
+    /// As [`Self::may_write`], and whether they may read presence there: for a channel that shows
+    /// itself and did not ask for presence when it joined.
+    pub async fn may_write_and_see(
+        &self,
+        claims: &Claims,
+        topic: &str,
+        headers: &str,
+    ) -> Option<(WriteGrants, ReadGrants)> {
+        let asked = self.door.may_write_and_see(claims, topic, headers);
         timeout_at(Instant::now() + WAIT_MAX, asked).await.ok().flatten()
     }
 

@@ -307,6 +307,9 @@ pub enum Output {
         claims: Arc<Claims>,
         /// To be given back.
         turn: u32,
+        /// Find out too whether they may read presence, before the answer: the channel did not ask
+        /// for it when it joined, and is about to show itself.
+        sees: bool,
     },
     /// Close the connection and forget all its channels, after what was sent before.
     Disconnect {
@@ -335,6 +338,8 @@ struct Channel {
     private: bool,
     acknowledge: bool,
     echo: bool,
+    /// It asked for presence when it joined; whether it may read it was found out then.
+    presence: bool,
     talk: Option<Box<Talk>>,
 }
 
@@ -538,6 +543,7 @@ impl Session {
             Ok((id, claims, token, wishes)) => {
                 let postgres_changes: Arc<[_]> = wishes.postgres_changes.into();
                 let manners = (wishes.private, wishes.broadcast.acknowledge, wishes.broadcast.echo);
+                let presence = wishes.presence.enabled;
                 let joining = Joining {
                     reference,
                     postgres_changes: Arc::clone(&postgres_changes),
@@ -569,6 +575,7 @@ impl Session {
                     private,
                     acknowledge,
                     echo,
+                    presence,
                     talk: None,
                 });
             }
