@@ -328,6 +328,16 @@ struct Joining {
     refreshed: bool,
 }
 
+/// Whether it was asked if a private channel may read presence. From then on it is asked for each
+/// of its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    /// With the join, or with the first track.
+    Asked,
+    /// Its client did not want to know, and has not shown itself.
+    Unasked,
+}
+
 struct Channel {
     id: ChannelId,
     topic: Topic,
@@ -338,8 +348,7 @@ struct Channel {
     private: bool,
     acknowledge: bool,
     echo: bool,
-    /// It asked for presence when it joined; whether it may read it was found out then.
-    presence: bool,
+    sight: Sight,
     talk: Option<Box<Talk>>,
 }
 
@@ -543,7 +552,7 @@ impl Session {
             Ok((id, claims, token, wishes)) => {
                 let postgres_changes: Arc<[_]> = wishes.postgres_changes.into();
                 let manners = (wishes.private, wishes.broadcast.acknowledge, wishes.broadcast.echo);
-                let presence = wishes.presence.enabled;
+                let sight = if wishes.presence.enabled { Sight::Asked } else { Sight::Unasked };
                 let joining = Joining {
                     reference,
                     postgres_changes: Arc::clone(&postgres_changes),
@@ -575,7 +584,7 @@ impl Session {
                     private,
                     acknowledge,
                     echo,
-                    presence,
+                    sight,
                     talk: None,
                 });
             }

@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::message::{Message, Payload, RawRef, UserBroadcast};
-use super::{ChannelId, Output, Refusal, Session, UNMATCHED};
+use super::{ChannelId, Output, Refusal, Session, Sight, UNMATCHED};
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
 use crate::hub::TrackError;
 
@@ -46,8 +46,6 @@ pub(super) struct Talk {
     asking: bool,
     /// Whether presence may be read is part of that check.
     seeking: bool,
-    /// It was found out at the first track. Newer claims are asked as if it had joined so.
-    sees: bool,
     /// Counts the claims; an answer about older ones is none.
     turn: u32,
     /// The leave that waits for the pushes before it.
@@ -239,7 +237,7 @@ impl Session {
         let talk = channel.talk.get_or_insert_default();
         if !std::mem::replace(&mut talk.asking, true) {
             let tracks = talk.waiting.iter().any(|(_, said)| matches!(said, Said::Track(_)));
-            talk.seeking = tracks && !channel.presence && !talk.sees;
+            talk.seeking = tracks && channel.sight == Sight::Unasked;
             let (turn, sees) = (talk.turn, talk.seeking);
             let claims = std::sync::Arc::clone(&channel.claims);
             outputs.push(Output::CheckWrite { channel: channel.id, claims, turn, sees });
@@ -295,9 +293,11 @@ impl Session {
         }
         talk.grants = grants;
         let grants = grants.unwrap_or(Grants { broadcast: false, presence: false });
-        // Who may not show itself is shown nobody: that is for the claims that let it.
-        talk.sees |= sought && grants.presence;
         let mut waiting = std::mem::take(&mut talk.waiting);
+        // Who may not show itself is shown nobody: that is for the claims that let it.
+        if sought && grants.presence {
+            channel.sight = Sight::Asked;
+        }
         while let Some((reference, said)) = waiting.pop_front() {
             if channel.must_seek(grants, &said) {
                 // It was said after that check began.
@@ -346,9 +346,8 @@ impl super::Channel {
     /// Whether a push that these grants allow has to wait until it is known whether presence may be
     /// read: a first track goes with it.
     fn must_seek(&self, grants: Grants, said: &Said) -> bool {
-        let known = self.presence || self.talk.as_ref().is_some_and(|talk| talk.sees);
         match said {
-            Said::Track(_) => grants.presence && !known,
+            Said::Track(_) => grants.presence && self.sight == Sight::Unasked,
             Said::Broadcast(_) | Said::Untrack => false,
         }
     }

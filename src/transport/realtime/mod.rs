@@ -103,7 +103,7 @@ enum Mail {
 }
 
 /// What claims may write in a private room.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct MayWrite {
     /// As the session asked.
     turn: u32,
