@@ -72,7 +72,8 @@ pub struct Request {
     pub private: bool,
     /// `config.broadcast.replay`.
     pub replay: Option<Box<RawValue>>,
-    /// `config.presence.enabled`.
+    /// Whether it wants to know who is there: it asked when it joined
+    /// (`config.presence.enabled`), or has shown itself since.
     pub presence: bool,
     /// What policies read as `request.headers`, a JSON object.
     pub headers: Arc<str>,
@@ -193,6 +194,19 @@ impl Joiner {
     ) -> Option<WriteGrants> {
         let grants = self.door.may_write(asker, claims, topic, headers);
         timeout_at(Instant::now() + WAIT_MAX, grants).await.ok().flatten()
+    }
+
+    /// As [`Self::may_write`], and whether they may read presence there: for a channel that shows
+    /// itself and did not ask for presence when it joined.
+    pub async fn may_write_and_see(
+        &self,
+        asker: &Asker,
+        claims: &Claims,
+        topic: &str,
+        headers: &str,
+    ) -> Option<(WriteGrants, ReadGrants)> {
+        let asked = self.door.may_write_and_see(asker, claims, topic, headers);
+        timeout_at(Instant::now() + WAIT_MAX, asked).await.ok().flatten()
     }
 
     /// Whether changes flow.

@@ -163,6 +163,18 @@ impl Door {
         let grants = self.access.write(asker, claims, topic, headers, true).await;
         grants.inspect_err(|error| log(error, topic)).ok()
     }
+
+    /// The same, and whether they may read presence there.
+    pub(super) async fn may_write_and_see(
+        &self,
+        asker: &Asker,
+        claims: &Claims,
+        topic: &str,
+        headers: &str,
+    ) -> Option<(WriteGrants, ReadGrants)> {
+        let grants = self.access.write_and_see(asker, claims, topic, headers).await;
+        grants.inspect_err(|error| log(error, topic)).ok()
+    }
 }
 
 fn sub_topic(request: &Request) -> &str {

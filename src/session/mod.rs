@@ -317,6 +317,9 @@ pub enum Output {
         claims: Arc<Claims>,
         /// To be given back.
         turn: u32,
+        /// Find out too whether they may read presence, before the answer: the channel did not ask
+        /// for it when it joined, and is about to show itself.
+        sees: bool,
     },
     /// Close the connection and forget all its channels, after what was sent before.
     Disconnect {
@@ -335,6 +338,16 @@ struct Joining {
     outdated: bool,
 }
 
+/// Whether it was asked if a private channel may read presence. From then on it is asked for each
+/// of its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    /// With the join, or with the first track.
+    Asked,
+    /// Its client did not want to know, and has not shown itself.
+    Unasked,
+}
+
 struct Channel {
     id: ChannelId,
     topic: Topic,
@@ -345,6 +358,7 @@ struct Channel {
     private: bool,
     acknowledge: bool,
     echo: bool,
+    sight: Sight,
     talk: Option<Box<Talk>>,
 }
 
@@ -548,6 +562,7 @@ impl Session {
             Ok((id, claims, token, wishes)) => {
                 let postgres_changes: Arc<[_]> = wishes.postgres_changes.into();
                 let manners = (wishes.private, wishes.broadcast.acknowledge, wishes.broadcast.echo);
+                let sight = if wishes.presence.enabled { Sight::Asked } else { Sight::Unasked };
                 let joining = Joining {
                     reference,
                     postgres_changes: Arc::clone(&postgres_changes),
@@ -579,6 +594,7 @@ impl Session {
                     private,
                     acknowledge,
                     echo,
+                    sight,
                     talk: None,
                 });
             }

@@ -95,12 +95,32 @@ enum Mail {
     Refreshed(ChannelId, Option<Result<(), String>>),
     Notice(ChannelId, String),
     Expired(ChannelId),
-    MayWrite(ChannelId, u32, Option<Grants>),
-    /// What the claims of that turn may read in a private room, until when.
-    Renewed(ChannelId, u64, Result<ReadGrants, String>, SystemTime),
+    MayWrite(ChannelId, MayWrite),
+    Renewed(ChannelId, Renewed),
     /// Whether broadcasts from the database flow, for who asked.
     Replication(ChannelId, bool),
     KeysFetched,
+}
+
+/// What claims may write in a private room.
+#[derive(Debug, Clone, Copy)]
+struct MayWrite {
+    /// As the session asked.
+    turn: u32,
+    grants: Option<Grants>,
+    /// Whether the claims of that turn of the place may also read presence, where that was asked.
+    sees: Option<(u64, bool)>,
+}
+
+/// What newer claims may read in a private room.
+#[derive(Debug)]
+struct Renewed {
+    /// Which claims.
+    turn: u64,
+    /// Whether they were asked about presence.
+    presence: bool,
+    outcome: Result<ReadGrants, String>,
+    expires_at: SystemTime,
 }
 
 /// The part of a socket that others hold.
@@ -160,6 +180,13 @@ struct Place {
     stored: Vec<Broadcast>,
     request: Arc<Kept>,
     _counted: Counted,
+}
+
+impl Place {
+    /// Whether its client asked to know who is there, or has shown itself.
+    fn wants_presence(&self) -> bool {
+        self.request.presence.enabled || self.key.is_some()
+    }
 }
 
 /// Checks of a channel's newer claims, one at a time: of all that come while one is under way only
@@ -347,7 +374,9 @@ impl Socket {
                     place.occupancy.untrack(&mut self.dirty);
                 }
             }
-            Output::CheckWrite { channel, claims, turn } => self.check_write(channel, claims, turn),
+            Output::CheckWrite { channel, claims, turn, sees } => {
+                self.check_write(channel, claims, turn, sees);
+            }
             Output::Disconnect { code, reason } => {
                 return ControlFlow::Break(CloseReason::Session { code, text: reason });
             }
@@ -519,36 +548,37 @@ impl Socket {
             return;
         }
         let (turn, before, kept) = (place.turn, place.grants, Arc::clone(&place.request));
-        let (expires_at, request) = (claims.expires_at, self.request(&kept, Arc::clone(claims)));
+        let (expires_at, presence) = (claims.expires_at, place.wants_presence());
+        let request = Request { presence, ..self.request(&kept, Arc::clone(claims)) };
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
         self.realtime.spawn(async move {
-            let renewed = joiner.renew(&request, before).await;
+            let outcome = joiner.renew(&request, before).await;
             if let Some(mailbox) = mailbox.upgrade() {
-                mailbox.post(Mail::Renewed(channel, turn, renewed, expires_at));
+                let renewed = Renewed { turn, presence, outcome, expires_at };
+                mailbox.post(Mail::Renewed(channel, renewed));
             }
         });
     }
 
-    fn renewed(
-        &mut self,
-        channel: ChannelId,
-        turn: u64,
-        renewed: Result<ReadGrants, String>,
-        expires_at: SystemTime,
-    ) -> ControlFlow<CloseReason> {
+    fn renewed(&mut self, channel: ChannelId, renewed: Renewed) -> ControlFlow<CloseReason> {
+        let Renewed { turn, presence, outcome, expires_at } = renewed;
         let next = self.joined.get_mut(&channel).and_then(|place| place.renewing.end());
         if let Some(claims) = next {
             self.look_again(channel, &claims);
             return ControlFlow::Continue(());
         }
         let place = self.joined.get_mut(&channel).filter(|place| place.turn == turn);
-        match (place, renewed) {
+        match (place, outcome) {
             (None, _) => ControlFlow::Continue(()),
             (Some(_), Err(message)) => self.input(Input::Shutdown { channel, message }),
             (Some(place), Ok(grants)) => {
-                place.grants = grants;
+                place.grants.broadcast = grants.broadcast;
+                // If not asked, a first track may have found it out meanwhile for these claims.
+                if presence {
+                    place.grants.presence = grants.presence;
+                }
                 place.occupancy.renew(grants.broadcast, expires_at, &mut self.dirty);
-                if place.request.presence.enabled {
+                if place.wants_presence() {
                     self.watch(channel);
                 }
                 ControlFlow::Continue(())
@@ -556,21 +586,39 @@ impl Socket {
         }
     }
 
-    fn check_write(&self, channel: ChannelId, claims: Arc<Claims>, turn: u32) {
+    fn check_write(&self, channel: ChannelId, claims: Arc<Claims>, turn: u32, sees: bool) {
         let Some(place) = self.joined.get(&channel) else { return };
         // Not the request itself: while somebody has it, the channel has not left.
         let Kept { topic, asker, .. } = &*place.request;
-        let (topic, asker) = (Arc::clone(topic), asker.clone());
+        let (topic, asker, claims_turn) = (Arc::clone(topic), asker.clone(), place.turn);
         let headers = Arc::clone(&self.headers);
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
         self.realtime.spawn(async move {
             let topic = topic.strip_prefix("realtime:").unwrap_or(&topic);
-            let grants = joiner.may_write(&asker, &claims, topic, &headers).await;
-            let grants = grants.map(|g| Grants { broadcast: g.broadcast, presence: g.presence });
+            let (write, read) = if sees {
+                joiner.may_write_and_see(&asker, &claims, topic, &headers).await.unzip()
+            } else {
+                (joiner.may_write(&asker, &claims, topic, &headers).await, None)
+            };
+            let grants = write.map(|g| Grants { broadcast: g.broadcast, presence: g.presence });
+            let sees = read.map(|read| (claims_turn, read.presence));
             if let Some(mailbox) = mailbox.upgrade() {
-                mailbox.post(Mail::MayWrite(channel, turn, grants));
+                mailbox.post(Mail::MayWrite(channel, MayWrite { turn, grants, sees }));
             }
         });
+    }
+
+    fn may_write(&mut self, channel: ChannelId, answer: MayWrite) -> ControlFlow<CloseReason> {
+        let MayWrite { turn, grants, sees } = answer;
+        // For the track that waits for this, which is declined if it may not be written.
+        if let Some(place) = self.joined.get_mut(&channel)
+            && let Some((claims_turn, presence)) = sees
+            && place.turn == claims_turn
+            && grants.is_some_and(|grants| grants.presence)
+        {
+            place.grants.presence = presence;
+        }
+        self.input(Input::MayWrite { channel, turn, grants })
     }
 
     fn joined(&mut self, channel: ChannelId, joined: Joined) -> ControlFlow<CloseReason> {
@@ -649,10 +697,7 @@ impl Socket {
     fn track(&mut self, channel: ChannelId, meta: &RawValue) -> Result<(), TrackError> {
         // A client that shows itself wants to know who else is there. Diffs without a state would
         // only fill its memory.
-        let public = self.joined.get(&channel).is_some_and(|place| !place.request.private);
-        if public {
-            self.watch(channel);
-        }
+        self.watch(channel);
         let Some(place) = self.joined.get_mut(&channel) else { return Ok(()) };
         let request = &place.request;
         let key = place.key.get_or_insert_with(|| presence_key(request.presence.key.as_deref()));
@@ -798,12 +843,8 @@ impl Peer for Socket {
                     let message = SystemMessage::not_subscribed(problem);
                     self.input(Input::System { channel, message })?;
                 }
-                Mail::MayWrite(channel, turn, grants) => {
-                    self.input(Input::MayWrite { channel, turn, grants })?;
-                }
-                Mail::Renewed(channel, turn, renewed, expires_at) => {
-                    self.renewed(channel, turn, renewed, expires_at)?;
-                }
+                Mail::MayWrite(channel, answer) => self.may_write(channel, answer)?,
+                Mail::Renewed(channel, renewed) => self.renewed(channel, renewed)?,
                 Mail::Replication(channel, true) => {
                     let message = SystemMessage::replication_ready();
                     self.input(Input::System { channel, message })?;
