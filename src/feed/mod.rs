@@ -273,12 +273,12 @@ impl Feed {
         }
         let live_from = place.live_from.unwrap_or_default();
         self.status.attached.store(true, Ordering::Relaxed);
+        self.status.catalog_changes.fetch_add(1, Ordering::Release);
         self.ready.send_replace(true);
         metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
         let mut reader = Reader::new(live_from, place.within, self.payload_bytes_max);
         let mut memory = Memory::default();
         // Whatever was cached may have changed while nobody read the log.
-        self.status.catalog_changes.fetch_add(1, Ordering::Release);
         self.catalog.forget_all();
         self.catalog.forget_definers();
         self.authorizer.forget(None);

@@ -13,14 +13,14 @@ use crate::rest_write::{Refusal, World, rows};
 
 /// A call, before its names are looked up.
 #[derive(Debug, Clone, Copy)]
-struct Call<'a> {
-    function: &'a str,
-    query: &'a str,
+pub(crate) struct Call<'a> {
+    pub(crate) function: &'a str,
+    pub(crate) query: &'a str,
     /// None: by `GET`, with arguments in the query string.
-    body: Option<&'a str>,
-    form: Form,
-    count: Option<Count>,
-    rows_max: Option<u64>,
+    pub(crate) body: Option<&'a str>,
+    pub(crate) form: Form,
+    pub(crate) count: Option<Count>,
+    pub(crate) rows_max: Option<u64>,
 }
 
 fn post<'a>(function: &'a str, query: &'a str, body: &'a str) -> Call<'a> {
@@ -33,7 +33,7 @@ fn get<'a>(function: &'a str, query: &'a str) -> Call<'a> {
 }
 
 impl Call<'_> {
-    fn statement(&self, schema: &Schema) -> Result<Statement, Problem> {
+    pub(crate) fn statement(&self, schema: &Schema) -> Result<Statement, Problem> {
         let decoded = request::pairs(self.query)?;
         let pairs: Vec<(&str, &str)> =
             decoded.iter().map(|(name, value)| (&**name, &**value)).collect();
@@ -217,12 +217,14 @@ async fn rows_of_a_function_are_queried_like_those_of_a_table() {
     assert_eq!(w.called(related).await, expected);
     let tabled = get("tabled", "n=5&x=in.(2,3)&select=\"y y\"&order=x.desc");
     assert_eq!(w.called(tabled).await, json!([{"y y": "v3"}, {"y y": "v2"}]));
-    let mut series = get("series", "top=9&limit=2&offset=3&select=*");
+    let mut series = get("series", "top=9&limit=2&offset=3&select=*,*");
     series.count = Some(Count::Exact);
     let answer = w.call(series).await.unwrap();
     assert_eq!((answer.page_total, answer.total), (2, Some(9)));
     assert_eq!(rows(Ok(answer)), json!([4, 5]));
     assert_eq!(w.called(get("series", "top=4&order=series.desc&series=gt.2")).await, json!([4, 3]));
+    let moods = get("moods", "m=bad&l={1,2}&moods->>1=eq.bad");
+    assert_eq!(w.called(moods).await, json!(["bad", "bad"]));
     assert_eq!(code(w, get("series", "top=4&select=nope")).await, "42703");
     assert_eq!(code(w, get("series", "top=4&select=a:series")).await, "PGRST127");
     assert_eq!(code(w, get("tabled", "n=4&select=nope")).await, "42703");

@@ -146,16 +146,16 @@ impl Refusal {
 
 /// A write, before its names are looked up.
 #[derive(Debug, Clone, Copy)]
-struct Change<'a> {
-    verb: &'a str,
-    relation: &'a str,
-    query: &'a str,
-    body: &'a str,
-    missing: Missing,
-    resolution: Option<Resolution>,
-    form: Form,
-    count: Option<Count>,
-    wants_location: bool,
+pub(crate) struct Change<'a> {
+    pub(crate) verb: &'a str,
+    pub(crate) relation: &'a str,
+    pub(crate) query: &'a str,
+    pub(crate) body: &'a str,
+    pub(crate) missing: Missing,
+    pub(crate) resolution: Option<Resolution>,
+    pub(crate) form: Form,
+    pub(crate) count: Option<Count>,
+    pub(crate) wants_location: bool,
 }
 
 fn change<'a>(verb: &'a str, relation: &'a str, query: &'a str, body: &'a str) -> Change<'a> {
@@ -173,7 +173,7 @@ fn change<'a>(verb: &'a str, relation: &'a str, query: &'a str, body: &'a str) -
 }
 
 impl Change<'_> {
-    fn statement(&self, schema: &Schema) -> Result<Statement, Problem> {
+    pub(crate) fn statement(&self, schema: &Schema) -> Result<Statement, Problem> {
         let query = Query::from_text(self.query)?;
         let body = Body::parse(&axum::http::HeaderMap::new(), Bytes::from(self.body.to_owned()))?;
         let (missing, resolution) = (self.missing, self.resolution);

@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 
 use crate::rest::Problem;
 use crate::rest::schema::{Argument, Function, Schema};
+use crate::rest::statement::read::similar;
 
 /// The function of this name that takes arguments of these names.
 ///
@@ -106,9 +107,7 @@ fn closest(schema: &Schema, schema_name: &str, name: &str, arguments: &[&str]) -
         return Some(format!("{schema_name}.{name}({})", names.join(", ")));
     }
     let names = schema.functions.keys().filter(|(schema, _)| &**schema == schema_name);
-    let near = names.filter_map(|(_, other)| Some((distance(name, other)?, other)));
-    // The name breaks ties, since a map has no order.
-    let (_, nearest) = near.min()?;
+    let nearest = similar::closest(name, names.map(|(_, name)| &**name))?;
     Some(format!("{schema_name}.{nearest}"))
 }
 
@@ -120,36 +119,6 @@ fn difference(function: &Function, names: &[&str]) -> usize {
         .iter()
         .filter(|argument| !argument.has_default && !names.contains(&&*argument.name));
     surplus + lacking.count()
-}
-
-/// How many characters must be changed, added or left out to make one of the other; none when that
-/// is too much for a slip: more than a third of what was written.
-fn distance(written: &str, name: &str) -> Option<usize> {
-    // An identifier has at most 63 bytes; nothing much longer can be meant.
-    const WRITTEN_MAX: usize = 100;
-    if written.len() > WRITTEN_MAX {
-        return None;
-    }
-    let written: Vec<char> = written.chars().collect();
-    let allowed = written.len() / 3;
-    if written.len().abs_diff(name.chars().count()) > allowed {
-        return None;
-    }
-    // One row of the table of distances between the beginnings of both.
-    let mut row: Vec<usize> = (0..=written.len()).collect();
-    for (above, character) in name.chars().enumerate() {
-        let mut diagonal = above;
-        let mut left = above + 1;
-        let mut next = vec![left];
-        for (other, over) in written.iter().zip(row.iter().skip(1)) {
-            let changed = diagonal + usize::from(*other != character);
-            left = changed.min(over + 1).min(left + 1);
-            diagonal = *over;
-            next.push(left);
-        }
-        row = next;
-    }
-    row.last().copied().filter(|distance| *distance <= allowed)
 }
 
 #[cfg(test)]
@@ -241,10 +210,10 @@ mod tests {
              schema cache.\" | Perhaps you meant to call the function api.add(a, b)",
         );
         check(
-            "ad",
+            "zap",
             &[],
-            "PGRST202 Could not find the function api.ad without parameters in the schema cache | \
-             \"Searched for the function api.ad without parameters, but no matches were found in \
+            "PGRST202 Could not find the function api.zap without parameters in the schema cache | \
+             \"Searched for the function api.zap without parameters, but no matches were found in \
              the schema cache.\" | ",
         );
         check(
@@ -262,15 +231,5 @@ mod tests {
                        parameter\" | ";
         check("whole", &[], unnamed);
         check("whole", &[""], unnamed);
-    }
-
-    #[test]
-    fn a_distance_counts_slips() {
-        assert_eq!(distance("nothing", "nothing"), Some(0));
-        assert_eq!(distance("nothnig", "nothing"), Some(2));
-        assert_eq!(distance("nthing", "nothing"), Some(1));
-        assert_eq!(distance("nothing", "something"), None);
-        assert_eq!(distance("", "a"), None);
-        assert_eq!(distance(&"a".repeat(101), &"a".repeat(101)), None);
     }
 }

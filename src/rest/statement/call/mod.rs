@@ -88,16 +88,18 @@ pub fn call(calling: &Calling<'_>) -> Result<Statement, Problem> {
             &own
         }
     };
-    let query = calling.query;
+    let value_query;
+    let query = if is_value(function) {
+        value_query = value_query_of(calling, relation)?;
+        &value_query
+    } else {
+        calling.query
+    };
     let selection = Selection::resolve(calling.schema, relation, query, calling.rows_max)?;
     match &function.returns {
         Returns::Row { .. } => row_source(function, &given, &[], &mut sql),
         Returns::Table { columns } => row_source(function, &given, columns, &mut sql),
         Returns::Scalar { .. } | Returns::Record | Returns::Void => {
-            if query.select.iter().any(|item| *item != Item::All) {
-                let feature = "select on functions that do not return rows of known columns";
-                return Err(Problem::not_implemented(feature));
-            }
             value_source(function, &given, &mut sql);
         }
     }
@@ -250,10 +252,7 @@ fn invocation(function: &Function, given: &Given<'_>, sql: &mut Sql) {
 /// Writes the expression of the answer's `body`: an array only for a function that returns a set.
 fn body(calling: &Calling<'_>, sql: &mut Sql) -> Result<(), Problem> {
     let function = calling.function;
-    let is_value = match &function.returns {
-        Returns::Scalar { .. } | Returns::Record => true,
-        Returns::Void | Returns::Row { .. } | Returns::Table { .. } => false,
-    };
+    let is_value = is_value(function);
     match calling.form {
         Form::Csv | Form::None => return read::body(calling.form, "s", sql),
         Form::Array if function.returns_set && !is_value => {
@@ -277,6 +276,28 @@ fn body(calling: &Calling<'_>, sql: &mut Sql) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Whether it returns values that have no columns of their own.
+fn is_value(function: &Function) -> bool {
+    match &function.returns {
+        Returns::Scalar { .. } | Returns::Record => true,
+        Returns::Void | Returns::Row { .. } | Returns::Table { .. } => false,
+    }
+}
+
+/// What is made of values: they are selected as they are, whatever stars there are.
+///
+/// # Errors
+/// As [`call`].
+fn value_query_of(calling: &Calling<'_>, relation: &Relation) -> Result<Query, Problem> {
+    if calling.query.select.iter().any(|item| *item != Item::All) {
+        // An unknown column is that first.
+        Selection::resolve(calling.schema, relation, calling.query, None)?;
+        let feature = "select on functions that do not return rows of known columns";
+        return Err(Problem::not_implemented(feature));
+    }
+    Ok(Query { select: Vec::new(), ..calling.query.clone() })
+}
+
 fn null_columns(names: &[&str], sql: &mut Sql) {
     for (place, name) in names.iter().enumerate() {
         sql.push(if place == 0 { "" } else { ", " });
@@ -291,6 +312,7 @@ fn value_relation(function: &Function, type_sql: &str, base_type: &str) -> Relat
         name: function.name.clone(),
         type_sql: type_sql.into(),
         base_type: base_type.into(),
+        category: if type_sql.ends_with("[]") { 'A' } else { 'U' },
         nullable: true,
         ..Column::default()
     };

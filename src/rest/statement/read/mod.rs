@@ -16,12 +16,15 @@
 mod cast;
 mod field;
 mod filter;
+mod related;
 mod relationship;
 mod render;
 mod resolve;
-mod similar;
+pub(super) mod similar;
 #[cfg(test)]
 mod tests;
+
+pub(in crate::rest) use self::similar::closest;
 
 use self::filter::{Filter, Scope};
 use self::render::{Alias, Renderer};

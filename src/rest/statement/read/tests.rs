@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::rest::request::{
-    At, Condition, Field, Is, Item, Key, Operator, Order, Quantifier, Range, Search, Step, Test,
+    At, Condition, Embed, Field, Is, Item, Key, Operator, Order, Quantifier, Range, Search, Step,
+    Test,
 };
 use crate::rest::schema::{Column, ForeignKey};
 
@@ -285,6 +286,145 @@ fn what_is_about_no_embedding_is_refused() {
     };
     let expected = "400 PGRST108: 'clients' is not an embedded resource in this request";
     check("projects", &query, expected);
+}
+
+fn embed(target: &str, items: Vec<Item>) -> Embed {
+    Embed { target: target.to_owned(), alias: None, hint: None, inner: false, spread: false, items }
+}
+
+fn at<T>(path: &str, what: T) -> At<T> {
+    At { path: path.split('.').map(str::to_owned).collect(), what }
+}
+
+fn by(relation: Option<&str>, column: &str) -> Order {
+    let relation = relation.map(str::to_owned);
+    Order { relation, field: field(column), descending: false, nulls_first: None }
+}
+
+#[test]
+fn what_is_embedded_is_a_subquery_of_the_list() {
+    let select = vec![column("id"), Item::Embed(embed("clients", vec![column("name")]))];
+    check(
+        "projects",
+        &Query { select, ..Query::default() },
+        r#"select t0."id" as "id", (select pg_catalog.row_to_json(r.*) from (select t1."name" as "name" from "public"."clients" as t1 where t1."id" = t0."client_id" limit 1) as r) as "clients" from "public"."projects" as t0 where true limit 1000 []"#,
+    );
+    let users = Embed { alias: Some("team".to_owned()), ..embed("users", vec![Item::All]) };
+    let query = Query {
+        select: vec![Item::Embed(users)],
+        filters: vec![at("team", eq("name", "Uma"))],
+        orders: vec![at("team", vec![by(None, "name")])],
+        ranges: vec![at("team", Range { limit: Some(3), offset: None })],
+        ..Query::default()
+    };
+    check(
+        "projects",
+        &query,
+        r#"select (select coalesce(pg_catalog.json_agg(r.*), '[]') from (select t1.* from "public"."users" as t1 cross join "public"."assigned" as t2 where t2."project_id" = t0."id" and t1."id" = t2."user_id" and (t1."name" = $1) order by t1."name" limit $2::bigint) as r) as "team" from "public"."projects" as t0 where true limit 1000 ["Uma", "3"]"#,
+    );
+}
+
+#[test]
+fn what_must_be_there_is_joined_if_it_is_one() {
+    let inner = |target: &str| Embed { inner: true, ..embed(target, vec![column("id")]) };
+    let query = Query {
+        select: vec![Item::Embed(inner("clients")), Item::Embed(inner("tasks"))],
+        filters: vec![at("clients", eq("name", "Ada"))],
+        ..Query::default()
+    };
+    check(
+        "projects",
+        &query,
+        r#"select pg_catalog.row_to_json(t1.*) as "clients", (select coalesce(pg_catalog.json_agg(r.*), '[]') from (select t2."id" as "id" from "public"."tasks" as t2 where t2."project_id" = t0."id" limit 1000) as r) as "tasks" from "public"."projects" as t0 join lateral (select t3."id" as "id" from "public"."clients" as t3 where t3."id" = t0."client_id" and (t3."name" = $1)) as t1 on true where true and exists (select from "public"."tasks" as t4 where t4."project_id" = t0."id") limit 1000 ["Ada"]"#,
+    );
+}
+
+#[test]
+fn an_order_by_what_is_embedded_needs_its_column() {
+    let query = Query {
+        select: vec![Item::Embed(embed("clients", vec![column("id")]))],
+        orders: vec![here(vec![by(None, "name"), by(Some("clients"), "name")])],
+        ..Query::default()
+    };
+    check(
+        "projects",
+        &query,
+        r#"select t1.j as "clients" from "public"."projects" as t0 left join lateral (select (select pg_catalog.row_to_json(r.*) from (select t2."id" as "id") as r) as j, t2."name" as o1 from "public"."clients" as t2 where t2."id" = t0."client_id") as t1 on true where true order by t0."name", t1.o1 limit 1000 []"#,
+    );
+}
+
+#[test]
+fn what_is_spread_has_columns_of_its_own() {
+    let clients = Embed { spread: true, ..embed("clients", vec![column("name")]) };
+    let projects =
+        Embed { spread: true, ..embed("projects", vec![column("id"), Item::Embed(clients)]) };
+    check(
+        "tasks",
+        &Query { select: vec![Item::Embed(projects)], ..Query::default() },
+        r#"select t1.c0 as "id", t1.c1 as "name" from "public"."tasks" as t0 left join lateral (select t2."id" as c0, t3.c0 as c1 from "public"."projects" as t2 left join lateral (select t4."name" as c0 from "public"."clients" as t4 where t4."id" = t2."client_id") as t3 on true where t2."id" = t0."project_id") as t1 on true where true limit 1000 []"#,
+    );
+}
+
+#[test]
+fn nothing_of_an_empty_embedding_but_whether_it_is_there() {
+    let query = Query {
+        select: vec![column("id"), Item::Embed(embed("tasks", Vec::new()))],
+        filters: vec![here(Condition::Or(vec![
+            test("tasks", Test::Is(Is::Null)),
+            test("tasks", Test::Is(Is::NotNull)),
+        ]))],
+        ..Query::default()
+    };
+    check(
+        "projects",
+        &query,
+        r#"select t0."id" as "id" from "public"."projects" as t0 where ((not exists (select from "public"."tasks" as t1 where t1."project_id" = t0."id")) or (exists (select from "public"."tasks" as t2 where t2."project_id" = t0."id"))) limit 1000 []"#,
+    );
+}
+
+#[test]
+fn rows_of_another_source_have_the_columns_that_are_read() {
+    let schema = schema();
+    let relation = schema.relation("public", "projects").unwrap();
+    let query = Query {
+        select: vec![column("name"), Item::Embed(embed("clients", vec![column("id")]))],
+        filters: vec![here(eq("tags", "{a}"))],
+        orders: vec![here(vec![by(None, "id")])],
+        ..Query::default()
+    };
+    let selection = Selection::resolve(&schema, relation, &query, None).unwrap();
+    assert_eq!(selection.columns(), ["id", "name", "client_id"]);
+    let mut sql = Sql::new();
+    selection.render(Source::Named("source"), false, &mut sql);
+    assert_eq!(
+        sql.finish().text,
+        r#"select t0."name" as "name", (select pg_catalog.row_to_json(r.*) from (select t1."id" as "id" from "public"."clients" as t1 where t1."id" = t0."client_id" limit 1) as r) as "clients" from "source" as t0 where true order by t0."id""#
+    );
+    let all = Query::default();
+    let selection = Selection::resolve(&schema, relation, &all, None).unwrap();
+    assert_eq!(selection.columns(), ["id", "name", "client_id", "tags"]);
+    let mut sql = Sql::new();
+    selection.render(Source::Named("source"), false, &mut sql);
+    assert!(sql.finish().text.starts_with(r#"select t0."id" as "id", t0."name" as "name","#));
+}
+
+#[test]
+fn a_condition_alone() {
+    let schema = schema();
+    let relation = schema.relation("public", "projects").unwrap();
+    let mut sql = Sql::new();
+    condition(relation, &Query::default(), &mut sql).unwrap();
+    sql.push(" / ");
+    let filters = vec![here(eq("id", "1")), here(eq("name", "a"))];
+    condition(relation, &Query { filters, ..Query::default() }, &mut sql).unwrap();
+    assert_eq!(sql.finish().text, r#"true / (t0."id" = $1) and (t0."name" = $2)"#);
+}
+
+#[test]
+fn more_embeddings_than_allowed_are_refused() {
+    let select = vec![Item::Embed(embed("clients", Vec::new())); 101];
+    let expected = "400 PGRST100: failed to parse select parameter";
+    check("projects", &Query { select, ..Query::default() }, expected);
 }
 
 /// The whole statement.
