@@ -30,7 +30,7 @@ use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, ro
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
 use crate::join::{self, Joiner};
-use crate::rest::answer::Rest;
+use crate::rest::answer::{Published, Rest};
 use crate::rest::run::Runner;
 use crate::rest::schema::Schemas;
 use crate::telemetry;
@@ -188,7 +188,8 @@ async fn serve(
         let runner = Runner::new(logins.check.clone(), &config.rest, &config.database.roles);
         let schemas =
             Arc::new(Schemas::new(logins.check.clone(), &config.rest.schemas, Arc::clone(&status)));
-        let rest = Rest::new(runner, schemas, &config.rest);
+        let published = Published { writes: writes.clone(), status: Arc::clone(&status) };
+        let rest = Rest::new(runner, schemas, published, &config.rest);
         Some(Rows::new(Arc::clone(&verifier), rest, config)?)
     } else {
         None
