@@ -29,7 +29,7 @@ use crate::feed::{Feed, Filters, Gap, Status, Writes};
 use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, router};
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
-use crate::join::Joiner;
+use crate::join::{self, Joiner};
 use crate::rest::answer::Rest;
 use crate::rest::run::Runner;
 use crate::rest::schema::Schemas;
@@ -154,7 +154,7 @@ async fn serve(
         Arc::clone(&access),
         logins.check.clone(),
         config,
-        is_ready.clone(),
+        join::Stream { status: Arc::clone(&status), ready: is_ready.clone() },
     ));
     let check_timeout = Duration::from_millis(config.database.check_timeout_ms);
     let filters = Filters::new(logins.check.clone(), check_timeout);

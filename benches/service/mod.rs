@@ -183,11 +183,30 @@ impl Process {
 
     /// User and system time, in hundredths of a second.
     pub(crate) fn cpu_seconds(self) -> f64 {
+        self.times().iter().sum()
+    }
+
+    /// User time alone, in hundredths of a second.
+    pub(crate) fn user_seconds(self) -> f64 {
+        self.times()[0]
+    }
+
+    fn times(self) -> [f64; 2] {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0)).unwrap();
         // Fields 14 and 15; the second one is in parentheses and may hold anything.
-        let rest = stat.rsplit_once(')').unwrap().1;
-        let ticks = rest.split_whitespace().skip(11).take(2);
-        ticks.map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+        let mut fields = stat.rsplit_once(')').unwrap().1.split_whitespace().skip(11);
+        [(); 2].map(|()| fields.next().unwrap().parse::<f64>().unwrap() / 100.0)
+    }
+
+    /// How long its threads of now have run, to the nanosecond.
+    pub(crate) fn run_seconds(self) -> f64 {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0)).unwrap();
+        let run = |thread: io::Result<fs::DirEntry>| {
+            // One that ended meanwhile has nothing to say.
+            let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse::<f64>().ok()
+        };
+        threads.filter_map(run).sum::<f64>() / 1e9
     }
 
     /// One line of `/proc/PID/status`, such as `VmRSS` or `VmHWM`, in bytes.

@@ -1,10 +1,9 @@
 -- reset: puts a connection into the state of a new one, but for what it has prepared.
--- out:    one row: whether a function left prepared statements of its own
 -- caller: rest/run.rs, behind every transaction
 -- needs:  PostgreSQL 13+, the login that made the connection
 --
 -- What `discard all` does, without `deallocate all`, and in one message. The login comes first: a
--- function may have become somebody else for good.
+-- function may have become somebody else for good. None of it is planned, so that it costs little.
 set session authorization default;
 reset role;
 close all;
@@ -12,6 +11,4 @@ unlisten *;
 discard temp;
 discard sequences;
 reset all;
-select
-    pg_catalog.pg_advisory_unlock_all(),
-    exists (select from pg_catalog.pg_prepared_statements as p where p.from_sql);
+select pg_catalog.pg_advisory_unlock_all();

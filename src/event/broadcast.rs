@@ -49,6 +49,8 @@ pub struct Meta {
     pub id: Option<Box<str>>,
     /// It was stored before the receiver joined.
     pub replayed: bool,
+    /// When it was stored, as Postgres prints it: the texts are in the order of the times. Not told.
+    pub stored_at: Option<Box<str>>,
 }
 
 impl Meta {
@@ -77,6 +79,14 @@ impl Broadcast {
         match self {
             Self::Whole(_) => None,
             Self::User(user) => user.meta.id.as_deref(),
+        }
+    }
+
+    /// When that was stored.
+    pub fn stored_at(&self) -> Option<&str> {
+        match self {
+            Self::Whole(_) => None,
+            Self::User(user) => user.meta.stored_at.as_deref(),
         }
     }
 }
@@ -135,12 +145,12 @@ mod tests {
             parsed(&event(Encoding::Json, Meta::default())),
             json!({ "event": "say \"hi\"", "payload": { "a": 1 }, "type": "broadcast" })
         );
-        let meta = Meta { id: Some("7".into()), replayed: true };
+        let meta = Meta { id: Some("7".into()), replayed: true, stored_at: None };
         assert_eq!(
             parsed(&event(Encoding::Json, meta))["meta"],
             json!({ "replayed": true, "id": "7" })
         );
-        let meta = Meta { id: None, replayed: true };
+        let meta = Meta { replayed: true, ..Meta::default() };
         assert_eq!(parsed(&event(Encoding::Json, meta))["meta"], json!({ "replayed": true }));
     }
 

@@ -69,7 +69,9 @@ impl Feed {
         let answers = self.answers(changes, &candidates, &audiences, memory).await?;
         self.notify(&answers, &audiences, memory);
         let outgoing = self.frames(changes, messages, &candidates, &audiences, &answers, memory);
-        let delivered = self.hub.publish(&outgoing);
+        let (delivered, mut dirty) = self.hub.publish(&outgoing);
+        // A crowd does not hold up other sockets, and what comes next follows when it was written to.
+        dirty.flush_in_turns().await;
         metrics::counter!(telemetry::DELIVERIES).increment(delivered);
         count_messages("ok", messages.len());
         if delivered > 0 {
@@ -96,19 +98,26 @@ impl Feed {
         for message in messages {
             let is_one = match message.unsure {
                 None => true,
-                Some(oid) => {
-                    let table = self.catalog.table(oid).await?;
-                    let root = table.as_ref().and_then(|table| table.partition_root.as_ref());
-                    root.is_some_and(|root| {
-                        *root.schema == *messages::SCHEMA && *root.name == *messages::TABLE
-                    })
-                }
+                Some(oid) => self.holds_messages(oid).await?,
             };
-            if is_one {
+            let was_one = match message.moved_from {
+                None => false,
+                Some(oid) => self.holds_messages(oid).await?,
+            };
+            if is_one && !was_one {
                 sure.push(message);
             }
         }
         Ok(sure)
+    }
+
+    /// Whether a table is a partition of `realtime.messages`.
+    async fn holds_messages(&self, oid: u32) -> Result<bool, Unanswered> {
+        let table = self.catalog.table(oid).await?;
+        let root = table.as_ref().and_then(|table| table.partition_root.as_ref());
+        Ok(root.is_some_and(|root| {
+            *root.schema == *messages::SCHEMA && *root.name == *messages::TABLE
+        }))
     }
 
     /// Says that rows of `realtime.messages` were broadcast to nobody.

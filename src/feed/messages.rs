@@ -1,10 +1,12 @@
 //! New rows of `realtime.messages` → what they say to which room.
 //!
-//! In:     definitions and inserted rows as the log has them.
+//! In:     definitions, inserted and deleted rows as the log has them.
 //! Out:    [`Message`]s in their place among the row changes; how many were too large to be said.
 //! Never:  IO; a look into a payload; a row of another table, unless the catalog is asked first
 //!         ([`Message::unsure`]).
 //! Source: spec of the realtime protocol, section 4.5.
+
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 
@@ -38,6 +40,9 @@ pub(super) struct Message {
     /// The table looks like a partition of `realtime.messages` and has no name that says so: the
     /// catalog has to.
     pub unsure: Option<u32>,
+    /// Its transaction took a row of this id out of that table just before, of which the same can
+    /// be said: if it is a partition too, the message was only moved.
+    pub moved_from: Option<u32>,
 }
 
 impl Message {
@@ -98,6 +103,62 @@ fn is_named_like_one(schema: &str, table: &str) -> bool {
     rest.is_empty() || rest.strip_prefix('_').is_some_and(day)
 }
 
+/// Deleted messages of one transaction that are remembered. A row that is moved is inserted right
+/// after it was deleted; only triggers write in between.
+const DELETED_MAX: usize = 16;
+
+/// The latest messages that a transaction has deleted. An UPDATE that moves a row to another
+/// partition is in the log as a DELETE there and an INSERT here, and says nothing new.
+#[derive(Debug, Default)]
+pub(super) struct Deleted {
+    /// Table, whether that is [`Message::unsure`], id.
+    latest: VecDeque<(u32, bool, Box<str>)>,
+}
+
+/// Whether a new row was in another partition before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// It is new.
+    No,
+    /// It was only moved.
+    Yes,
+    /// If this table is a partition.
+    From(u32),
+}
+
+impl Deleted {
+    /// Takes note of a deleted row of `table`.
+    ///
+    /// # Errors
+    /// Bytes that are no row.
+    pub(super) fn note(
+        &mut self,
+        table: u32,
+        places: &Places,
+        old: &TupleData<'_>,
+    ) -> Result<(), DecodeError> {
+        let id = old.columns().nth(places.id).transpose()?.and_then(uuid);
+        if let Some(id) = id {
+            self.latest.truncate(DELETED_MAX - 1);
+            self.latest.push_front((table, places.unsure.is_some(), id));
+        }
+        Ok(())
+    }
+
+    /// What is known of a new row of `table`.
+    pub(super) fn moved(&self, table: u32, id: Option<&str>) -> Moved {
+        let mut same = self.latest.iter().filter(|(from, _, deleted)| {
+            // Whoever deletes a row and inserts it again where it was wants it to be said.
+            *from != table && Some(&**deleted) == id
+        });
+        match same.next() {
+            None => Moved::No,
+            Some((_, false, _)) => Moved::Yes,
+            Some((from, true, _)) => Moved::From(*from),
+        }
+    }
+}
+
 /// What became of one row.
 #[derive(Debug)]
 pub(super) enum Read {
@@ -149,7 +210,8 @@ pub(super) fn read(
     let id = uuid(column(places.id));
     Ok(match (payload, event, id) {
         (Some((encoding, data)), Some(event), Some(id)) => {
-            let meta = Meta { id: Some(id), replayed: false };
+            let stored_at = printed(column(places.inserted_at)).map(Into::into);
+            let meta = Meta { id: Some(id), replayed: false, stored_at };
             let event = UserEvent { event: event.into(), encoding, data, meta };
             if event.can_be_told_on(&room.topic) {
                 Read::Said(room, Broadcast::User(event))
@@ -166,6 +228,14 @@ fn text(column: TupleColumn<'_>) -> Option<&str> {
         // Text has one form only.
         TupleColumn::Text(text) | TupleColumn::Binary(text) => str::from_utf8(text).ok(),
         TupleColumn::Null | TupleColumn::Unchanged => None,
+    }
+}
+
+/// A value whose binary form is another.
+fn printed(column: TupleColumn<'_>) -> Option<&str> {
+    match column {
+        TupleColumn::Text(_) => text(column),
+        TupleColumn::Binary(_) | TupleColumn::Null | TupleColumn::Unchanged => None,
     }
 }
 
@@ -298,7 +368,8 @@ mod tests {
     }
 
     fn said(encoding: Encoding, data: &'static [u8]) -> Broadcast {
-        let meta = Meta { id: Some(ID.into()), replayed: false };
+        let stored_at = Some("2026-11-21 00:00:00".into());
+        let meta = Meta { id: Some(ID.into()), replayed: false, stored_at };
         Broadcast::User(UserEvent { event: "e".into(), encoding, data: Bytes::from(data), meta })
     }
 
@@ -324,9 +395,17 @@ mod tests {
         let id = 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff_u128.to_be_bytes();
         binary[4] = Some(&[1]);
         binary[6] = Some(&id);
-        says(&check(binary, true), &said(Encoding::Json, br#"{"a": 1}"#));
+        // But for the time, which goes no further than the order of a replay.
+        let timeless = |said: Broadcast| match said {
+            Broadcast::User(mut user) => {
+                user.meta.stored_at = None;
+                Broadcast::User(user)
+            }
+            Broadcast::Whole(_) => said,
+        };
+        says(&check(binary, true), &timeless(said(Encoding::Json, br#"{"a": 1}"#)));
         (binary[2], binary[7]) = (None, Some(&[0, 255, 16][..]));
-        says(&check(binary, true), &said(Encoding::Bytes, &[0, 255, 16]));
+        says(&check(binary, true), &timeless(said(Encoding::Bytes, &[0, 255, 16])));
     }
 
     #[test]

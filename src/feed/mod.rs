@@ -47,6 +47,9 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 /// Waits between attempts to get an answer about a held batch.
 const HELD: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
+/// Between looks at how far the feed came: the first, and what doubling ends at.
+const PASSED: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+
 /// What clients are told when the log does not continue where it ended.
 const GAP: &str = "Some changes were lost: the replication slot does not continue where it ended. Fetch the data again.";
 
@@ -99,6 +102,20 @@ impl Status {
     fn follow(&self, progress: &wal::Progress) {
         let mut current = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         *current = Some(progress.clone());
+    }
+
+    /// Returns once everything that committed before this place in the log was published, or
+    /// concerns nobody.
+    pub async fn passed(&self, lsn: Lsn) {
+        let is_past = || {
+            let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            progress.as_ref().is_some_and(|progress| progress.is_past(lsn))
+        };
+        let mut pause = PASSED.0;
+        while !is_past() {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PASSED.1);
+        }
     }
 
     /// Takes note of where the server's log ends.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::messages::{self, Message as StoredMessage, Places, Read};
+use super::messages::{self, Deleted, Message as StoredMessage, Moved, Places, Read};
 use crate::catalog::{Table, TableColumn};
 use crate::change::{
     Commit, OldImage, Operation, Origin, Relation, Tuple, TupleBuilder, Value, origin,
@@ -248,6 +248,8 @@ struct Transaction {
     /// It said that it changed the catalog.
     defines: bool,
     origin: Option<Arc<Origin>>,
+    /// Messages it deleted.
+    deleted: Deleted,
 }
 
 impl Transaction {
@@ -262,6 +264,7 @@ impl Transaction {
             overflowed: false,
             defines: false,
             origin: None,
+            deleted: Deleted::default(),
         }
     }
 
@@ -418,6 +421,7 @@ impl Reader {
                     })?;
                 }
                 Message::Delete(delete) => {
+                    self.deleted(delete.relation, &delete.old)?;
                     self.row(&mut segment, batch, delete.relation, Operation::Delete, || {
                         Ok((Some((delete.kind, delete.old)), None))
                     })?;
@@ -473,11 +477,28 @@ impl Reader {
         }
         match messages::read(places, batch, row, self.payload_bytes_max, hears)? {
             Read::Said(room, what) => {
-                let unsure = places.unsure;
-                segment.messages.push(StoredMessage { room, what, commit, ordinal, unsure });
+                let (unsure, moved) = (places.unsure, transaction.deleted.moved(oid, what.id()));
+                let moved_from = match moved {
+                    Moved::Yes => return Ok(()),
+                    Moved::No => None,
+                    Moved::From(table) => Some(table),
+                };
+                let said = StoredMessage { room, what, commit, ordinal, unsure, moved_from };
+                segment.messages.push(said);
             }
             Read::Nothing => {}
             Read::Refused => segment.messages_refused += 1,
+        }
+        Ok(())
+    }
+
+    /// Takes note of a deleted row, if it was a message.
+    fn deleted(&mut self, oid: u32, old: &TupleData<'_>) -> Result<(), Error> {
+        let known = self.known.get(&oid).ok_or(Error::OutOfOrder(oid))?;
+        let Some(places) = &known.messages else { return Ok(()) };
+        let transaction = self.transaction.as_mut().ok_or(Error::OutOfOrder(oid))?;
+        if !transaction.history {
+            transaction.deleted.note(oid, places, old)?;
         }
         Ok(())
     }

@@ -226,8 +226,12 @@ pub(super) async fn pass<A: Admit>(
     request: Request,
 ) -> Response {
     let path = request.uri().path();
-    let Some(proxy) = service.proxy.as_ref().filter(|_| is_passed(path)) else {
+    if !is_passed(path) {
         return StatusCode::NOT_FOUND.into_response();
+    }
+    let Some(proxy) = &service.proxy else {
+        // Not without a body: supabase-js takes that for success.
+        return error(StatusCode::NOT_FOUND, "This service is not served here");
     };
     if climbs(path) {
         return StatusCode::BAD_REQUEST.into_response();

@@ -24,7 +24,7 @@ mod tests;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hashbrown::HashSet;
@@ -39,12 +39,12 @@ pub use index::TableIndex;
 pub use predicate::{Bound, Image, Is, Match, Operand, Predicate, Question, Unbound, canonical};
 pub use presence::{MemberId, Presence, Supply, TrackError};
 pub use registry::{AudienceId, BindingId, ClaimsId};
-pub use rooms::{Entrant, Occupancy, RoomName};
+pub use rooms::{Entrant, Occupancy, Replayed, RoomName};
 pub use subscriber::{Inbox, Subscriber};
 pub use subscription::{Events, Name, Subscription, SubscriptionError};
 
 use outbox::DirtyList;
-use registry::Registry;
+use registry::{Deferred, Registry};
 use rooms::Rooms;
 
 /// How an audience's frames are written: one function for each wire format.
@@ -98,8 +98,24 @@ pub struct Membership {
     hub: Weak<Hub>,
     subscriber: Arc<Subscriber>,
     at: Mutex<Place>,
+    /// Changed under the hub's lock only.
+    stand_in: Mutex<Option<Box<StandIn>>>,
     turns: AtomicU64,
 }
+
+/// Holds what newer claims are shown, until it is known whether they may subscribe.
+#[derive(Debug)]
+struct StandIn {
+    turn: Turn,
+    claims: Arc<Claims>,
+    subscriber: Arc<Subscriber>,
+    audience: AudienceId,
+    party: ClaimsId,
+}
+
+/// So long before claims expire a stand-in takes its place, if newer ones are looked at then: longer
+/// than one look takes, and changes that are being decided when it comes.
+const STAND_IN_BEFORE: Duration = Duration::from_secs(20);
 
 /// One attempt to put a membership under other claims. Only the latest counts: the older one may
 /// have waited longer for its answer.
@@ -117,8 +133,32 @@ impl Membership {
         self.turns.load(Ordering::Relaxed) == turn.0 && !matches!(*self.place(), Place::Gone)
     }
 
+    /// How long until [`Hub::stand_in`] has something to do.
+    pub fn until_stand_in(&self) -> Duration {
+        self.subscriber.valid_for().saturating_sub(STAND_IN_BEFORE)
+    }
+
     fn place(&self) -> MutexGuard<'_, Place> {
         self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn standing_in(&self) -> MutexGuard<'_, Option<Box<StandIn>>> {
+        self.stand_in.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was held for claims that `claims` continue; nothing is held any more.
+    fn relieve(&self, registry: &mut Registry, claims: Option<&Arc<Claims>>) -> Vec<Bytes> {
+        let Some(stand_in) = self.standing_in().take() else { return Vec::new() };
+        registry.leave(&stand_in.subscriber, stand_in.audience, stand_in.party);
+        let held = stand_in.subscriber.relieve();
+        // What one user was shown is not told when the channel becomes another's.
+        let continued = claims.is_some_and(|claims| {
+            let same = claims.role == stand_in.claims.role
+                && claims.subject == stand_in.claims.subject
+                && claims.subject.is_some();
+            same || Arc::ptr_eq(claims, &stand_in.claims)
+        });
+        if continued { held } else { Vec::new() }
     }
 }
 
@@ -245,13 +285,14 @@ impl Hub {
 
     fn membership(self: &Arc<Self>, subscriber: Arc<Subscriber>, place: Place) -> Membership {
         let (hub, at, turns) = (Arc::downgrade(self), Mutex::new(place), AtomicU64::new(0));
-        Membership { hub, subscriber, at, turns }
+        Membership { hub, subscriber, at, stand_in: Mutex::default(), turns }
     }
 
     /// Removes a subscriber. Nothing reaches it after this returns.
     pub fn leave(&self, membership: &Membership) {
         let mut registry = self.lock();
         membership.subscriber.leave();
+        membership.relieve(&mut registry, None);
         let place = std::mem::replace(&mut *membership.place(), Place::Gone);
         if let Place::In(audience, claims) = place {
             registry.leave(&membership.subscriber, audience, claims);
@@ -265,6 +306,7 @@ impl Hub {
         if !membership.is_awaiting(turn) {
             return;
         }
+        membership.relieve(&mut registry, None);
         let place = std::mem::replace(&mut *membership.place(), Place::Out);
         if let Place::In(audience, claims) = place {
             registry.leave(&membership.subscriber, audience, claims);
@@ -277,12 +319,52 @@ impl Hub {
     /// While a batch is being decided the change waits for its end: no event is decided by the
     /// old claims and sent under the new.
     pub fn refresh(&self, membership: &Arc<Membership>, turn: Turn, registration: Registration) {
+        let mut dirty = DirtyList::default();
         let mut registry = self.lock();
         if registry.in_flight {
-            registry.deferred.push((Arc::clone(membership), turn, registration));
+            let deferred = Deferred::Refresh(registration);
+            registry.deferred.push((Arc::clone(membership), turn, deferred));
         } else {
-            Self::move_to(&mut registry, membership, turn, registration);
+            Self::move_to(&mut registry, membership, turn, registration, &mut dirty);
         }
+        drop(registry);
+    }
+
+    /// While it is found out whether newer claims may subscribe, holds from the moment that the
+    /// older ones expire what the newer ones are shown: [`Self::refresh`] delivers it, and
+    /// [`Self::suspend`] forgets it. Does nothing long before that moment, or when a later refresh
+    /// has begun.
+    pub fn stand_in(&self, membership: &Arc<Membership>, turn: Turn, claims: &Arc<Claims>) {
+        if !membership.until_stand_in().is_zero() {
+            return;
+        }
+        let mut registry = self.lock();
+        if registry.in_flight {
+            let deferred = Deferred::StandIn(Arc::clone(claims));
+            registry.deferred.push((Arc::clone(membership), turn, deferred));
+        } else {
+            Self::put_stand_in(&mut registry, membership, turn, Arc::clone(claims));
+        }
+    }
+
+    fn put_stand_in(
+        registry: &mut Registry,
+        membership: &Membership,
+        turn: Turn,
+        claims: Arc<Claims>,
+    ) {
+        let is_there = membership.standing_in().as_ref().is_some_and(|there| there.turn == turn);
+        if is_there || !membership.is_awaiting(turn) {
+            return;
+        }
+        let Place::In(audience, _) = *membership.place() else { return };
+        let subscriber = membership.subscriber.stand_in(claims.expires_at);
+        let again = registry.again(audience, Arc::clone(&subscriber), Arc::clone(&claims));
+        let Some(registration) = again else { return };
+        subscriber.offer(&membership.relieve(registry, Some(&claims)));
+        let (audience, party) = registry.join(registration);
+        let stand_in = StandIn { turn, claims, subscriber, audience, party };
+        *membership.standing_in() = Some(Box::new(stand_in));
     }
 
     fn move_to(
@@ -290,6 +372,7 @@ impl Hub {
         membership: &Membership,
         turn: Turn,
         registration: Registration,
+        dirty: &mut DirtyList,
     ) {
         if !membership.is_awaiting(turn) {
             return;
@@ -298,7 +381,14 @@ impl Hub {
         if let Place::In(audience, claims) = *place {
             registry.leave(&membership.subscriber, audience, claims);
         }
+        let held = membership.relieve(registry, Some(&registration.claims));
         membership.subscriber.expire_at(registration.claims.expires_at);
+        if !held.is_empty()
+            && !membership.subscriber.valid_for().is_zero()
+            && membership.subscriber.offer(&held)
+        {
+            dirty.push(membership.subscriber.outbox());
+        }
         let (audience, claims) = registry.join(registration);
         *place = Place::In(audience, claims);
     }
@@ -401,9 +491,9 @@ impl Hub {
         self.lock().predicate(id, relation)
     }
 
-    /// Hands over what goes out in the order given, and then writes what the sockets take.
-    /// Returns the number of frames handed over.
-    pub fn publish(&self, outgoing: &[Outgoing]) -> u64 {
+    /// Hands over what goes out in the order given. Returns the number of frames handed over, and
+    /// who has to be flushed before more is published.
+    pub fn publish(&self, outgoing: &[Outgoing]) -> (u64, DirtyList) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |d| d.as_secs());
         let mut dirty = DirtyList::default();
         let mut delivered = 0;
@@ -423,18 +513,25 @@ impl Hub {
                 }
             }
         }
-        dirty.flush();
-        delivered
+        (delivered, dirty)
     }
 
     /// Ends the batch that [`Self::candidates`] started: refreshed claims take effect.
     pub fn end_batch(&self) {
+        let mut dirty = DirtyList::default();
         let mut registry = self.lock();
         registry.in_flight = false;
         let deferred = std::mem::take(&mut registry.deferred);
         let mut moved = Vec::with_capacity(deferred.len());
-        for (membership, turn, registration) in deferred {
-            Self::move_to(&mut registry, &membership, turn, registration);
+        for (membership, turn, deferred) in deferred {
+            match deferred {
+                Deferred::Refresh(to) => {
+                    Self::move_to(&mut registry, &membership, turn, to, &mut dirty);
+                }
+                Deferred::StandIn(claims) => {
+                    Self::put_stand_in(&mut registry, &membership, turn, claims);
+                }
+            }
             moved.push(membership);
         }
         // The last owner of a membership leaves by dropping it, which takes the lock.

@@ -17,6 +17,7 @@ use super::{
     AudienceView, Candidate, Delivery, Format, Interest, Membership, Outgoing, Recipients,
     Registration, Side, Subscriber, Turn,
 };
+use crate::auth::Claims;
 use crate::change::{Change, OldImage, Operation, Relation};
 
 /// Names one audience. Never used twice: what was decided for one that is gone reaches nobody.
@@ -102,7 +103,16 @@ pub(super) struct Registry {
     pub(super) generation: u64,
     pub(super) subscribers: usize,
     pub(super) in_flight: bool,
-    pub(super) deferred: Vec<(Arc<Membership>, Turn, Registration)>,
+    pub(super) deferred: Vec<(Arc<Membership>, Turn, Deferred)>,
+}
+
+/// What waits for the end of a batch.
+#[derive(Debug)]
+pub(super) enum Deferred {
+    /// A move under other claims.
+    Refresh(Registration),
+    /// A stand-in for other claims.
+    StandIn(Arc<Claims>),
 }
 
 impl Registry {
@@ -119,6 +129,20 @@ impl Registry {
         audience.parties.entry(claims_id).or_default().push(subscriber);
         self.subscribers += 1;
         (id, claims_id)
+    }
+
+    /// The same subscriptions under other claims; none when one of them has ended.
+    pub(super) fn again(
+        &self,
+        id: AudienceId,
+        subscriber: Arc<Subscriber>,
+        claims: Arc<Claims>,
+    ) -> Option<Registration> {
+        let Audience { key, format, .. } = self.audiences.get(&id)?;
+        let whole = self.audience_ids.get(key) == Some(&id);
+        let (topic, interests) = (Arc::clone(&key.topic), Arc::clone(&key.interests));
+        let format = *format;
+        whole.then_some(Registration { subscriber, format, topic, claims, interests })
     }
 
     pub(super) fn leave(

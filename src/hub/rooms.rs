@@ -96,11 +96,29 @@ struct Member {
     late: Option<Box<Waiting<()>>>,
 }
 
+/// A stored message, as it is replayed.
+#[derive(Debug)]
+pub struct Replayed {
+    /// Its name.
+    pub id: Box<str>,
+    /// When it was stored: [`Broadcast::stored_at`].
+    pub at: Option<Box<str>>,
+    /// As it is written; none where the format cannot say it.
+    pub frame: Option<Bytes>,
+}
+
+/// The stored message that a live one came from.
+#[derive(Debug)]
+struct Source {
+    id: Option<Box<str>>,
+    at: Option<Box<str>>,
+}
+
 /// What keeps stored messages and live ones apart.
 #[derive(Debug)]
 enum Replay {
-    /// Live ones wait, each with the name of its stored message.
-    Waiting(Waiting<Option<Box<str>>>),
+    /// Live ones wait.
+    Waiting(Waiting<Source>),
     /// These were sent from the store, and may still come live.
     Sent(Box<[Box<str>]>),
 }
@@ -206,7 +224,9 @@ impl Room {
                         }
                     }
                     Some(Replay::Waiting(frames)) => {
-                        frames.push(broadcast.id().map(Into::into), frame.clone());
+                        let (id, at) = (broadcast.id(), broadcast.stored_at());
+                        let source = Source { id: id.map(Into::into), at: at.map(Into::into) };
+                        frames.push(source, frame.clone());
                     }
                 }
             }
@@ -396,28 +416,48 @@ impl Occupancy {
         }
     }
 
-    /// Sends stored messages, oldest first, each by its name and as it is written (not at all, where
-    /// the format cannot say it), together with what came meanwhile. Each comes once.
-    pub fn replay(&self, stored: Vec<(Box<str>, Option<Bytes>)>) {
+    /// Sends stored messages, oldest first, together with what came meanwhile. Each comes once, and
+    /// none after a newer one, if what was committed when they were read has come live.
+    pub fn replay(&self, stored: Vec<Replayed>) {
         let mut dirty = DirtyList::default();
         let mut inner = locked(&self.room.inner);
         let Some(member) = inner.member(self.format, self.number) else { return };
         let Some(Replay::Waiting(waiting)) = member.replay.as_deref_mut() else { return };
-        let mut waiting = waiting.take();
-        let (ids, stored): (Vec<_>, Vec<_>) = stored.into_iter().unzip();
-        let is_stored =
-            |(id, _): &(Option<Box<str>>, Bytes)| id.as_ref().is_some_and(|id| ids.contains(id));
-        // Where there were more than are replayed, the live ones began before them. If none of these
-        // has come live yet, nothing tells which are older: then the stored ones go first.
-        let first = waiting.iter().position(is_stored).unwrap_or_default();
-        let later = waiting.split_off(first).into_iter().filter(|frame| !is_stored(frame));
-        let frames: Vec<Bytes> = (waiting.into_iter().map(|(_, frame)| frame))
-            .chain(stored.into_iter().flatten())
-            .chain(later.map(|(_, frame)| frame))
-            .collect();
+        let frames = merge(&stored, waiting.take());
         member.offer(&frames, &mut dirty);
-        member.replay = (!ids.is_empty()).then(|| Box::new(Replay::Sent(ids.into())));
+        let ids: Box<[_]> = stored.into_iter().map(|stored| stored.id).collect();
+        member.replay = (!ids.is_empty()).then(|| Box::new(Replay::Sent(ids)));
     }
+}
+
+/// Stored messages, oldest first, and live ones, in the order of the log, as one. What is both comes
+/// as it was stored.
+fn merge(stored: &[Replayed], live: Vec<(Source, Bytes)>) -> Vec<Bytes> {
+    let place = |replayed: &Replayed| {
+        live.iter().position(|(source, _)| source.id.as_ref() == Some(&replayed.id))
+    };
+    let places: Vec<Option<usize>> = stored.iter().map(place).collect();
+    let mut frames = Vec::with_capacity(stored.len() + live.len());
+    let mut sent = 0;
+    for (number, (source, frame)) in live.into_iter().enumerate() {
+        if places.contains(&Some(number)) {
+            continue;
+        }
+        // Of two that came live the log tells which is older; of others, the time, and what has
+        // none was said while the channel was there.
+        let is_older = |(replayed, place): (&Replayed, &Option<usize>)| match place {
+            Some(place) => *place < number,
+            None => source.at.is_none() || replayed.at <= source.at,
+        };
+        let older = stored.iter().zip(&places).rposition(is_older).map_or(0, |last| last + 1);
+        if older > sent {
+            frames.extend(stored[sent..older].iter().filter_map(|older| older.frame.clone()));
+            sent = older;
+        }
+        frames.push(frame);
+    }
+    frames.extend(stored[sent..].iter().filter_map(|rest| rest.frame.clone()));
+    frames
 }
 
 impl Drop for Occupancy {

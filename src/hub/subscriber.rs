@@ -3,11 +3,14 @@
 //! In:     finished frames, in commit order.
 //! Out:    the connection's outbox; before the join is answered, a held list.
 //! Never:  a row change at or after `expires_at`; a frame before the join reply, or after it left.
+//!
+//! A *stand-in* holds for a channel what its newer claims are shown after the older ones expired,
+//! until it is known whether they may subscribe.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -29,8 +32,17 @@ pub struct Subscriber {
     inbox: Box<dyn Inbox>,
     state: AtomicU8,
     held: Mutex<Waiting<()>>,
+    /// Row changes before are not for it. Seconds since 1970.
+    begins_at: u64,
     /// Seconds since 1970.
     expires_at: AtomicU64,
+}
+
+/// A stand-in has nobody to tell: the channel itself is told the same.
+struct Deaf;
+
+impl Inbox for Deaf {
+    fn notice(&self, _message: String) {}
 }
 
 impl fmt::Debug for Subscriber {
@@ -51,8 +63,37 @@ impl Subscriber {
             outbox,
             inbox,
             state: AtomicU8::new(PENDING),
+            begins_at: 0,
             expires_at: AtomicU64::new(unix_seconds(expires_at)),
         })
+    }
+
+    /// Holds for this channel what claims that are valid until then are shown, from the moment that
+    /// the claims in force expire.
+    pub(super) fn stand_in(&self, expires_at: SystemTime) -> Arc<Self> {
+        let outbox = Arc::clone(&self.outbox);
+        Arc::new(Self {
+            held: Mutex::new(Waiting::new(Arc::clone(&outbox))),
+            outbox,
+            inbox: Box::new(Deaf),
+            state: AtomicU8::new(PENDING),
+            begins_at: self.expires_at.load(Ordering::Relaxed),
+            expires_at: AtomicU64::new(unix_seconds(expires_at)),
+        })
+    }
+
+    /// How long the claims that row changes are decided by are still valid.
+    pub(super) fn valid_for(&self) -> Duration {
+        let expires_at = Duration::from_secs(self.expires_at.load(Ordering::Relaxed));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        expires_at.saturating_sub(now)
+    }
+
+    /// What a stand-in holds. It holds nothing more.
+    pub(super) fn relieve(&self) -> Vec<Bytes> {
+        let mut held = self.held();
+        self.state.store(GONE, Ordering::Release);
+        held.take().into_iter().map(|((), frame)| frame).collect()
     }
 
     /// The connection to flush after frames were offered.
@@ -72,7 +113,8 @@ impl Subscriber {
     /// [`Self::offer`], unless the claims that row changes are decided by have expired. `now` is
     /// in seconds since 1970.
     pub(super) fn offer_valid(&self, frames: &[Bytes], now: u64) -> bool {
-        now < self.expires_at.load(Ordering::Relaxed) && self.offer(frames)
+        let valid = self.begins_at..self.expires_at.load(Ordering::Relaxed);
+        valid.contains(&now) && self.offer(frames)
     }
 
     /// Queues frames; true when the outbox was empty before and wants a flush. Whoever offers holds

@@ -1,16 +1,18 @@
 //! The hub as a whole, against a list of who is where.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::Instant;
 
 use proptest::prelude::*;
 use serde_json::json;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::outbox::Outbox;
 use super::predicate::tests::{bound, relation};
 use super::*;
 use crate::change::{Commit, OldImage, Tuple, Value};
+use crate::event::broadcast::{Encoding, Meta, UserEvent};
 use crate::lsn::Lsn;
 
 const INT: u32 = 23;
@@ -130,6 +132,55 @@ impl World {
     }
 }
 
+/// Its outbox, and the client's end.
+async fn connected() -> (Arc<Outbox>, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (server, _) = listener.accept().await.unwrap();
+    server.writable().await.unwrap();
+    (Arc::new(Outbox::new(server, 1_000_000)), client)
+}
+
+/// The next so many bytes.
+async fn read(client: &mut TcpStream, count: usize) -> String {
+    let mut bytes = vec![0; count];
+    client.read_exact(&mut bytes).await.unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn a_crowd_is_written_to_in_turns_and_everybody_in_order() {
+    let hub = Arc::new(Hub::default());
+    let mut clients = Vec::new();
+    let mut memberships = Vec::new();
+    for _ in 0..3 {
+        let (outbox, client) = connected().await;
+        let later = SystemTime::now() + Duration::from_hours(1);
+        let subscriber = Subscriber::new(outbox, Box::new(Told::default()), later);
+        memberships.push(hub.join(registration(&subscriber, claims(0, 0), [interest(None)])));
+        subscriber.go_live();
+        clients.push(client);
+    }
+    let change = change(Operation::Insert, None, Some(1));
+    hub.define(&change.relation, false);
+    let audience = hub.candidates(std::slice::from_ref(&change), true)[0].audience;
+    let publish = |text: &'static str| {
+        let (to, frames) = (Recipients::All, vec![Bytes::from_static(text.as_bytes())]);
+        hub.publish(&[Outgoing::Rows(Delivery { audience, to, frames })])
+    };
+    let (delivered, mut first) = publish("1;");
+    assert_eq!((delivered, first.len()), (3, 3), "nobody was written to yet");
+    let is_over = Instant::now();
+    assert!(!first.flush_until(is_over), "one turn is one write where time is short");
+    let (_, mut second) = publish("2;");
+    assert_eq!(second.len(), 1, "two still wait for their turn, with more to be written then");
+    first.flush_in_turns().await;
+    second.flush_in_turns().await;
+    for mut client in clients {
+        assert_eq!(read(&mut client, 4).await, "1;2;");
+    }
+}
+
 #[test]
 fn what_was_decided_for_an_audience_never_reaches_the_next_one() {
     let world = World::new();
@@ -173,6 +224,116 @@ fn a_refresh_waits_for_the_batch_that_is_being_decided() {
     let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
     assert_eq!(&*role(&candidates[0]), "role1");
     assert_eq!(candidates.len(), 1);
+}
+
+/// Claims of this user that are valid for so many seconds more, or less.
+fn valid(user: &str, seconds: i64) -> Arc<Claims> {
+    let length = Duration::from_secs(seconds.unsigned_abs());
+    let now = SystemTime::now();
+    let expires_at = if seconds < 0 { now - length } else { now + length };
+    let (role, json) = ("role0".into(), format!("{user} {seconds}").into());
+    Arc::new(Claims { role, subject: Some(user.into()), json, expires_at })
+}
+
+/// Of a change, what the party with these claims is shown.
+fn show(world: &World, claims: &Claims, text: &'static str) {
+    let candidates = world.candidates(&change(Operation::Insert, None, Some(1)));
+    for candidate in candidates {
+        let view = world.hub.audience(candidate.audience).unwrap();
+        let party = view.parties.iter().find(|(_, json)| *json == claims.json);
+        let Some((party, _)) = party else { continue };
+        let to = Recipients::Parties([*party].into());
+        let frames = vec![Bytes::from_static(text.as_bytes())];
+        world.hub.publish(&[Outgoing::Rows(Delivery { audience: candidate.audience, to, frames })]);
+    }
+    world.hub.end_batch();
+}
+
+fn texts(subscriber: &Subscriber) -> Vec<String> {
+    let waiting = subscriber.waiting().into_iter();
+    waiting.map(|frame| String::from_utf8(frame.to_vec()).unwrap()).collect()
+}
+
+#[test]
+fn what_newer_claims_are_shown_after_the_older_ones_expired_waits_for_their_check() {
+    for (allowed, in_batch) in [(true, false), (true, true), (false, false), (false, true)] {
+        let world = World::new();
+        let (old, new) = (valid("a", -5), valid("a", 60));
+        let subscriber =
+            Subscriber::new(Arc::clone(&world.outbox), Box::new(Told::default()), old.expires_at);
+        let first = registration(&subscriber, Arc::clone(&old), [interest(None)]);
+        let membership = Arc::new(world.hub.join(first));
+        show(&world, &old, "before");
+        assert!(texts(&subscriber).is_empty(), "the older ones have expired");
+        let turn = membership.begin_refresh();
+        if in_batch {
+            world.candidates(&change(Operation::Insert, None, Some(1)));
+        }
+        world.hub.stand_in(&membership, turn, &new);
+        world.hub.stand_in(&membership, turn, &new);
+        world.hub.end_batch();
+        show(&world, &old, "by the older ones");
+        show(&world, &new, "1");
+        show(&world, &new, "2");
+        assert!(texts(&subscriber).is_empty(), "nobody knows yet whether they may subscribe");
+        if allowed {
+            let again = registration(&subscriber, Arc::clone(&new), [interest(None)]);
+            world.hub.refresh(&membership, turn, again);
+            show(&world, &new, "3");
+            assert_eq!(texts(&subscriber), ["1", "2", "3"]);
+        } else {
+            world.hub.suspend(&membership, turn);
+            show(&world, &new, "3");
+            assert!(texts(&subscriber).is_empty());
+        }
+        drop(membership);
+        assert!(world.hub.is_empty() && world.hub.subscribers() == 0);
+    }
+}
+
+#[test]
+fn until_the_older_claims_expire_they_alone_decide() {
+    let world = World::new();
+    let (old, new) = (valid("a", 15), valid("a", 60));
+    let subscriber =
+        Subscriber::new(Arc::clone(&world.outbox), Box::new(Told::default()), old.expires_at);
+    let first = registration(&subscriber, Arc::clone(&old), [interest(None)]);
+    let membership = Arc::new(world.hub.join(first));
+    assert!(membership.until_stand_in().is_zero());
+    let turn = membership.begin_refresh();
+    world.hub.stand_in(&membership, turn, &new);
+    show(&world, &old, "1");
+    show(&world, &new, "2");
+    let again = registration(&subscriber, Arc::clone(&new), [interest(None)]);
+    world.hub.refresh(&membership, turn, again);
+    show(&world, &new, "3");
+    assert_eq!(texts(&subscriber), ["1", "3"]);
+    // Long before, there is nothing to do.
+    assert!(membership.until_stand_in() > Duration::from_secs(30));
+    world.hub.stand_in(&membership, membership.begin_refresh(), &valid("a", 70));
+    assert_eq!(world.hub.subscribers(), 1);
+}
+
+#[test]
+fn what_was_held_for_one_token_is_kept_for_the_next_one_of_its_user_only() {
+    for (next, expected) in [("a", &["1", "2"][..]), ("b", &["2"])] {
+        let world = World::new();
+        let (old, new, next) = (valid("a", -5), valid("a", 60), valid(next, 90));
+        let subscriber =
+            Subscriber::new(Arc::clone(&world.outbox), Box::new(Told::default()), old.expires_at);
+        let first = registration(&subscriber, old, [interest(None)]);
+        let membership = Arc::new(world.hub.join(first));
+        world.hub.stand_in(&membership, membership.begin_refresh(), &new);
+        show(&world, &new, "1");
+        let turn = membership.begin_refresh();
+        world.hub.stand_in(&membership, turn, &next);
+        show(&world, &new, "not any more");
+        show(&world, &next, "2");
+        world.hub.refresh(&membership, turn, registration(&subscriber, next, [interest(None)]));
+        assert_eq!(texts(&subscriber), expected);
+        world.hub.leave(&membership);
+        assert!(world.hub.is_empty());
+    }
 }
 
 #[test]
@@ -510,6 +671,65 @@ fn what_was_kept_is_for_nobody_who_no_longer_hears() {
     hub.broadcast(&room("r"), &said(10), &mut dirty);
     place.renew(false, later, &mut dirty);
     assert!(subscriber.waiting().is_empty());
+}
+
+/// What a client gets that replays `stored` after `live` has come; a message is its name and the
+/// second it was stored in, if it was.
+fn replayed(stored: &[(&str, u8)], live: &[(&str, Option<u8>)]) -> String {
+    let hub = Arc::new(Hub::default());
+    let entrant = Entrant { replays: true, ..entrant(&outbox(), 60) };
+    let subscriber = Arc::clone(&entrant.subscriber);
+    let place = hub.enter(&room("r"), entrant);
+    let time = |second: u8| Box::from(format!("2026-11-21 00:00:{second:02}"));
+    let mut dirty = DirtyList::default();
+    for (name, second) in live {
+        let stored_at = second.map(time);
+        let meta = Meta { id: Some((*name).into()), replayed: false, stored_at };
+        let (event, data) = ("e".into(), Bytes::from(format!("{name:?}")));
+        let user = UserEvent { event, encoding: Encoding::Json, data, meta };
+        hub.broadcast(&room("r"), &Broadcast::User(user), &mut dirty);
+    }
+    assert!(subscriber.waiting().is_empty());
+    let stored = stored.iter().map(|(name, second)| Replayed {
+        id: (*name).into(),
+        at: Some(time(*second)),
+        frame: Some(Bytes::from(format!("*{name}"))),
+    });
+    place.replay(stored.collect());
+    let texts = subscriber.waiting().into_iter().map(|frame| {
+        let text = String::from_utf8(frame.to_vec()).unwrap();
+        // A live one is as rooms render it.
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        json["meta"]["id"].as_str().map_or(text.clone(), str::to_owned)
+    });
+    texts.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_replay_and_what_came_meanwhile_are_in_one_order() {
+    let stored = [("c", 3), ("d", 4), ("e", 5)];
+    for (live, expected) in [
+        (&[][..], "*c *d *e"),
+        // More were stored than are replayed, and none of these has come live yet.
+        (&[("a", Some(1)), ("b", Some(2))], "a b *c *d *e"),
+        (&[("a", Some(1)), ("b", Some(2)), ("c", Some(3)), ("d", Some(4))], "a b *c *d *e"),
+        (&[("e", Some(5)), ("f", Some(6))], "*c *d *e f"),
+        (&[("f", Some(6)), ("g", Some(7))], "*c *d *e f g"),
+        // In between, but hidden from who reads the store.
+        (&[("x", Some(4)), ("e", Some(5)), ("f", Some(6))], "*c *d x *e f"),
+        // What a client said has no time; what was stored before it came was there before.
+        (&[("x", None), ("f", Some(6))], "*c *d *e x f"),
+        (&[("x", None), ("e", Some(5)), ("y", None)], "*c *d x *e y"),
+        // Of one transaction: only the log tells.
+        (&[("a", Some(3)), ("c", Some(3)), ("d", Some(4)), ("e", Some(5))], "a *c *d *e"),
+        // It began before the others and ended after them.
+        (&[("d", Some(4)), ("e", Some(5)), ("x", Some(1))], "*c *d *e x"),
+        // What came live stays in its order.
+        (&[("f", Some(6)), ("x", Some(1))], "*c *d *e f x"),
+    ] {
+        assert_eq!(replayed(&stored, live), expected, "{live:?}");
+    }
+    assert_eq!(replayed(&[], &[("f", Some(6)), ("g", None)]), "f g");
 }
 
 /// Whoever makes frames for a room has its lock; who wants in there waits, and nobody else.

@@ -9,6 +9,8 @@
 mod room;
 
 use std::borrow::Cow;
+use std::convert::Infallible;
+use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use crate::auth::rls::{Authorizer, ProbeError};
 use crate::catalog::{Catalog, Kind, Published, RowAccess, Table};
 use crate::config;
 use crate::db::Login;
+use crate::feed;
 use crate::hub::{
     Format, Hub, Interest, Membership, Registration, Subscriber, Subscription, SubscriptionError,
     Turn,
@@ -69,7 +72,8 @@ pub struct Request {
     pub private: bool,
     /// `config.broadcast.replay`.
     pub replay: Option<Box<RawValue>>,
-    /// `config.presence.enabled`.
+    /// Whether it wants to know who is there: it asked when it joined
+    /// (`config.presence.enabled`), or has shown itself since.
     pub presence: bool,
     /// What policies read as `request.headers`, a JSON object.
     pub headers: Arc<str>,
@@ -103,6 +107,15 @@ enum Problem {
     Unavailable,
 }
 
+/// What joins have to know of the feed.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    /// How far it came.
+    pub status: Arc<feed::Status>,
+    /// Whether changes flow.
+    pub ready: watch::Receiver<bool>,
+}
+
 /// Checks and registers.
 #[derive(Debug)]
 pub struct Joiner {
@@ -121,7 +134,7 @@ pub struct Joiner {
 }
 
 impl Joiner {
-    /// `login` may do nothing but check; `ready` tells whether changes flow.
+    /// `login` may do nothing but check.
     pub fn new(
         hub: Arc<Hub>,
         catalog: Arc<Catalog>,
@@ -129,10 +142,11 @@ impl Joiner {
         access: Arc<Access>,
         login: Login,
         settings: &config::Config,
-        ready: watch::Receiver<bool>,
+        stream: Stream,
     ) -> Self {
+        let Stream { status, ready } = stream;
         Self {
-            door: Door::new(Arc::clone(&hub), access, Arc::clone(&authorizer), settings),
+            door: Door::new(Arc::clone(&hub), access, Arc::clone(&authorizer), status, settings),
             hub,
             catalog,
             authorizer,
@@ -180,6 +194,19 @@ impl Joiner {
     ) -> Option<WriteGrants> {
         let grants = self.door.may_write(asker, claims, topic, headers);
         timeout_at(Instant::now() + WAIT_MAX, grants).await.ok().flatten()
+    }
+
+    /// As [`Self::may_write`], and whether they may read presence there: for a channel that shows
+    /// itself and did not ask for presence when it joined.
+    pub async fn may_write_and_see(
+        &self,
+        asker: &Asker,
+        claims: &Claims,
+        topic: &str,
+        headers: &str,
+    ) -> Option<(WriteGrants, ReadGrants)> {
+        let asked = self.door.may_write_and_see(asker, claims, topic, headers);
+        timeout_at(Instant::now() + WAIT_MAX, asked).await.ok().flatten()
     }
 
     /// Whether changes flow.
@@ -262,6 +289,25 @@ impl Joiner {
         turn: Turn,
         request: Request,
     ) -> Option<Result<(), String>> {
+        let claims = Arc::clone(&request.claims);
+        let standing_in = async {
+            tokio::time::sleep(membership.until_stand_in()).await;
+            self.hub.stand_in(membership, turn, &claims);
+            pending::<Infallible>().await
+        };
+        tokio::select! {
+            biased;
+            never = standing_in => match never {},
+            refreshed = self.refresh_until_answered(membership, turn, request) => refreshed,
+        }
+    }
+
+    async fn refresh_until_answered(
+        &self,
+        membership: &Arc<Membership>,
+        turn: Turn,
+        request: Request,
+    ) -> Option<Result<(), String>> {
         let parsed = parse(&request);
         let mut wait = Duration::from_millis(100);
         loop {
@@ -279,7 +325,8 @@ impl Joiner {
                     self.hub.suspend(membership, turn);
                     return Some(Err(text));
                 }
-                // Until the answer is known the old claims hold, at most to their own expiry.
+                // Until the answer is known the old claims hold, at most to their own expiry; what
+                // comes then waits.
                 Err(Problem::Unavailable) => tokio::time::sleep(wait).await,
             }
             wait = (wait * 2).min(Duration::from_secs(5));

@@ -7,10 +7,12 @@
 //! Source: spec of the realtime protocol, sections 1.6, 4.6 and 6.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::time::timeout;
 use tracing::warn;
 
 use super::Request;
@@ -21,11 +23,16 @@ use crate::auth::access::{
 use crate::auth::rls::Authorizer;
 use crate::config;
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
+use crate::feed;
 use crate::hub::{Entrant, Hub, Occupancy, RoomName};
 use crate::telemetry;
 
 /// Stored messages that one join gets at most, and when it does not say how many.
 const REPLAY_MAX: u32 = 25;
+
+/// How long a join with stored messages waits for the feed to come as far as they were read. If that
+/// is not enough, older ones may come live after them. Less than clients wait.
+const CATCH_UP_MAX: Duration = Duration::from_secs(4);
 
 /// A channel that is in its room.
 #[derive(Debug)]
@@ -44,6 +51,7 @@ pub(super) struct Door {
     hub: Arc<Hub>,
     access: Arc<Access>,
     authorizer: Arc<Authorizer>,
+    feed: Arc<feed::Status>,
     replay: ReplayLimits,
 }
 
@@ -59,6 +67,7 @@ impl Door {
         hub: Arc<Hub>,
         access: Arc<Access>,
         authorizer: Arc<Authorizer>,
+        feed: Arc<feed::Status>,
         settings: &config::Config,
     ) -> Self {
         let replay = ReplayLimits {
@@ -66,7 +75,7 @@ impl Door {
             // It goes to the client at once, and what came live meanwhile right after it.
             bytes_max: settings.server.outbox_bytes_max / 2,
         };
-        Self { hub, access, authorizer, replay }
+        Self { hub, access, authorizer, feed, replay }
     }
 
     /// Enters.
@@ -107,7 +116,11 @@ impl Door {
                     log(&error, topic);
                     problem.to_owned()
                 })?;
-                Some(stored.into_iter().filter_map(broadcast).collect())
+                // Where there are more than are replayed, those that come live are older.
+                if let Some(read_at) = stored.read_at {
+                    let _late = timeout(CATCH_UP_MAX, self.feed.passed(read_at)).await;
+                }
+                Some(stored.messages.into_iter().filter_map(broadcast).collect())
             }
         };
         Ok(Entered { occupancy, grants, stored })
@@ -148,6 +161,18 @@ impl Door {
         headers: &str,
     ) -> Option<WriteGrants> {
         let grants = self.access.write(asker, claims, topic, headers, true).await;
+        grants.inspect_err(|error| log(error, topic)).ok()
+    }
+
+    /// The same, and whether they may read presence there.
+    pub(super) async fn may_write_and_see(
+        &self,
+        asker: &Asker,
+        claims: &Claims,
+        topic: &str,
+        headers: &str,
+    ) -> Option<(WriteGrants, ReadGrants)> {
+        let grants = self.access.write_and_see(asker, claims, topic, headers).await;
         grants.inspect_err(|error| log(error, topic)).ok()
     }
 }
@@ -236,12 +261,12 @@ fn since(replay: &RawValue, limits: ReplayLimits) -> Result<Since, String> {
 
 /// A stored message as it is told; none when its bytes are none.
 fn broadcast(stored: Stored) -> Option<Broadcast> {
-    let Stored { id, event, payload } = stored;
+    let Stored { id, event, payload, at } = stored;
     let (encoding, data) = match payload {
         StoredPayload::Json(json) => (Encoding::Json, json.into_bytes().into()),
         StoredPayload::Hex(hex) => (Encoding::Bytes, unhex(&hex)?),
     };
-    let meta = Meta { id: Some(id.into()), replayed: true };
+    let meta = Meta { id: Some(id.into()), replayed: true, stored_at: Some(at.into()) };
     Some(Broadcast::User(UserEvent { event: event.into(), encoding, data, meta }))
 }
 

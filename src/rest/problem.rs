@@ -195,12 +195,10 @@ fn status(code: &str, message: &str, is_anonymous: bool) -> StatusCode {
         "25006" => 405,
         // What the safeupdate library of Supabase's images says.
         "21000" if message.ends_with("requires a WHERE clause") => 400,
-        "21000" => 500,
         "42883" | "42P01" => 404,
-        "42P17" => 500,
+        "21000" | "42P17" | "53400" => 500,
         "42501" if is_anonymous => 401,
         "42501" => 403,
-        "53400" => 500,
         "57P01" | "57P02" | "57P03" => 503,
         "P0001" => 400,
         _ if code.starts_with("PT") => {

@@ -5,7 +5,8 @@
 //! Never:  a statement as anybody but the caller; a connection given to the next request in
 //!         another state than a new one; a commit of what the caller did not allow.
 //!
-//! All messages of a request are sent at once: begin, who the caller is (`sql/rest/settings.sql`),
+//! All messages of a request are sent at once, in order (each is sent as its future is first
+//! looked at, hence `biased`): begin, who the caller is (`sql/rest/settings.sql`),
 //! the statement, commit, and what makes the connection new again. The answer goes out when the
 //! commit's is here; the rest is waited for by the pool. Where something fails, Postgres skips what
 //! is in between and the commit rolls back. Only a write whose result must be looked at before it
@@ -26,12 +27,12 @@ use futures_util::future::{MaybeDone, OptionFuture, maybe_done};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 use tokio_postgres::types::{Format, IsNull, Json, ToSql, Type, to_sql_checked};
-use tokio_postgres::{Client, Row, SimpleQueryMessage};
+use tokio_postgres::{Client, Row, SimpleQueryMessage, Statement};
 use tracing::{debug, warn};
 
 use super::pool::{self, Asked, Lease, Plan, Pool};
 use super::roles::{RoleSettings, Roles};
-use super::sql::Statement;
+use super::sql;
 use super::statement::Answer;
 use super::statement::read::planned_rows;
 use super::statement::write::put_mismatch;
@@ -104,17 +105,20 @@ pub struct Job<'a> {
     /// Who asks.
     pub claims: &'a Claims,
     /// What is run: its one row has the columns of [`Answer`].
-    pub statement: &'a Statement,
+    pub statement: &'a sql::Statement,
     /// The schema of the request.
     pub schema: &'a str,
     /// Number of the picture that the statement was made from.
     pub number: u64,
     /// Whether nothing may be written.
     pub is_read_only: bool,
+    /// Whether it calls a function by name. Whoever may run statements of his own in one may do
+    /// anything with the connection.
+    pub is_call: bool,
     /// What functions can read.
     pub context: &'a Context,
     /// What tells how many rows the planner expects, if that is asked for.
-    pub estimate: Option<&'a Statement>,
+    pub estimate: Option<&'a sql::Statement>,
     /// For times in the answer, if Postgres knows it.
     pub time_zone: Option<&'a str>,
     /// What the client is told when it does not; none: it is left out.
@@ -192,7 +196,7 @@ impl Runner {
         let mut job = *job;
         let mut knows_time_zone = job.time_zone.is_some();
         for attempt in 1.. {
-            let lease = self.pool.lease().await.map_err(|error| self.not_leased(&error))?;
+            let lease = self.pool.lease().await.map_err(|error| not_leased(&error))?;
             let time = Duration::from_millis(self.statement_timeout_ms) + TIME_AROUND;
             // Given up, its statement is told to stop.
             let outcome = timeout(time, Box::pin(self.attempt(&job, lease))).await;
@@ -213,29 +217,13 @@ impl Runner {
         Err(Problem::internal().into())
     }
 
-    fn not_leased(&self, error: &PoolError) -> Failure {
-        let server = match error {
-            PoolError::Busy => return Problem::busy().into(),
-            PoolError::Connect(crate::db::Error::Connect(error)) | PoolError::Open(error) => {
-                error.as_db_error()
-            }
-            PoolError::Connect(_) | PoolError::Timeout => None,
-        };
-        warn!(error = telemetry::chain(error), "no connection for a request");
-        // What the server says to a login is not for its users, but for which kind of trouble it is.
-        let mut problem = Problem::unavailable();
-        if let Some(error) = server.filter(|error| error.code().code().starts_with("53")) {
-            problem.code = error.code().code().to_owned().into();
-        }
-        problem.into()
-    }
-
     async fn attempt(&self, job: &Job<'_>, mut lease: Lease) -> Result<Done, Missed> {
         let client = Arc::clone(lease.client());
         let role = &*job.claims.role;
         let own = self.roles.of(role, &client).await.map_err(|error| self.missed(job, &error))?;
         let begin = begin(job, &own);
         let settings = lease.state().settings.clone();
+        let left = job.is_call.then(|| lease.state().left.clone());
         let timeout_ms = self.timeout_ms(&own, lease.state().statement_timeout_ms).to_string();
         let search_path = self.search_path(job.schema);
         let context = job.context;
@@ -254,11 +242,12 @@ impl Runner {
             &job.origin,
         ];
         let opening = async {
-            let (begun, set) = tokio::join!(
+            let (started, set) = tokio::join!(
+                biased;
                 client.batch_execute(begin),
                 client.execute_raw(&settings, parameters)
             );
-            begun.map_err(|error| self.missed(job, &error))?;
+            started.map_err(|error| self.missed(job, &error))?;
             set.map_err(|error| match (job.time_zone, error.as_db_error()) {
                 (Some(_), Some(said)) if is_time_zone(said.code().code(), said.message()) => {
                     Missed::TimeZone
@@ -273,18 +262,18 @@ impl Runner {
         let mut plan = lease.state().prepared.plan(job.number, asked);
         if matches!(plan, Plan::Prepare) {
             let prepare = client.prepare(text);
-            let (opened, prepared) = tokio::join!(&mut opening, prepare);
+            let (opened, prepared) = tokio::join!(biased; &mut opening, prepare);
             opening = OptionFuture::from(None);
             let prepared = prepared.map_err(|error| self.missed(job, &error));
-            match opened.transpose().and_then(|_| prepared) {
+            match opened.transpose().and(prepared) {
                 Ok(statement) => {
                     lease.state().prepared.keep(job.number, asked, statement.clone());
                     plan = Plan::Prepared(statement);
                 }
                 Err(missed) => {
                     let work = client.simple_query("rollback");
-                    let (rolled_back, reset) = followed(work, reset(&client)).await;
-                    return self.end(lease, Err(missed), rolled_back.is_ok(), reset);
+                    let (rolled_back, reset) = followed(work, reset(&client, left)).await;
+                    return give_back(lease, Err(missed), rolled_back.is_ok(), reset);
                 }
             }
         }
@@ -310,14 +299,15 @@ impl Runner {
         let end = if job.is_read_only { "commit" } else { COMMIT };
         let looks_first = !job.is_read_only && job.demand != Demand::default();
         let (outcome, ended, reset) = if looks_first {
-            let (opened, rows) = tokio::join!(opening, main);
+            let (opened, rows) = tokio::join!(biased; opening, main);
             let outcome = self.outcome(job, opened.transpose(), rows);
             let end = if outcome.is_ok() { COMMIT } else { "rollback" };
-            let (ended, reset) = followed(client.simple_query(end), reset(&client)).await;
+            let (ended, reset) = followed(client.simple_query(end), reset(&client, left)).await;
             (outcome, ended, reset)
         } else {
-            let work = async { tokio::join!(opening, main, estimate, client.simple_query(end)) };
-            let ((opened, rows, plan, ended), reset) = followed(work, reset(&client)).await;
+            let commit = client.simple_query(end);
+            let work = async { tokio::join!(biased; opening, main, estimate, commit) };
+            let ((opened, rows, plan, ended), reset) = followed(work, reset(&client, left)).await;
             let outcome = self.outcome(job, opened.transpose(), rows);
             let outcome = outcome.and_then(|done| {
                 let plan = plan.transpose().map_err(|error| self.missed(job, &error))?;
@@ -327,31 +317,13 @@ impl Runner {
         };
         let outcome = outcome.and_then(|done| match &ended {
             Ok(messages) => Ok(Done { lsn: position(messages), ..done }),
-            Err(error) => Err(match self.missed(job, error) {
-                // Whether it was written is not known.
-                Missed::Connection(failure) if !job.is_read_only => Missed::For(failure),
-                missed => missed,
-            }),
+            Err(error) => Err(self.missed(job, error)),
         });
         if let Err(Missed::For(Failure { is_stale: true, .. })) = &outcome {
             lease.state().prepared.forget(asked);
         }
         let is_alive = ended.as_ref().map_or_else(|error| error.as_db_error().is_some(), |_| true);
-        self.end(lease, outcome, is_alive, reset)
-    }
-
-    /// Gives the connection back, unless it is the problem.
-    fn end<T>(
-        &self,
-        lease: Lease,
-        outcome: Result<T, Missed>,
-        is_alive: bool,
-        reset: Reset,
-    ) -> Result<T, Missed> {
-        if is_alive && !matches!(outcome, Err(Missed::Connection(_))) {
-            lease.give_back(reset);
-        }
-        outcome
+        give_back(lease, outcome, is_alive, reset)
     }
 
     fn outcome(
@@ -412,6 +384,37 @@ impl Runner {
     }
 }
 
+/// Why there is no connection.
+fn not_leased(error: &PoolError) -> Failure {
+    let server = match error {
+        PoolError::Busy => return Problem::busy().into(),
+        PoolError::Connect(crate::db::Error::Connect(error)) | PoolError::Open(error) => {
+            error.as_db_error()
+        }
+        PoolError::Connect(_) | PoolError::Timeout => None,
+    };
+    warn!(error = telemetry::chain(error), "no connection for a request");
+    // What the server says to a login is not for its users, but for which kind of trouble it is.
+    let mut problem = Problem::unavailable();
+    if let Some(error) = server.filter(|error| error.code().code().starts_with("53")) {
+        problem.code = error.code().code().to_owned().into();
+    }
+    problem.into()
+}
+
+/// Gives the connection back, unless it is the problem.
+fn give_back<T>(
+    lease: Lease,
+    outcome: Result<T, Missed>,
+    is_alive: bool,
+    reset: Reset,
+) -> Result<T, Missed> {
+    if is_alive && !matches!(outcome, Err(Missed::Connection(_))) {
+        lease.give_back(reset);
+    }
+    outcome
+}
+
 fn begin(job: &Job<'_>, role: &RoleSettings) -> &'static str {
     // All of them, so that no text is put together for each request.
     use super::roles::Isolation::{ReadCommitted, RepeatableRead, Serializable};
@@ -436,17 +439,17 @@ fn is_time_zone(code: &str, message: &str) -> bool {
     code == "22023" && message.contains("\"TimeZone\"")
 }
 
-/// Puts the connection into the state of a new one; whether nothing is left.
-fn reset(client: &Arc<Client>) -> Reset {
+/// Puts the connection into the state of a new one; whether nothing is left. `left` asks for
+/// prepared statements of functions.
+fn reset(client: &Arc<Client>, left: Option<Statement>) -> Reset {
     let client = Arc::clone(client);
     Box::pin(async move {
-        match client.simple_query(&RESET).await {
-            Ok(messages) => !messages.iter().any(|message| match message {
-                // Statements that a function prepared could pass for ours.
-                SimpleQueryMessage::Row(row) => row.get(1) != Some("f"),
-                _ => false,
-            }),
-            Err(error) => {
+        let look = OptionFuture::from(left.as_ref().map(|left| client.query_one(left, &[])));
+        let (cleaned, looked) = tokio::join!(biased; client.batch_execute(&RESET), look);
+        let looked = looked.transpose().and_then(|row| row.map(|row| row.try_get(0)).transpose());
+        match (cleaned, looked) {
+            (Ok(()), Ok(is_left)) => is_left != Some(true),
+            (Err(error), _) | (_, Err(error)) => {
                 debug!(error = telemetry::chain(&error), "a connection could not be reset");
                 false
             }
@@ -469,11 +472,11 @@ async fn followed<F: Future>(work: F, reset: Reset) -> (F::Output, Reset) {
         output
     })
     .await;
-    let rest = Box::pin(async move {
+    let remaining = Box::pin(async move {
         reset.as_mut().await;
         MaybeDone::take_output(reset.as_mut()).unwrap_or(false)
     });
-    (output, rest)
+    (output, remaining)
 }
 
 /// The one row of a statement.
@@ -503,7 +506,7 @@ fn planned(rows: &[Row]) -> Option<u64> {
 fn position(messages: &[SimpleQueryMessage]) -> Option<Lsn> {
     messages.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
-        _ => None,
+        SimpleQueryMessage::CommandComplete(_) | SimpleQueryMessage::RowDescription(_) | _ => None,
     })
 }
 

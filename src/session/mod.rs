@@ -8,7 +8,9 @@
 //! A channel is *joining* until [`Input::Joined`] answers its [`JoinRequest`], then *joined*.
 //! Joins do not wait for each other, nor does anything else wait for them. Whatever ends a channel
 //! (a leave, another join of its topic, an expired token) gives [`Output::Leave`], also while it
-//! is joining; the answer to a join that ended meanwhile is dropped and gives it once more.
+//! is joining; the answer to a join that ended meanwhile is dropped and gives it once more. The
+//! answer to a join whose token was replaced meanwhile is dropped too, and gives
+//! [`Output::JoinAgain`]: nothing is delivered by the older token after the newer was accepted.
 
 mod join;
 mod message;
@@ -260,6 +262,14 @@ pub enum Output {
     SendLater(Message),
     /// Register a channel, answer with [`Input::Joined`].
     Join(Box<JoinRequest>),
+    /// The join was answered for claims that are no longer in force, and nobody is told: forget what
+    /// was registered, and register the channel again, answer with [`Input::Joined`].
+    JoinAgain {
+        /// Which channel.
+        channel: ChannelId,
+        /// The newer claims.
+        claims: Arc<Claims>,
+    },
     /// Forget a channel, or stop registering it. May come twice.
     Leave(ChannelId),
     /// A joined channel has new claims: check and decide with them from now on.
@@ -307,6 +317,9 @@ pub enum Output {
         claims: Arc<Claims>,
         /// To be given back.
         turn: u32,
+        /// Find out too whether they may read presence, before the answer: the channel did not ask
+        /// for it when it joined, and is about to show itself.
+        sees: bool,
     },
     /// Close the connection and forget all its channels, after what was sent before.
     Disconnect {
@@ -321,8 +334,18 @@ pub enum Output {
 struct Joining {
     reference: Option<RawRef>,
     postgres_changes: Arc<[Box<RawValue>]>,
-    /// The claims changed after the request went out.
-    refreshed: bool,
+    /// Newer claims came after the request went out: its answer is for older ones.
+    outdated: bool,
+}
+
+/// Whether it was asked if a private channel may read presence. From then on it is asked for each
+/// of its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    /// With the join, or with the first track.
+    Asked,
+    /// Its client did not want to know, and has not shown itself.
+    Unasked,
 }
 
 struct Channel {
@@ -335,6 +358,7 @@ struct Channel {
     private: bool,
     acknowledge: bool,
     echo: bool,
+    sight: Sight,
     talk: Option<Box<Talk>>,
 }
 
@@ -538,10 +562,11 @@ impl Session {
             Ok((id, claims, token, wishes)) => {
                 let postgres_changes: Arc<[_]> = wishes.postgres_changes.into();
                 let manners = (wishes.private, wishes.broadcast.acknowledge, wishes.broadcast.echo);
+                let sight = if wishes.presence.enabled { Sight::Asked } else { Sight::Unasked };
                 let joining = Joining {
                     reference,
                     postgres_changes: Arc::clone(&postgres_changes),
-                    refreshed: false,
+                    outdated: false,
                 };
                 outputs.push(Output::Join(Box::new(JoinRequest {
                     channel: id,
@@ -569,6 +594,7 @@ impl Session {
                     private,
                     acknowledge,
                     echo,
+                    sight,
                     talk: None,
                 });
             }
@@ -651,7 +677,14 @@ impl Session {
             return;
         };
         let channel = &mut self.channels[at];
-        let Some(joining) = channel.joining.take() else { return };
+        let Some(mut joining) = channel.joining.take() else { return };
+        if std::mem::take(&mut joining.outdated) {
+            // One at a time, however many came meanwhile.
+            channel.joining = Some(joining);
+            let claims = Arc::clone(&channel.claims);
+            outputs.push(Output::JoinAgain { channel: id, claims });
+            return;
+        }
         let answer = match outcome {
             JoinOutcome::Error { reason } => Err(reason),
             JoinOutcome::Ok { subscriptions, replays, system } => {
@@ -682,10 +715,6 @@ impl Session {
                 }
                 let system = system.iter().map(|message| Output::Send(channel.system(message)));
                 outputs.extend(system);
-                if joining.refreshed {
-                    let claims = Arc::clone(&channel.claims);
-                    outputs.push(Output::Refresh { channel: id, claims });
-                }
                 self.begin_talk(at, outputs);
             }
             Err(reason) => {
@@ -740,7 +769,7 @@ impl Session {
                 channel.claims = Arc::clone(&claims);
                 channel.token = fingerprint;
                 if let Some(joining) = &mut channel.joining {
-                    joining.refreshed = true;
+                    joining.outdated = true;
                 } else {
                     outputs.push(Output::Refresh { channel: channel.id, claims });
                 }

@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::message::{Message, Payload, RawRef, UserBroadcast};
-use super::{ChannelId, Output, Refusal, Session, UNMATCHED};
+use super::{ChannelId, Output, Refusal, Session, Sight, UNMATCHED};
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
 use crate::hub::TrackError;
 
@@ -44,6 +44,8 @@ pub(super) struct Talk {
     grants: Option<Grants>,
     /// A check is under way, perhaps of older claims. The next one waits for it.
     asking: bool,
+    /// Whether presence may be read is part of that check.
+    seeking: bool,
     /// Counts the claims; an answer about older ones is none.
     turn: u32,
     /// The leave that waits for the pushes before it.
@@ -206,6 +208,7 @@ impl Session {
         if !joining
             && talk.waiting.is_empty()
             && let Some(grants) = talk.grants
+            && !channel.must_seek(grants, &said)
         {
             outputs.extend(channel.act_if(grants, reference, said));
             return;
@@ -233,8 +236,11 @@ impl Session {
         let channel = &mut self.channels[at];
         let talk = channel.talk.get_or_insert_default();
         if !std::mem::replace(&mut talk.asking, true) {
-            let (turn, claims) = (talk.turn, std::sync::Arc::clone(&channel.claims));
-            outputs.push(Output::CheckWrite { channel: channel.id, claims, turn });
+            let tracks = talk.waiting.iter().any(|(_, said)| matches!(said, Said::Track(_)));
+            talk.seeking = tracks && channel.sight == Sight::Unasked;
+            let (turn, sees) = (talk.turn, talk.seeking);
+            let claims = std::sync::Arc::clone(&channel.claims);
+            outputs.push(Output::CheckWrite { channel: channel.id, claims, turn, sees });
         }
     }
 
@@ -278,6 +284,7 @@ impl Session {
         let channel = &mut self.channels[at];
         let Some(talk) = &mut channel.talk else { return };
         talk.asking = false;
+        let sought = std::mem::take(&mut talk.seeking);
         if talk.turn != turn {
             if !talk.waiting.is_empty() {
                 self.ask(at, outputs);
@@ -285,13 +292,26 @@ impl Session {
             return;
         }
         talk.grants = grants;
-        talk.waiting_bytes = 0;
-        let leaving = talk.leaving.take();
-        let nothing = Grants { broadcast: false, presence: false };
-        for (reference, said) in std::mem::take(&mut talk.waiting) {
-            outputs.extend(channel.act_if(grants.unwrap_or(nothing), reference, said));
+        let grants = grants.unwrap_or(Grants { broadcast: false, presence: false });
+        let mut waiting = std::mem::take(&mut talk.waiting);
+        // Who may not show itself is shown nobody: that is for the claims that let it.
+        if sought && grants.presence {
+            channel.sight = Sight::Asked;
         }
-        if let Some(Leave { reference }) = leaving {
+        while let Some((reference, said)) = waiting.pop_front() {
+            if channel.must_seek(grants, &said) {
+                // It was said after that check began.
+                waiting.push_front((reference, said));
+                break;
+            }
+            outputs.extend(channel.act_if(grants, reference, said));
+        }
+        let talk = channel.talk();
+        talk.waiting_bytes = waiting.iter().map(|(_, said)| said.bytes()).sum();
+        talk.waiting = waiting;
+        if !talk.waiting.is_empty() {
+            self.ask(at, outputs);
+        } else if let Some(Leave { reference }) = talk.leaving.take() {
             self.end(at, reference, outputs);
         }
     }
@@ -321,6 +341,15 @@ impl Session {
 impl super::Channel {
     fn talk(&mut self) -> &mut Talk {
         self.talk.get_or_insert_default()
+    }
+
+    /// Whether a push that these grants allow has to wait until it is known whether presence may be
+    /// read: a first track goes with it.
+    fn must_seek(&self, grants: Grants, said: &Said) -> bool {
+        match said {
+            Said::Track(_) => grants.presence && self.sight == Sight::Unasked,
+            Said::Broadcast(_) | Said::Untrack => false,
+        }
     }
 
     fn waiting_bytes(&self) -> usize {

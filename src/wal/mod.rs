@@ -127,6 +127,11 @@ struct Positions {
     settled: AtomicU64,
     /// End of the last commit the caller has published.
     published: AtomicU64,
+    /// End of the last commit received; the end of all logs within a transaction.
+    owed: AtomicU64,
+    /// The server's position when it last told it outside a transaction: what was committed before
+    /// was sent. Stored after `owed`, loaded before it.
+    told: AtomicU64,
     /// The server passed over a publication since this was last looked at.
     publication_skipped: AtomicBool,
 }
@@ -141,6 +146,14 @@ impl Progress {
             flushed: load(&self.0.flushed),
             settled: load(&self.0.settled),
         }
+    }
+
+    /// Whether everything that committed before this was published, or concerns nobody.
+    pub fn is_past(&self, lsn: Lsn) -> bool {
+        let told = self.0.told.load(Ordering::Acquire);
+        let owed = self.0.owed.load(Ordering::Acquire);
+        let published = self.0.published.load(Ordering::Relaxed);
+        published >= lsn.get() || (told >= lsn.get() && published >= owed)
     }
 }
 
@@ -410,6 +423,7 @@ async fn attach(
     positions.head.store(identity.head.get(), Ordering::Relaxed);
     positions.flushed.store(confirmed.get(), Ordering::Relaxed);
     positions.settled.store(identity.start.get(), Ordering::Relaxed);
+    positions.published.store(identity.start.get(), Ordering::Relaxed);
     Ok((identity, Reader::new(connection, settings, standby, positions)))
 }
 

@@ -328,6 +328,9 @@ impl Reader {
         let received = self.standby.received().get();
         self.positions.received.store(received, Ordering::Relaxed);
         self.positions.head.fetch_max(received, Ordering::Relaxed);
+        let (owed, told) = self.standby.promised();
+        self.positions.owed.store(owed.get(), Ordering::Release);
+        self.positions.told.store(told.get(), Ordering::Release);
         Ok(())
     }
 

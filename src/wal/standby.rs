@@ -186,6 +186,12 @@ impl Standby {
         if complete { self.published.max(self.head) } else { self.published }
     }
 
+    /// What has to be published for everything before the second position to be.
+    pub(super) fn promised(&self) -> (Lsn, Lsn) {
+        let owed = if self.in_transaction { Lsn::new(u64::MAX) } else { self.commit };
+        (owed, self.head)
+    }
+
     /// Furthest position received.
     pub(super) fn received(&self) -> Lsn {
         self.received

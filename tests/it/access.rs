@@ -262,6 +262,17 @@ async fn every_documented_policy_is_answered_as_postgres_does() {
                         .await
                         .unwrap();
                     assert_eq!((asked.broadcast, asked.presence), write, "write: {place}");
+                    let both = world
+                        .access
+                        .write_and_see(&Asker::default(), &claims, topic, headers)
+                        .await
+                        .unwrap();
+                    assert_eq!(both.0, asked, "write of both: {place}");
+                    assert_eq!(
+                        both.1,
+                        ReadGrants { broadcast: false, presence: read.1 },
+                        "{place}"
+                    );
                     for allowed in [read.0, read.1, write.0, write.1] {
                         counts[usize::from(allowed)] += 1;
                     }

@@ -962,6 +962,44 @@ async fn c76_a_refreshed_token_decides_from_then_on() {
     }
 }
 
+/// The newer token cannot be checked before the older one has expired.
+#[tokio::test]
+async fn what_changes_between_two_tokens_is_decided_by_the_newer_one() {
+    let service = shared().await;
+    let (admin, mut holder) = (service.admin().await, service.admin().await);
+    let t = service.owned_table("value text").await;
+    let mut everything = service.subscribe(Version::V2, &service_role(), all_of(&t)).await;
+    for (round, refused) in [(0, false), (2, true)] {
+        let locked = service.owned_table("value text").await;
+        let expiry = now() + 3;
+        let short = json!({ "role": "authenticated", "sub": ALICE, "exp": expiry });
+        let both = json!([all_of(&t)[0], all_of(&locked)[0]]);
+        let mut socket = service.subscribe(Version::V2, &sign(&short, SECRET), both).await;
+        let lock = holder.transaction().await.unwrap();
+        lock.batch_execute(&format!("lock table {locked} in access exclusive mode")).await.unwrap();
+        refresh(&mut socket, &json!(user(ALICE))).await;
+        while now() <= expiry {
+            socket.heartbeat().await;
+        }
+        let rows = format!("({}, '{ALICE}', 'hers'), ({}, '{BOB}', 'his')", round + 1, round + 2);
+        run(&admin, &format!("insert into {t} values {rows}")).await;
+        for value in ["hers", "his"] {
+            assert_eq!(everything.change().await["record"]["value"], value);
+        }
+        socket.nothing_came().await;
+        if refused {
+            lock.batch_execute(&format!("drop table {locked}")).await.unwrap();
+        }
+        lock.commit().await.unwrap();
+        if !refused {
+            assert_eq!(socket.change().await["record"]["value"], "hers");
+        }
+        let system = socket.expect("system").await.payload;
+        assert_eq!(system["status"], if refused { "error" } else { "ok" }, "{system}");
+        socket.nothing_came().await;
+    }
+}
+
 #[tokio::test]
 async fn c77_one_bad_subscription_or_policy_costs_nobody_else_anything() {
     let service = shared().await;

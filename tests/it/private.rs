@@ -11,7 +11,8 @@ use crate::service::{
 };
 
 /// Who may do what: `member` reads and writes rooms, `reader` only hears them, `watcher` only sees
-/// presence, by the claim `does`; `raises` makes the policy fail.
+/// presence, `speaker` hears and writes but does not see presence, by the claim `does`; `raises`
+/// makes the policy fail.
 const POLICIES: &str = "
     create function public.does() returns text language plpgsql stable as $$
     begin
@@ -20,14 +21,14 @@ const POLICIES: &str = "
     end $$;
     create policy hears on realtime.messages for select to authenticated using (
         realtime.topic() like 'room%' and realtime.messages.extension = 'broadcast'
-        and public.does() in ('member', 'reader')
+        and public.does() in ('member', 'reader', 'speaker')
     );
     create policy sees on realtime.messages for select to authenticated using (
         realtime.topic() like 'room%' and realtime.messages.extension = 'presence'
         and public.does() in ('member', 'watcher')
     );
     create policy writes on realtime.messages for insert to authenticated with check (
-        realtime.topic() like 'room%' and public.does() = 'member'
+        realtime.topic() like 'room%' and public.does() in ('member', 'speaker')
     );
     create policy shown on realtime.messages for select to authenticated using (
         current_setting('request.headers')::json ->> 'x-room' = realtime.topic()
@@ -198,6 +199,151 @@ async fn c82_broadcasts_and_presence_are_granted_apart() {
     }
 }
 
+/// A channel that asked for presence, and one that did not.
+async fn shown_and_quiet(
+    service: &Service,
+    version: Version,
+    does: &str,
+    topic: &str,
+) -> (Channel, Channel) {
+    let options = config(&json!({ "presence": { "enabled": true, "key": "shown" } }));
+    let shown = Channel::try_join(service, version, &who("member"), topic, &options).await;
+    let mut shown = shown.unwrap();
+    assert_eq!(shown.socket.expect("presence_state").await.payload, json!({}));
+    shown.track(1).await;
+    assert_eq!(shown.changed("joins").await, json!({ "shown": 1 }));
+    let options = config(&json!({ "presence": { "enabled": false, "key": "quiet" } }));
+    let quiet = Channel::try_join(service, version, &who(does), topic, &options).await.unwrap();
+    (shown, quiet)
+}
+
+/// Of each key of a state or a diff, the number that its one meta has.
+fn numbers(presences: &Value) -> Value {
+    let presences = presences.as_object().unwrap().iter();
+    presences.map(|(key, presence)| (key.clone(), presence["metas"][0]["n"].clone())).collect()
+}
+
+impl Channel {
+    async fn track(&mut self, n: u32) {
+        let push = json!({ "type": "presence", "event": "track", "payload": { "n": n } });
+        assert_eq!(self.push("presence", &push).await, json!({ "status": "ok", "response": {} }));
+    }
+
+    /// The state that comes next, whose join it names where the version has room for that.
+    async fn state(&mut self) -> Value {
+        let Received { topic, event, payload, join_ref, .. } = self.socket.next().await;
+        assert_eq!((&*topic, &*event), (&*self.topic, "presence_state"), "{payload}");
+        if self.socket.version == Version::V2 {
+            assert_eq!(join_ref, self.join_ref);
+        }
+        numbers(&payload)
+    }
+
+    /// The joins or the leaves of the diff that comes next.
+    async fn changed(&mut self, what: &str) -> Value {
+        let Received { event, payload, .. } = self.socket.next().await;
+        assert_eq!(event, "presence_diff", "{payload}");
+        numbers(&payload[what])
+    }
+}
+
+#[tokio::test]
+async fn c82_who_did_not_ask_for_presence_sees_it_once_it_shows_itself() {
+    let service = start().await;
+    for version in VERSIONS {
+        for first in ["track", "broadcast"] {
+            let topic = format!("room {version:?} {first}");
+            let (mut shown, mut quiet) = shown_and_quiet(&service, version, "member", &topic).await;
+            if first == "broadcast" {
+                quiet.say(1).await;
+                assert_eq!(shown.hear().await, 1);
+            }
+            shown.track(2).await;
+            shown.changed("joins").await;
+            quiet.socket.nothing_came().await;
+            quiet.track(3).await;
+            assert_eq!(quiet.state().await, json!({ "shown": 2 }));
+            assert_eq!(quiet.changed("joins").await, json!({ "quiet": 3 }));
+            assert_eq!(shown.changed("joins").await, json!({ "quiet": 3 }));
+            shown.track(4).await;
+            assert_eq!(quiet.changed("joins").await, json!({ "shown": 4 }));
+            // There is one state.
+            quiet.track(5).await;
+            assert_eq!(quiet.changed("leaves").await, json!({ "quiet": 3 }));
+            quiet.socket.nothing_came().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn c82_who_may_not_see_presence_may_show_itself() {
+    let service = start().await;
+    for version in VERSIONS {
+        let topic = format!("room {version:?}");
+        let (mut shown, mut quiet) = shown_and_quiet(&service, version, "speaker", &topic).await;
+        for n in [2, 3] {
+            quiet.track(n).await;
+            assert_eq!(shown.changed("joins").await, json!({ "quiet": n }));
+        }
+        shown.track(4).await;
+        shown.changed("joins").await;
+        quiet.socket.nothing_came().await;
+        // It has shown itself: a token that may see shows it who is there.
+        quiet.authenticate(&who("member")).await;
+        assert_eq!(quiet.state().await, json!({ "quiet": 3, "shown": 4 }));
+        shown.track(5).await;
+        assert_eq!(quiet.changed("joins").await, json!({ "shown": 5 }));
+    }
+}
+
+#[tokio::test]
+async fn c84_who_came_to_see_presence_by_a_track_ends_with_a_token_that_may_not() {
+    let service = start().await;
+    for version in VERSIONS {
+        let topic = format!("room {version:?}");
+        let (mut shown, mut quiet) = shown_and_quiet(&service, version, "member", &topic).await;
+        // Without presence it is asked about none.
+        quiet.authenticate(&who("speaker")).await;
+        quiet.say(1).await;
+        assert_eq!(shown.hear().await, 1);
+        quiet.authenticate(&who("member")).await;
+        quiet.track(2).await;
+        assert_eq!(quiet.state().await, json!({ "shown": 1 }));
+        quiet.changed("joins").await;
+        shown.changed("joins").await;
+        quiet.authenticate(&who("speaker")).await;
+        let lost = "You no longer have permission to read from this Channel topic";
+        assert_eq!(quiet.shut_down().await, format!("{lost}: {topic}"));
+        assert_eq!(shown.changed("leaves").await, json!({ "quiet": 2 }));
+        shown.track(3).await;
+        shown.changed("joins").await;
+        quiet.socket.nothing_came().await;
+    }
+}
+
+/// Who is declined has not shown itself, and has lost nothing when he may not see.
+#[tokio::test]
+async fn c84_a_declined_track_shows_nothing_and_costs_no_channel() {
+    let service = start().await;
+    let sees = "create policy sees_too on realtime.messages for select to authenticated using (
+        realtime.messages.extension = 'presence' and public.does() = 'reader')";
+    service.admin().await.batch_execute(sees).await.unwrap();
+    for version in VERSIONS {
+        let topic = format!("room {version:?}");
+        let (mut shown, mut quiet) = shown_and_quiet(&service, version, "reader", &topic).await;
+        let track = json!({ "type": "presence", "event": "track", "payload": {} });
+        let declined = json!({ "status": "error", "response": {} });
+        assert_eq!(quiet.push("presence", &track).await, declined);
+        shown.track(2).await;
+        shown.changed("joins").await;
+        quiet.socket.nothing_came().await;
+        quiet.authenticate(&who("speaker")).await;
+        quiet.track(3).await;
+        assert_eq!(shown.changed("joins").await, json!({ "quiet": 3 }));
+        quiet.socket.nothing_came().await;
+    }
+}
+
 #[tokio::test]
 async fn c83_policies_see_the_topic_the_user_and_the_headers() {
     let service = start().await;
@@ -235,6 +381,57 @@ async fn c84_another_token_is_decided_anew() {
         let expired = json!({ "role": "authenticated", "sub": ALICE, "exp": now() - 5 });
         member.authenticate(&sign(&expired, crate::service::SECRET)).await;
         assert!(member.shut_down().await.starts_with("Token has expired"));
+    }
+}
+
+/// While the store is read for a member's replay, the member becomes somebody else.
+#[tokio::test]
+async fn c84_nothing_is_told_by_a_token_that_was_replaced_while_the_join_waited() {
+    let service = start().await;
+    let admin = service.admin().await;
+    let policy =
+        "create function public.is_free(payload jsonb) returns boolean language plpgsql as $$
+        begin
+            if payload ? 'n' then perform pg_advisory_xact_lock_shared(84); end if;
+            return true;
+        end $$;
+        create policy waits on realtime.messages as restrictive for select to authenticated
+            using (public.is_free(payload))";
+    admin.batch_execute(policy).await.unwrap();
+    let mut speaker = witness(&service, "room84").await;
+    for (becomes, told) in [("stranger", false), ("reader", true)] {
+        store(&admin, "room84", 0..1).await;
+        assert_eq!(speaker.hear().await, 0);
+        admin.batch_execute("select pg_advisory_lock(84)").await.unwrap();
+        let mut socket = service.connect(Version::V2, &who("member")).await;
+        let topic = "realtime:room84".to_owned();
+        let asked = config(&json!({ "broadcast": { "replay": { "since": 1 } } }));
+        let join_ref = socket.send_join(&topic, &asked).await;
+        let waits =
+            "select exists (select from pg_locks where locktype = 'advisory' and not granted
+            and database = (select oid from pg_database where datname = current_database()))";
+        let reading =
+            async { while !admin.query_one(waits, &[]).await.unwrap().get::<_, bool>(0) {} };
+        tokio::time::timeout(crate::service::DEADLINE, reading).await.unwrap();
+        // It is in the room, and this waits for it.
+        speaker.say(1).await;
+        let mut member = Channel { socket, topic, join_ref: join_ref.clone() };
+        member.authenticate(&who(becomes)).await;
+        member.socket.heartbeat().await;
+        admin.batch_execute("select pg_advisory_unlock(84)").await.unwrap();
+        let reply = member.socket.reply(&join_ref).await.payload;
+        if told {
+            assert_eq!(reply["status"], "ok");
+            assert_eq!(member.hear().await, 0);
+        } else {
+            assert_eq!(reply["response"]["reason"], unauthorised("room84"));
+        }
+        speaker.say(2).await;
+        if told {
+            assert_eq!(member.hear().await, 0, "stored before, for the stranger");
+            assert_eq!(member.hear().await, 2);
+        }
+        member.socket.nothing_came().await;
     }
 }
 

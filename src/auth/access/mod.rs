@@ -25,6 +25,7 @@ mod stored;
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join;
 use metrics::histogram;
 use postgres_protocol::escape::escape_literal as literal;
 use tokio::time::timeout;
@@ -39,7 +40,7 @@ use crate::telemetry::{READ_AUTHORIZATION_SECONDS, REPLAY_SECONDS, WRITE_AUTHORI
 use pool::{Pool, Reply, Session};
 
 pub use asker::{Asker, Askers};
-pub use stored::{Since, Stored, StoredPayload};
+pub use stored::{Since, Store, Stored, StoredPayload};
 
 /// How often a check is made when its connection ends: an idle one may have ended unnoticed, and
 /// the role that inserts probe rows may have lost its rights since we looked.
@@ -150,18 +151,21 @@ enum Direction {
 #[derive(Clone, Copy)]
 enum Question {
     May(Direction),
+    /// What the caller may write, and whether it may read presence.
+    WriteAndSee,
     Stored(Since),
 }
 
 enum Answer {
     May(Allowed),
-    Stored(Vec<Stored>),
+    WriteAndSee { write: Allowed, presence: bool },
+    Stored(Store),
 }
 
 impl Answer {
     fn allowed(self) -> Allowed {
         match self {
-            Self::May(allowed) => allowed,
+            Self::May(allowed) | Self::WriteAndSee { write: allowed, .. } => allowed,
             Self::Stored(_) => Vec::new(),
         }
     }
@@ -228,6 +232,29 @@ impl Access {
         Ok(WriteGrants { broadcast, presence })
     }
 
+    /// As [`Self::write`] about both, and whether it may read presence: one check, for who shows
+    /// itself and did not ask before who is there.
+    ///
+    /// # Errors
+    /// [`Error`]: nothing is allowed, whichever of the two went wrong.
+    pub async fn write_and_see(
+        &self,
+        asker: &Asker,
+        claims: &Claims,
+        topic: &str,
+        headers: &str,
+    ) -> Result<(WriteGrants, ReadGrants), Error> {
+        let started = Instant::now();
+        let caller = Caller { asker, claims, topic, headers, extensions: extensions(true) };
+        let answer = Box::pin(self.ask(&caller, Question::WriteAndSee)).await;
+        histogram!(WRITE_AUTHORIZATION_SECONDS).record(started.elapsed());
+        let answer = answer?;
+        let sees = matches!(answer, Answer::WriteAndSee { presence: true, .. });
+        let (broadcast, presence) = pair(&answer.allowed());
+        let read = ReadGrants { broadcast: false, presence: sees };
+        Ok((WriteGrants { broadcast, presence }, read))
+    }
+
     /// The stored broadcasts of a private topic that the role of `claims` sees, oldest first.
     /// Whether it may read there at all is to be asked before.
     ///
@@ -240,14 +267,16 @@ impl Access {
         topic: &str,
         headers: &str,
         since: Since,
-    ) -> Result<Vec<Stored>, Error> {
+    ) -> Result<Store, Error> {
         let started = Instant::now();
         let caller = Caller { asker, claims, topic, headers, extensions: &[] };
         let answer = Box::pin(self.ask(&caller, Question::Stored(since))).await;
         histogram!(REPLAY_SECONDS).record(started.elapsed());
         match answer? {
             Answer::Stored(stored) => Ok(stored),
-            Answer::May(_) => Ok(Vec::new()),
+            Answer::May(_) | Answer::WriteAndSee { .. } => {
+                Ok(Store { messages: Vec::new(), read_at: None })
+            }
         }
     }
 
@@ -267,8 +296,12 @@ impl Access {
                 message,
             });
         }
+        let checks = match question {
+            Question::May(_) | Question::Stored(_) => 1,
+            Question::WriteAndSee => 2,
+        };
         // The caller's policies, and as much again for what is not theirs.
-        let limit = self.timeout * 2 + PIPELINE_SLACK;
+        let limit = self.timeout * 2 * checks + PIPELINE_SLACK;
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -282,6 +315,22 @@ impl Access {
                             Direction::Write => self.write_on(session, caller).await,
                         };
                         (allowed.map(Answer::May), reset)
+                    }
+                    Question::WriteAndSee => {
+                        let Caller { asker, claims, topic, headers, .. } = *caller;
+                        let reader =
+                            Caller { asker, claims, topic, headers, extensions: &["presence"] };
+                        // Each sends all it has when it is first polled: the second one follows
+                        // the reset of the first, in the same round trip.
+                        let (seen, written) =
+                            join(self.read_on(session, &reader), self.write_on(session, caller))
+                                .await;
+                        let ((seen, seen_reset), (write, reset)) = (seen, written);
+                        let answer = write.and_then(|write| {
+                            let presence = seen?.first().copied().unwrap_or(false);
+                            Ok(Answer::WriteAndSee { write, presence })
+                        });
+                        (answer, seen_reset && reset)
                     }
                     Question::Stored(since) => {
                         let (stored, reset) = self.stored_on(session, caller, since).await;

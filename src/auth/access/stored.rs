@@ -9,6 +9,11 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::pool::{Reply, Session};
 use super::{Access, Caller, Failure, RESET, become_caller, failure, is_caller, is_reset};
+use crate::lsn::Lsn;
+
+/// Asked as the login itself, after the messages: transactions that they belong to are in the log
+/// before this.
+const READ_AT: &str = "select pg_catalog.pg_current_wal_flush_lsn()";
 
 /// A row of `realtime.messages`, as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +24,18 @@ pub struct Stored {
     pub event: String,
     /// What it says.
     pub payload: StoredPayload,
+    /// When it was inserted.
+    pub at: String,
+}
+
+/// What is stored on a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    /// Messages, oldest first.
+    pub messages: Vec<Stored>,
+    /// Where the log ended when they had been read: whatever was found, and older ones that were
+    /// not, committed before. None when the server does not say.
+    pub read_at: Option<Lsn>,
 }
 
 /// What a stored message says.
@@ -49,12 +66,12 @@ impl Access {
         session: &Session,
         caller: &Caller<'_>,
         since: Since,
-    ) -> (Result<Vec<Stored>, Failure>, bool) {
+    ) -> (Result<Store, Failure>, bool) {
         let begin = self.begin().replace("read write", "read only");
         // The order of one instant's messages, those of one transaction, is that of their rows.
         // How large one is, is asked of the newest only: it has to be read as a whole for that.
         let select = format!(
-            "select t.id, t.event, t.payload, pg_catalog.encode(t.binary_payload, 'hex')
+            "select t.id, t.event, t.payload, pg_catalog.encode(t.binary_payload, 'hex'), t.at
             from (
             select s.*, pg_catalog.sum(s.bytes) over (order by s.at desc, s.place desc) as total
             from (
@@ -87,17 +104,19 @@ impl Access {
             select,
             "rollback".into(),
             RESET.into(),
+            READ_AT.into(),
         ];
-        let replies = session.pipeline(&messages).await;
+        let mut replies = session.pipeline(&messages).await;
+        let read_at = replies.pop().and_then(read_at);
         let reset = is_reset(&replies);
         let Ok([became, rows, _, _]) = <[Reply; 4]>::try_from(replies) else {
             return (Err(Failure::Connection("replies are missing".into())), false);
         };
         let answer = || {
             is_caller(became, caller)?;
-            let mut stored: Vec<Stored> = rows.map_err(failure)?.iter().filter_map(row).collect();
-            stored.reverse();
-            Ok(stored)
+            let mut messages: Vec<Stored> = rows.map_err(failure)?.iter().filter_map(row).collect();
+            messages.reverse();
+            Ok(Store { messages, read_at })
         };
         (answer(), reset)
     }
@@ -111,5 +130,13 @@ fn row(message: &SimpleQueryMessage) -> Option<Stored> {
         (None, Some(hex)) => StoredPayload::Hex(hex),
         (None, None) | (Some(_), Some(_)) => return None,
     };
-    Some(Stored { id: text(0)?, event: text(1)?, payload })
+    Some(Stored { id: text(0)?, event: text(1)?, payload, at: text(4)? })
+}
+
+fn read_at(reply: Reply) -> Option<Lsn> {
+    let messages = reply.ok()?;
+    messages.iter().find_map(|message| {
+        let SimpleQueryMessage::Row(row) = message else { return None };
+        row.get(0)?.parse().ok()
+    })
 }

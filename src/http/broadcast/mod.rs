@@ -230,7 +230,7 @@ impl Broadcasts {
             if message.private && grants.get(&message.topic) != Some(&true) {
                 continue;
             }
-            let meta = Meta { id: message.id.clone(), replayed: false };
+            let meta = Meta { id: message.id.clone(), ..Meta::default() };
             let data = upload.bytes.slice_ref(message.payload.get().as_bytes());
             let event = message.event.clone();
             let event = UserEvent { event, encoding: Encoding::Json, data, meta };

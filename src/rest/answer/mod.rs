@@ -89,6 +89,7 @@ impl Rest {
                         schema,
                         number: picture.number,
                         is_read_only: plan.is_read_only,
+                        is_call: plan.is_call,
                         context: &context,
                         estimate: plan.estimate.as_ref(),
                         time_zone: preferences.timezone.as_deref(),
@@ -105,7 +106,7 @@ impl Rest {
                 }
             };
             let failure = match outcome {
-                Ok((plan, done)) => return respond(&asked, &plan, &done),
+                Ok((plan, done)) => return Ok(respond(&asked, &plan, &done)),
                 Err(failure) => failure,
             };
             if !failure.is_stale || picture.number != first {
@@ -173,7 +174,7 @@ fn is_about_names(problem: &Problem) -> bool {
 }
 
 /// The answer to what was done.
-fn respond(asked: &plan::Asked<'_>, plan: &Plan, done: &Done) -> Result<Response, Problem> {
+fn respond(asked: &plan::Asked<'_>, plan: &Plan, done: &Done) -> Response {
     let (answer, preferences) = (&done.answer, asked.preferences);
     let rows = answer.page_total;
     let total = plan.total(answer, done.planned);
@@ -182,7 +183,7 @@ fn respond(asked: &plan::Asked<'_>, plan: &Plan, done: &Done) -> Result<Response
     let (status, range) = match plan.kind {
         plan::Kind::Read { offset } => {
             if let Some(total) = total.filter(|total| offset > *total) {
-                return Ok(out_of_range(offset, total));
+                return out_of_range(offset, total);
             }
             let status = if total.is_some_and(|total| rows < total) {
                 StatusCode::PARTIAL_CONTENT
@@ -193,7 +194,7 @@ fn respond(asked: &plan::Asked<'_>, plan: &Plan, done: &Done) -> Result<Response
         }
         plan::Kind::Call { offset, is_void } => {
             if let Some(total) = total.filter(|total| offset > *total) {
-                return Ok(out_of_range(offset, total));
+                return out_of_range(offset, total);
             }
             let status = if is_void || !has_body {
                 StatusCode::NO_CONTENT
@@ -224,9 +225,9 @@ fn respond(asked: &plan::Asked<'_>, plan: &Plan, done: &Done) -> Result<Response
     if let Some(range) = range {
         headers.insert(header::CONTENT_RANGE, range);
     }
-    let applied = preferences.applied(|preference| match preference {
-        Preference::Timezone => done.knows_time_zone,
-        other => plan.honours.contains(&other),
+    let applied = preferences.applied(|preference| {
+        plan.honours.contains(&preference)
+            || preference == Preference::Timezone && done.knows_time_zone
     });
     if let Some(applied) = applied {
         headers.insert(PREFERENCE_APPLIED, applied);
@@ -251,7 +252,7 @@ fn respond(asked: &plan::Asked<'_>, plan: &Plan, done: &Done) -> Result<Response
     } else {
         Stream::empty()
     };
-    Ok((status, headers, body).into_response())
+    (status, headers, body).into_response()
 }
 
 fn has_body_status(has_body: bool) -> StatusCode {

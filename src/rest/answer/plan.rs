@@ -33,6 +33,7 @@ pub(super) struct Plan {
     pub(super) statement: Statement,
     pub(super) estimate: Option<Statement>,
     pub(super) is_read_only: bool,
+    pub(super) is_call: bool,
     pub(super) demand: Demand,
     pub(super) no_such_time_zone: Option<Problem>,
     pub(super) kind: Kind,
@@ -99,7 +100,14 @@ pub(super) fn relation<'p>(
 ) -> Result<&'p Relation, Problem> {
     picture.relation(schema, name).map(|relation| &**relation).ok_or_else(|| {
         let text = format!("Could not find the table '{schema}.{name}' in the schema cache");
-        Problem::new(StatusCode::NOT_FOUND, "PGRST205", text)
+        let problem = Problem::new(StatusCode::NOT_FOUND, "PGRST205", text);
+        let others = picture.relations.keys().filter(|(of, _)| **of == *schema);
+        match read::closest(name, others.map(|(_, name)| &**name)) {
+            Some(other) => {
+                problem.with_hint(format!("Perhaps you meant the table '{schema}.{other}'"))
+            }
+            None => problem,
+        }
     })
 }
 
@@ -187,6 +195,7 @@ fn reading(
         statement: read::read(&reading)?,
         estimate,
         is_read_only: true,
+        is_call: false,
         demand: Demand { is_single: asked.media == Media::Object, ..Demand::default() },
         no_such_time_zone: None,
         kind: Kind::Read { offset: offset(query) },
@@ -248,6 +257,7 @@ fn writing(
         statement: write::write(&writing)?,
         estimate: None,
         is_read_only: false,
+        is_call: false,
         demand: Demand {
             is_single: asked.media == Media::Object,
             affected_max,
@@ -310,6 +320,7 @@ fn calling(
         estimate: None,
         is_read_only: request.verb == Verb::CallReading
             || function.volatility != Volatility::Volatile,
+        is_call: true,
         demand: Demand {
             is_single: media == Media::Object && function.returns_set,
             affected_max,

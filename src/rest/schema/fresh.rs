@@ -185,6 +185,7 @@ impl Schemas {
             client: None,
             fingerprint: None,
             loaded_at: None,
+            unsure_until: None,
             compared_in: Duration::ZERO,
             tick: Instant::now(),
             retry: RETRY.0,
@@ -271,6 +272,8 @@ struct Keeper {
     /// Of the picture that is known; none: it is to be read again.
     fingerprint: Option<Fingerprint>,
     loaded_at: Option<Instant>,
+    /// When to read again what could not be read for sure.
+    unsure_until: Option<Instant>,
     /// How long it took to compare.
     compared_in: Duration,
     /// When to compare without being asked.
@@ -334,7 +337,7 @@ impl Keeper {
             picture.marks.reloads != marks.reloads
                 && self.loaded_at.is_none_or(|at| at.elapsed() >= RELOAD_INTERVAL)
         });
-        if is_told {
+        if is_told || self.unsure_until.is_some_and(|until| until <= as_of) {
             self.fingerprint = None;
         }
         let looked = timeout(LOOK_TIMEOUT, Box::pin(self.look_once())).await;
@@ -347,12 +350,15 @@ impl Keeper {
 
     fn confirm(&mut self, loaded: Option<Loaded>, as_of: Instant, marks: Marks) {
         let mut schema = None;
-        if let Some(Loaded { schema: read, fingerprint }) = loaded {
+        if let Some(Loaded { schema: read, fingerprint, is_sure }) = loaded {
             let (relations, functions) = (read.by_oid.len(), read.functions.len());
             let took_ms = as_of.elapsed().as_millis();
             debug!(number = read.number, relations, functions, took_ms, "the schema was read");
-            self.fingerprint = fingerprint;
+            self.fingerprint = Some(fingerprint);
             self.loaded_at = Some(as_of);
+            // Whoever alters a view may take hours.
+            let pause = (as_of.elapsed() * SHARE).clamp(INTERVAL.0, INTERVAL.1);
+            self.unsure_until = (!is_sure).then(|| as_of + pause);
             schema = Some(Arc::new(read));
         }
         let until = as_of + self.interval() * CONFIRMED_INTERVALS;

@@ -86,8 +86,9 @@ pub(super) struct Fingerprint(i64);
 /// A picture, and what it was made from.
 pub(super) struct Loaded {
     pub(super) schema: Schema,
-    /// None: not all could be read, so that it is worth reading again.
-    pub(super) fingerprint: Option<Fingerprint>,
+    pub(super) fingerprint: Fingerprint,
+    /// False: what can be written to could not be asked just now; worth reading again later.
+    pub(super) is_sure: bool,
 }
 
 /// Reads a picture of `schemas` over `client`, whose search path is empty meanwhile.
@@ -185,7 +186,7 @@ async fn read_once(client: &Client, schemas: &[String]) -> Result<Loaded, Error>
         .map(|row| read_function(row, &types, &columns))
         .collect::<Result<_, _>>()?;
     let schema = assemble(relations, foreign_keys, functions);
-    Ok(Loaded { schema, fingerprint: is_sure.then_some(fingerprint) })
+    Ok(Loaded { schema, fingerprint, is_sure })
 }
 
 type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);

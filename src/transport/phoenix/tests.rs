@@ -105,6 +105,9 @@ impl Talk {
             Output::Refresh { channel, claims } => {
                 format!("refresh {} {}", channel.get(), claims.role)
             }
+            Output::JoinAgain { channel, claims } => {
+                format!("again {} {}", channel.get(), claims.role)
+            }
             Output::Disconnect { code, reason } => format!("disconnect {code} {reason}"),
             Output::Replay { channel, .. } => format!("replay {}", channel.get()),
             Output::Broadcast { channel, broadcast, echo } => {
@@ -114,8 +117,9 @@ impl Talk {
             }
             Output::Track { channel, meta, .. } => format!("track {} {meta}", channel.get()),
             Output::Untrack { channel } => format!("untrack {}", channel.get()),
-            Output::CheckWrite { channel, claims, turn } => {
-                format!("check {} {} {turn}", channel.get(), claims.role)
+            Output::CheckWrite { channel, claims, turn, sees } => {
+                let sees = if sees { " sees" } else { "" };
+                format!("check {} {} {turn}{sees}", channel.get(), claims.role)
             }
             Output::Join(join) => {
                 let line =
@@ -762,13 +766,31 @@ fn a_refresh_that_fails_shuts_the_channel_down_with_its_text() {
 }
 
 #[test]
-fn a_refresh_while_the_join_waits_takes_effect_after_it() {
+fn a_refresh_while_the_join_waits_is_what_it_is_decided_by() {
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
+        for (expires_at, role) in [(60, "anon"), (61, "authenticated")] {
+            let user = token(role, NOW + expires_at);
+            let refresh = json!(["1", "2", ROOM, "access_token", { "access_token": user }]);
+            assert_eq!(talk.say(&refresh), NOTHING);
+        }
+        assert_eq!(talk.accept(), ["again 1 authenticated"], "once, by the last");
+        assert_eq!(talk.accept(), [joined("1", ROOM)]);
+        assert_eq!(talk.accept(), NOTHING);
+    });
+    // What the older one was refused may be the newer one's right.
     both(|talk| {
         talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
         let user = token("authenticated", NOW + 60);
         let refresh = json!(["1", "2", ROOM, "access_token", { "access_token": user }]);
         assert_eq!(talk.say(&refresh), NOTHING);
-        assert_eq!(talk.accept(), [joined("1", ROOM), "refresh 1 authenticated".into()]);
+        let channel = talk.joins[0].channel;
+        let refusal = || {
+            let outcome = JoinOutcome::Error { reason: "Unauthorized: no".into() };
+            Input::Joined { channel, outcome }
+        };
+        assert_eq!(talk.input(refusal()), ["again 1 authenticated"]);
+        assert_eq!(talk.input(refusal()), [refused("1", ROOM, "Unauthorized: no")]);
     });
 }
 
@@ -915,10 +937,14 @@ fn say(reference: &str) -> Value {
 }
 
 impl Talk {
-    fn may_write(&mut self, turn: u32, broadcast: bool) -> Vec<String> {
+    fn may(&mut self, turn: u32, broadcast: bool, presence: bool) -> Vec<String> {
         let channel = self.joins.last().unwrap().channel;
-        let grants = Some(Grants { broadcast, presence: false });
+        let grants = Some(Grants { broadcast, presence });
         self.input(Input::MayWrite { channel, turn, grants })
+    }
+
+    fn may_write(&mut self, turn: u32, broadcast: bool) -> Vec<String> {
+        self.may(turn, broadcast, false)
     }
 }
 
@@ -963,6 +989,87 @@ fn what_was_said_to_a_channel_that_is_not_joined_after_all_is_answered() {
         let lines = talk.input(Input::Joined { channel, outcome });
         let push = unmatched("2", ROOM).replace("[null,", "[\"1\",");
         assert_eq!(lines, [push, refused("1", ROOM, "no")]);
+    });
+}
+
+fn track(reference: &str) -> Value {
+    json!(["1", reference, ROOM, "presence", { "event": "track", "payload": {} }])
+}
+
+/// Also when what may be written is known, or is being found out, because of a broadcast.
+#[test]
+fn a_first_track_asks_whether_presence_may_be_read() {
+    both(|talk| {
+        talk.join("1", ROOM, &private());
+        assert_eq!(talk.say(&track("2")), ["check 1 anon 0 sees"]);
+        assert_eq!(talk.say(&say("3")), NOTHING);
+        let said = ["say 1 {}".to_owned(), ok("1", "3", ROOM)];
+        assert_eq!(talk.may(0, true, true), ["track 1 {}", &said[0], &said[1]]);
+        assert_eq!(talk.say(&track("4")), ["track 1 {}"]);
+    });
+    both(|talk| {
+        talk.join("1", ROOM, &private());
+        assert_eq!(talk.say(&say("2")), ["check 1 anon 0"]);
+        assert_eq!(talk.say(&track("3")), NOTHING);
+        assert_eq!(talk.say(&say("4")), NOTHING);
+        assert_eq!(talk.say(&json!(["1", "5", ROOM, "phx_leave", {}])), NOTHING);
+        let said = |reference| ["say 1 {}".to_owned(), ok("1", reference, ROOM)];
+        let lines = talk.may(0, true, true);
+        assert_eq!(lines, [&said("2")[..], &["check 1 anon 0 sees".into()]].concat());
+        let left = ["leave 1".to_owned(), ok("1", "5", ROOM), closed("1", ROOM)];
+        let lines = talk.may(0, true, true);
+        assert_eq!(lines, [&["track 1 {}".into()], &said("4")[..], &left].concat());
+    });
+    both(|talk| {
+        talk.join("1", ROOM, &private());
+        talk.say(&say("2"));
+        talk.may(0, true, true);
+        assert_eq!(talk.say(&track("3")), ["check 1 anon 0 sees"]);
+        assert_eq!(talk.may(0, true, true), ["track 1 {}"]);
+    });
+}
+
+#[test]
+fn whether_presence_may_be_read_is_asked_only_where_it_is_not_known_and_matters() {
+    both(|talk| {
+        let mut enabled = private();
+        enabled["config"]["presence"] = json!({ "enabled": true });
+        talk.join("1", ROOM, &enabled);
+        assert_eq!(talk.say(&track("2")), ["check 1 anon 0"]);
+        assert_eq!(talk.may(0, true, true), ["track 1 {}"]);
+    });
+    let declined = |reference: &str| {
+        let payload = json!({ "status": "error", "response": {} });
+        format!("send {}", json!(["1", reference, ROOM, "phx_reply", payload]))
+    };
+    both(|talk| {
+        talk.join("1", ROOM, &private());
+        assert_eq!(talk.say(&say("2")), ["check 1 anon 0"]);
+        talk.may(0, true, false);
+        assert_eq!(talk.say(&track("3")), [declined("3")]);
+    });
+    // Declined, it has not shown itself: the next claims are asked with their first track.
+    both(|talk| {
+        talk.join("1", ROOM, &private());
+        talk.say(&track("2"));
+        assert_eq!(talk.may(0, true, false), [declined("2")]);
+        let other = token("authenticated", NOW + 60);
+        talk.say(&json!(["1", null, ROOM, "access_token", { "access_token": other }]));
+        assert_eq!(talk.say(&track("3")), ["check 1 authenticated 1 sees"]);
+        assert_eq!(talk.may(1, true, true), ["track 1 {}"]);
+        // It has: newer ones are asked at once, with what else they may read.
+        let other = token("authenticated", NOW + 90);
+        talk.say(&json!(["1", null, ROOM, "access_token", { "access_token": other }]));
+        assert_eq!(talk.say(&track("4")), ["check 1 authenticated 2"]);
+    });
+    // An answer about older claims is none.
+    both(|talk| {
+        talk.join("1", ROOM, &private());
+        talk.say(&track("2"));
+        let other = token("authenticated", NOW + 60);
+        talk.say(&json!(["1", null, ROOM, "access_token", { "access_token": other }]));
+        assert_eq!(talk.may(0, true, true), ["check 1 authenticated 1 sees"]);
+        assert_eq!(talk.may(1, true, true), ["track 1 {}"]);
     });
 }
 

@@ -30,7 +30,7 @@ use crate::auth::access::{Asker, ReadGrants};
 use crate::auth::jwt::Verifier;
 use crate::event::broadcast::Broadcast;
 use crate::hub::outbox::{CloseReason, DirtyList, Outbox};
-use crate::hub::{Hub, Inbox, Membership, Occupancy, Subscriber, TrackError};
+use crate::hub::{Hub, Inbox, Membership, Occupancy, Replayed, Subscriber, TrackError};
 use crate::join::{Entered, Joined, Joiner, Request};
 use crate::session::{
     ChannelId, Frame, Grants, Input, JoinOutcome, JoinRequest, Limits, Message, Output,
@@ -95,12 +95,32 @@ enum Mail {
     Refreshed(ChannelId, Option<Result<(), String>>),
     Notice(ChannelId, String),
     Expired(ChannelId),
-    MayWrite(ChannelId, u32, Option<Grants>),
-    /// What the claims of that turn may read in a private room, until when.
-    Renewed(ChannelId, u64, Result<ReadGrants, String>, SystemTime),
+    MayWrite(ChannelId, MayWrite),
+    Renewed(ChannelId, Renewed),
     /// Whether broadcasts from the database flow, for who asked.
     Replication(ChannelId, bool),
     KeysFetched,
+}
+
+/// What claims may write in a private room.
+#[derive(Debug, Clone, Copy)]
+struct MayWrite {
+    /// As the session asked.
+    turn: u32,
+    grants: Option<Grants>,
+    /// Whether the claims of that turn of the place may also read presence, where that was asked.
+    sees: Option<(u64, bool)>,
+}
+
+/// What newer claims may read in a private room.
+#[derive(Debug)]
+struct Renewed {
+    /// Which claims.
+    turn: u64,
+    /// Whether they were asked about presence.
+    presence: bool,
+    outcome: Result<ReadGrants, String>,
+    expires_at: SystemTime,
 }
 
 /// The part of a socket that others hold.
@@ -162,6 +182,13 @@ struct Place {
     _counted: Counted,
 }
 
+impl Place {
+    /// Whether its client asked to know who is there, or has shown itself.
+    fn wants_presence(&self) -> bool {
+        self.request.presence.enabled || self.key.is_some()
+    }
+}
+
 /// Checks of a channel's newer claims, one at a time: of all that come while one is under way only
 /// the last is checked after it, so that a client cannot fill the queue of all.
 #[derive(Debug, Default)]
@@ -218,6 +245,25 @@ struct Kept {
     join_ref: Option<RawRef>,
     /// Leaves with the channel.
     asker: Asker,
+}
+
+impl Kept {
+    /// The same, for a join from the start.
+    fn again(&self, subscriber: Arc<Subscriber>, asker: Asker) -> Self {
+        Self {
+            topic: Arc::clone(&self.topic),
+            subscriber,
+            postgres_changes: Arc::clone(&self.postgres_changes),
+            legacy: self.legacy,
+            private: self.private,
+            replay: self.replay.clone(),
+            announce_replication: self.announce_replication,
+            presence: self.presence.clone(),
+            wait: self.wait,
+            join_ref: self.join_ref.clone(),
+            asker,
+        }
+    }
 }
 
 impl Drop for Kept {
@@ -307,6 +353,7 @@ impl Socket {
             Output::Send(message) => self.send(&message)?,
             Output::SendLater(message) => self.send_later(&message)?,
             Output::Join(request) => self.join(*request),
+            Output::JoinAgain { channel, claims } => self.join_again(channel, claims),
             Output::Leave(channel) => self.leave(channel),
             Output::Refresh { channel, claims } => self.refresh(channel, claims),
             Output::Replay { channel, join_ref } => self.replay(channel, join_ref.as_ref()),
@@ -327,7 +374,9 @@ impl Socket {
                     place.occupancy.untrack(&mut self.dirty);
                 }
             }
-            Output::CheckWrite { channel, claims, turn } => self.check_write(channel, claims, turn),
+            Output::CheckWrite { channel, claims, turn, sees } => {
+                self.check_write(channel, claims, turn, sees);
+            }
             Output::Disconnect { code, reason } => {
                 return ControlFlow::Break(CloseReason::Session { code, text: reason });
             }
@@ -367,11 +416,8 @@ impl Socket {
     }
 
     fn join(&mut self, request: JoinRequest) {
-        let channel = request.channel;
-        let inbox = Notices { mailbox: Arc::downgrade(&self.mailbox), channel };
-        let outbox = Arc::clone(&self.mailbox.outbox);
-        let subscriber = Subscriber::new(outbox, Box::new(inbox), request.claims.expires_at);
-        let kept = Arc::new(Kept {
+        let subscriber = self.subscriber(request.channel, &request.claims);
+        let kept = Kept {
             topic: request.topic.to_shared(),
             subscriber,
             postgres_changes: request.postgres_changes,
@@ -383,9 +429,28 @@ impl Socket {
             wait: request.wait,
             join_ref: request.join_ref,
             asker: self.asker.about(),
-        });
+        };
+        self.begin_join(request.channel, kept, request.claims);
+    }
+
+    /// Drops what was registered for older claims, with all that was held for it.
+    fn join_again(&mut self, channel: ChannelId, claims: Arc<Claims>) {
+        let Some(before) = self.joining.get(&channel).map(Arc::clone) else { return };
+        self.leave(channel);
+        let subscriber = self.subscriber(channel, &claims);
+        self.begin_join(channel, before.again(subscriber, self.asker.about()), claims);
+    }
+
+    fn subscriber(&self, channel: ChannelId, claims: &Claims) -> Arc<Subscriber> {
+        let inbox = Notices { mailbox: Arc::downgrade(&self.mailbox), channel };
+        let outbox = Arc::clone(&self.mailbox.outbox);
+        Subscriber::new(outbox, Box::new(inbox), claims.expires_at)
+    }
+
+    fn begin_join(&mut self, channel: ChannelId, kept: Kept, claims: Arc<Claims>) {
+        let kept = Arc::new(kept);
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
-        let ask = self.request(&kept, request.claims);
+        let ask = self.request(&kept, claims);
         self.joining.insert(channel, kept);
         self.realtime.spawn(async move {
             let outcome = joiner.join(ask).await;
@@ -431,6 +496,7 @@ impl Socket {
         let Some(membership) = place.membership.clone() else { return };
         // Also when it is for later: what is under way is for older claims.
         let turn = membership.begin_refresh();
+        self.realtime.hub.stand_in(&membership, turn, &claims);
         if !place.refreshing.begin(&claims) {
             return;
         }
@@ -482,36 +548,37 @@ impl Socket {
             return;
         }
         let (turn, before, kept) = (place.turn, place.grants, Arc::clone(&place.request));
-        let (expires_at, request) = (claims.expires_at, self.request(&kept, Arc::clone(claims)));
+        let (expires_at, presence) = (claims.expires_at, place.wants_presence());
+        let request = Request { presence, ..self.request(&kept, Arc::clone(claims)) };
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
         self.realtime.spawn(async move {
-            let renewed = joiner.renew(&request, before).await;
+            let outcome = joiner.renew(&request, before).await;
             if let Some(mailbox) = mailbox.upgrade() {
-                mailbox.post(Mail::Renewed(channel, turn, renewed, expires_at));
+                let renewed = Renewed { turn, presence, outcome, expires_at };
+                mailbox.post(Mail::Renewed(channel, renewed));
             }
         });
     }
 
-    fn renewed(
-        &mut self,
-        channel: ChannelId,
-        turn: u64,
-        renewed: Result<ReadGrants, String>,
-        expires_at: SystemTime,
-    ) -> ControlFlow<CloseReason> {
+    fn renewed(&mut self, channel: ChannelId, renewed: Renewed) -> ControlFlow<CloseReason> {
+        let Renewed { turn, presence, outcome, expires_at } = renewed;
         let next = self.joined.get_mut(&channel).and_then(|place| place.renewing.end());
         if let Some(claims) = next {
             self.look_again(channel, &claims);
             return ControlFlow::Continue(());
         }
         let place = self.joined.get_mut(&channel).filter(|place| place.turn == turn);
-        match (place, renewed) {
+        match (place, outcome) {
             (None, _) => ControlFlow::Continue(()),
             (Some(_), Err(message)) => self.input(Input::Shutdown { channel, message }),
             (Some(place), Ok(grants)) => {
-                place.grants = grants;
+                place.grants.broadcast = grants.broadcast;
+                // If not asked, a first track may have found it out meanwhile for these claims.
+                if presence {
+                    place.grants.presence = grants.presence;
+                }
                 place.occupancy.renew(grants.broadcast, expires_at, &mut self.dirty);
-                if place.request.presence.enabled {
+                if place.wants_presence() {
                     self.watch(channel);
                 }
                 ControlFlow::Continue(())
@@ -519,30 +586,49 @@ impl Socket {
         }
     }
 
-    fn check_write(&self, channel: ChannelId, claims: Arc<Claims>, turn: u32) {
+    fn check_write(&self, channel: ChannelId, claims: Arc<Claims>, turn: u32, sees: bool) {
         let Some(place) = self.joined.get(&channel) else { return };
         // Not the request itself: while somebody has it, the channel has not left.
         let Kept { topic, asker, .. } = &*place.request;
-        let (topic, asker) = (Arc::clone(topic), asker.clone());
+        let (topic, asker, claims_turn) = (Arc::clone(topic), asker.clone(), place.turn);
         let headers = Arc::clone(&self.headers);
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
         self.realtime.spawn(async move {
             let topic = topic.strip_prefix("realtime:").unwrap_or(&topic);
-            let grants = joiner.may_write(&asker, &claims, topic, &headers).await;
-            let grants = grants.map(|g| Grants { broadcast: g.broadcast, presence: g.presence });
+            let (write, read) = if sees {
+                joiner.may_write_and_see(&asker, &claims, topic, &headers).await.unzip()
+            } else {
+                (joiner.may_write(&asker, &claims, topic, &headers).await, None)
+            };
+            let grants = write.map(|g| Grants { broadcast: g.broadcast, presence: g.presence });
+            let sees = read.map(|read| (claims_turn, read.presence));
             if let Some(mailbox) = mailbox.upgrade() {
-                mailbox.post(Mail::MayWrite(channel, turn, grants));
+                mailbox.post(Mail::MayWrite(channel, MayWrite { turn, grants, sees }));
             }
         });
     }
 
+    fn may_write(&mut self, channel: ChannelId, answer: MayWrite) -> ControlFlow<CloseReason> {
+        let MayWrite { turn, grants, sees } = answer;
+        // For the track that waits for this, which is declined if it may not be written.
+        if let Some(place) = self.joined.get_mut(&channel)
+            && let Some((claims_turn, presence)) = sees
+            && place.turn == claims_turn
+            && grants.is_some_and(|grants| grants.presence)
+        {
+            place.grants.presence = presence;
+        }
+        self.input(Input::MayWrite { channel, turn, grants })
+    }
+
     fn joined(&mut self, channel: ChannelId, joined: Joined) -> ControlFlow<CloseReason> {
-        let Some(request) = self.joining.remove(&channel) else {
+        let Some(request) = self.joining.get(&channel).map(Arc::clone) else {
             return ControlFlow::Continue(());
         };
         let Joined { subscriptions, membership, asked, entered, problem, unavailable } = joined;
         let membership = membership.map(Arc::new);
-        let subscriber = Arc::clone(&request.subscriber);
+        let joining = Arc::clone(&request);
+        let replicates = *self.realtime.joiner.readiness().borrow();
         let outcome = if let Some(Entered { occupancy, grants, stored }) = entered
             && unavailable.is_none()
         {
@@ -551,8 +637,8 @@ impl Socket {
                 None if !asked => Vec::new(),
                 None => vec![SystemMessage::subscribed()],
             };
-            if request.announce_replication {
-                system.extend(self.announce_replication(channel));
+            if request.announce_replication && replicates {
+                system.push(SystemMessage::replication_ready());
             }
             let replays = stored.is_some();
             let stored = stored.unwrap_or_default();
@@ -570,7 +656,6 @@ impl Socket {
                 _counted: Counted::new(),
             };
             self.joined.insert(channel, place);
-            metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
             let acknowledged = |(id, extra)| Subscribed { id, extra };
             let subscriptions = subscriptions.into_iter().map(acknowledged).collect();
             JoinOutcome::Ok { subscriptions, replays, system }
@@ -579,11 +664,18 @@ impl Socket {
             JoinOutcome::Error { reason }
         };
         let flow = self.input(Input::Joined { channel, outcome });
+        if self.joining.get(&channel).is_some_and(|now| Arc::ptr_eq(now, &joining)) {
+            self.joining.remove(&channel);
+        }
         // The reply is in the outbox: what was held may follow it.
-        if let Some(place) = self.joined.get(&channel) {
-            subscriber.go_live();
-            if place.request.presence.enabled {
+        if self.joined.contains_key(&channel) {
+            metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
+            joining.subscriber.go_live();
+            if joining.presence.enabled {
                 self.watch(channel);
+            }
+            if joining.announce_replication && !replicates {
+                self.announce_replication(channel);
             }
         }
         flow
@@ -605,10 +697,7 @@ impl Socket {
     fn track(&mut self, channel: ChannelId, meta: &RawValue) -> Result<(), TrackError> {
         // A client that shows itself wants to know who else is there. Diffs without a state would
         // only fill its memory.
-        let public = self.joined.get(&channel).is_some_and(|place| !place.request.private);
-        if public {
-            self.watch(channel);
-        }
+        self.watch(channel);
         let Some(place) = self.joined.get_mut(&channel) else { return Ok(()) };
         let request = &place.request;
         let key = place.key.get_or_insert_with(|| presence_key(request.presence.key.as_deref()));
@@ -629,18 +718,19 @@ impl Socket {
             None => encode_broadcast(self.version, topic, broadcast),
         };
         let stored = std::mem::take(&mut place.stored);
-        let stored = stored.iter().filter_map(|b| Some((b.id()?.into(), frame(b)))).collect();
+        let replayed = |stored: &Broadcast| {
+            let (id, at) = (stored.id()?.into(), stored.stored_at().map(Into::into));
+            Some(Replayed { id, at, frame: frame(stored) })
+        };
+        let stored = stored.iter().filter_map(replayed).collect();
         // The reply is in the outbox: they follow it.
         place.request.subscriber.go_live();
         place.occupancy.replay(stored);
     }
 
-    /// Says that changes flow, now or when they do.
-    fn announce_replication(&self, channel: ChannelId) -> Option<SystemMessage> {
+    /// Says that changes flow when they do.
+    fn announce_replication(&self, channel: ChannelId) {
         let mut ready = self.realtime.joiner.readiness();
-        if *ready.borrow() {
-            return Some(SystemMessage::replication_ready());
-        }
         let mailbox = Arc::downgrade(&self.mailbox);
         self.realtime.spawn(async move {
             let waiting = tokio::time::timeout(REPLICATION_WAIT, ready.wait_for(|ready| *ready));
@@ -649,7 +739,6 @@ impl Socket {
                 mailbox.post(Mail::Replication(channel, ready));
             }
         });
-        None
     }
 
     fn watch_expiry(&mut self) {
@@ -754,12 +843,8 @@ impl Peer for Socket {
                     let message = SystemMessage::not_subscribed(problem);
                     self.input(Input::System { channel, message })?;
                 }
-                Mail::MayWrite(channel, turn, grants) => {
-                    self.input(Input::MayWrite { channel, turn, grants })?;
-                }
-                Mail::Renewed(channel, turn, renewed, expires_at) => {
-                    self.renewed(channel, turn, renewed, expires_at)?;
-                }
+                Mail::MayWrite(channel, answer) => self.may_write(channel, answer)?,
+                Mail::Renewed(channel, renewed) => self.renewed(channel, renewed)?,
                 Mail::Replication(channel, true) => {
                     let message = SystemMessage::replication_ready();
                     self.input(Input::System { channel, message })?;

@@ -24,6 +24,8 @@ pub(super) mod similar;
 #[cfg(test)]
 mod tests;
 
+pub(in crate::rest) use self::similar::closest;
+
 use self::filter::{Filter, Scope};
 use self::render::{Alias, Renderer};
 use self::resolve::{By, Node, Output, Window};

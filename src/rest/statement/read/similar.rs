@@ -8,7 +8,7 @@
 const CHARACTERS_MAX: usize = 63;
 
 /// The candidate with the least number of changes, if less than half of the longer name changes.
-pub(in crate::rest::statement) fn closest<'a>(
+pub(in crate::rest) fn closest<'a>(
     name: &str,
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<&'a str> {
