@@ -244,6 +244,12 @@ pub(super) fn is_stale(code: &str) -> bool {
     matches!(code, "42P01" | "42703" | "42883" | "42704" | "0A000" | "3F000")
 }
 
+/// Whether an SQLSTATE may mean that a parameter had another type when its statement was prepared:
+/// its text cannot be read as that type, or it does not fit where it stands.
+pub(super) fn is_about_types(code: &str) -> bool {
+    code.starts_with("22") || matches!(code, "42883" | "42804" | "42725" | "42846" | "0A000")
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         #[derive(Serialize)]

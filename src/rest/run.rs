@@ -191,6 +191,8 @@ enum Missed {
     For(Failure),
     /// The connection is no good; nothing was written.
     Connection(Failure),
+    /// What was prepared may have been for columns of other types; nothing was written.
+    Plan(Failure),
     /// Postgres knows no such time zone.
     TimeZone,
 }
@@ -223,11 +225,12 @@ impl Runner {
     pub async fn run(&self, job: &Job<'_>) -> Result<Done, Failure> {
         let mut job = *job;
         let mut knows_time_zone = job.time_zone.is_some();
+        let mut may_be_prepared = true;
         for attempt in 1.. {
             let lease = self.pool.lease().await.map_err(|error| not_leased(&error))?;
             let time = Duration::from_millis(self.statement_timeout_ms) + TIME_AROUND;
             // Given up, its statement is told to stop.
-            let outcome = timeout(time, Box::pin(self.attempt(&job, lease))).await;
+            let outcome = timeout(time, Box::pin(self.attempt(&job, lease, may_be_prepared))).await;
             match outcome.unwrap_or_else(|_| Err(Missed::For(Problem::late().into()))) {
                 Ok(done) => return Ok(Done { knows_time_zone, ..done }),
                 Err(Missed::TimeZone) if attempt < ATTEMPTS_MAX => {
@@ -238,14 +241,22 @@ impl Runner {
                     knows_time_zone = false;
                 }
                 Err(Missed::Connection(_)) if attempt < ATTEMPTS_MAX => {}
-                Err(Missed::For(failure) | Missed::Connection(failure)) => return Err(failure),
+                Err(Missed::Plan(_)) if attempt < ATTEMPTS_MAX => may_be_prepared = false,
+                Err(Missed::For(failure) | Missed::Connection(failure) | Missed::Plan(failure)) => {
+                    return Err(failure);
+                }
                 Err(Missed::TimeZone) => return Err(Problem::internal().into()),
             }
         }
         Err(Problem::internal().into())
     }
 
-    async fn attempt(&self, job: &Job<'_>, mut lease: Lease) -> Result<Done, Missed> {
+    async fn attempt(
+        &self,
+        job: &Job<'_>,
+        mut lease: Lease,
+        may_be_prepared: bool,
+    ) -> Result<Done, Missed> {
         let client = Arc::clone(lease.client());
         let role = &*job.claims.role;
         let own = self.roles.of(role, &client).await.map_err(|error| self.missed(job, &error))?;
@@ -308,7 +319,12 @@ impl Runner {
 
         let text = &*job.statement.text;
         let asked = Asked { role, schema: job.schema, text };
-        let mut plan = lease.state().prepared.plan(job.number, asked);
+        let mut plan = if may_be_prepared {
+            lease.state().prepared.plan(job.number, asked)
+        } else {
+            Plan::Once
+        };
+        let was_prepared = matches!(plan, Plan::Prepared(_));
         if matches!(plan, Plan::Prepare) {
             let prepare = client.prepare(text);
             let (opened, prepared) = tokio::join!(biased; &mut opening, prepare);
@@ -376,9 +392,18 @@ impl Runner {
             Ok(messages) => Ok(Done { lsn: position(messages), ..done }),
             Err(error) => Err(self.missed(job, error)),
         });
-        if let Err(Missed::For(Failure { is_stale: true, .. })) = &outcome {
-            lease.state().prepared.forget(asked);
-        }
+        let outcome = outcome.map_err(|missed| match missed {
+            // What a function raises is not about its caller's plan.
+            Missed::For(failure)
+                if was_prepared
+                    && !job.is_call
+                    && problem::is_about_types(&failure.problem.code) =>
+            {
+                lease.state().prepared.forget(asked);
+                Missed::Plan(failure)
+            }
+            Missed::For(_) | Missed::Connection(_) | Missed::Plan(_) | Missed::TimeZone => missed,
+        });
         let is_alive = ended.as_ref().map_or_else(|error| error.as_db_error().is_some(), |_| true);
         give_back(lease, outcome, is_alive, reset)
     }
