@@ -76,8 +76,14 @@ fn describe(function: &Function) -> String {
 }
 
 fn unknown(schema: &Schema, schema_name: &str, name: &str, arguments: &[&str]) -> Problem {
-    let names = arguments.join(", ");
-    let (called, searched) = match arguments {
+    let mut once: Vec<&str> = Vec::new();
+    for argument in arguments {
+        if !once.contains(argument) {
+            once.push(argument);
+        }
+    }
+    let names = once.join(", ");
+    let (called, searched) = match once.as_slice() {
         [] => (String::from(" without parameters"), String::from(" without parameters")),
         [_] => (format!("({names})"), format!(" with parameter {names}")),
         _ => (format!("({names})"), format!(" with parameters {names}")),
@@ -89,7 +95,7 @@ fn unknown(schema: &Schema, schema_name: &str, name: &str, arguments: &[&str]) -
          the schema cache."
     );
     let problem = Problem::new(StatusCode::NOT_FOUND, "PGRST202", message).with_details(details);
-    match closest(schema, schema_name, name, arguments) {
+    match closest(schema, schema_name, name, &once) {
         Some(closest) => {
             problem.with_hint(format!("Perhaps you meant to call the function {closest}"))
         }
@@ -218,7 +224,7 @@ mod tests {
         );
         check(
             "nothnig",
-            &["x"],
+            &["x", "x"],
             "PGRST202 Could not find the function api.nothnig(x) in the schema cache | \"Searched \
              for the function api.nothnig with parameter x, but no matches were found in the \
              schema cache.\" | Perhaps you meant to call the function api.nothing",
