@@ -249,6 +249,14 @@ async fn serve(
         watcher.await;
         ("server watch", Ok(()))
     });
+    if let (true, Some(owner)) = (config.serves_rest(), owner.clone()) {
+        let lifetime = Duration::from_millis(config.rest.key_lifetime_ms);
+        let keys = upkeep::forget_keys(owner, lifetime, stop_feed.clone());
+        running.spawn(async move {
+            keys.await;
+            ("keys of writes", Ok(()))
+        });
+    }
     let partitions = upkeep::rotate_partitions(owner, lacking, stop_feed.clone());
     running.spawn(async move {
         partitions.await;
