@@ -5,6 +5,8 @@
 //! Never:  one user's key for another: it belongs to role and `sub`.
 
 use axum::http::{HeaderMap, HeaderName, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest as _, Sha256};
 
 use super::Request;
@@ -104,5 +106,5 @@ fn digest(asked: &Asked<'_>) -> String {
         }
     }
     add(body);
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    URL_SAFE_NO_PAD.encode(digest.finalize())
 }
