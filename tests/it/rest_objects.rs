@@ -70,7 +70,7 @@ async fn keys_that_are_over_are_forgotten() {
         .await
         .unwrap();
     let owner = Login::parse(&database.url, Duration::from_secs(10)).unwrap();
-    let minute = Duration::from_secs(60);
+    let minute = Duration::from_mins(1);
     assert_eq!(install::forget_keys(&owner, minute).await.unwrap(), 1);
     let left = client.query_one("select key from walcast.requests", &[]).await.unwrap();
     assert_eq!(left.get::<_, String>(0), "new");
