@@ -111,6 +111,7 @@ impl Rows {
             let bytes = upload.as_ref().map_or_else(Bytes::new, |upload| upload.bytes.clone());
             return pass(proxy, base, parts, bytes).await;
         }
+        debug!(code = &*problem.code, "a request for rows was refused");
         let most = u64::try_from(self.body_bytes_max).unwrap_or(u64::MAX);
         body.discard(most.saturating_mul(READ_ON_MAX)).await;
         problem.into_response()

@@ -6,15 +6,18 @@
 //!         neither honoured nor ignored by the book.
 //! Source: spec `rest.md` D1 to D4, docs.postgrest.org/en/v12/references/api
 
+mod author;
 mod context;
 mod plan;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body as Stream;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::Problem;
 use super::request::{Media, Preference, Preferences, Return, Target, Verb, profile};
@@ -22,10 +25,15 @@ use super::run::{Done, Failure, Job, Runner};
 use super::schema::Schemas;
 use crate::auth::Claims;
 use crate::config;
+use crate::feed::{Status, Write, Writes};
+use crate::lsn::Lsn;
+use author::Author;
 use plan::Plan;
 
 /// Where a write ended in the log.
 const FEED_LSN: HeaderName = HeaderName::from_static("feed-lsn");
+/// The write was made before, under the same key.
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// One request.
@@ -51,13 +59,27 @@ pub struct Request<'a> {
 pub struct Rest {
     runner: Runner,
     schemas: Arc<Schemas>,
+    published: Published,
     settings: config::Rest,
+}
+
+/// What is known of writes that come back through the log.
+pub struct Published {
+    /// Those that somebody waits for.
+    pub writes: Writes,
+    /// How far the feed is.
+    pub status: Arc<Status>,
 }
 
 impl Rest {
     /// Runs statements with `runner`, made of the names in `schemas`.
-    pub fn new(runner: Runner, schemas: Arc<Schemas>, settings: &config::Rest) -> Self {
-        Self { runner, schemas, settings: settings.clone() }
+    pub fn new(
+        runner: Runner,
+        schemas: Arc<Schemas>,
+        published: Published,
+        settings: &config::Rest,
+    ) -> Self {
+        Self { runner, schemas, published, settings: settings.clone() }
     }
 
     /// The answer.
@@ -78,11 +100,22 @@ impl Rest {
         let body = plan::body(request)?;
         let context = context::context(request);
         let asked = plan::Asked { request, preferences: &preferences, media, schema, body: &body };
+        let mut author = if request.verb.is_read_only() {
+            Author::default()
+        } else {
+            author::author(&asked, &self.settings)?
+        };
         let mut picture = self.schemas.current().await?;
         let first = picture.number;
         loop {
             let outcome = match plan::plan(&asked, &picture, &self.settings) {
                 Ok(plan) => {
+                    let waits = preferences.wait_for_feed && !plan.is_read_only;
+                    let write = waits.then(|| self.published.writes.expect());
+                    author.origin.id = write.as_ref().map(|write| write.id().into());
+                    // Also of nobody who says nothing: the first word is the writer's, so that
+                    // what runs within his transaction cannot speak for him.
+                    let origin = (!plan.is_read_only).then(|| author.origin.to_message());
                     let job = Job {
                         claims: request.claims,
                         statement: &plan.statement,
@@ -95,10 +128,11 @@ impl Rest {
                         time_zone: preferences.timezone.as_deref(),
                         no_such_time_zone: plan.no_such_time_zone.as_ref(),
                         demand: plan.demand,
-                        origin: None,
+                        origin: origin.as_deref(),
+                        key: author.key.as_ref().filter(|_| !plan.is_read_only),
                     };
                     let done = self.runner.run(&job).await;
-                    done.map(|done| (plan, done))
+                    done.map(|done| (plan, done, write))
                 }
                 Err(problem) => {
                     let is_stale = is_about_names(&problem);
@@ -106,9 +140,19 @@ impl Rest {
                 }
             };
             let failure = match outcome {
-                Ok((plan, done)) => return Ok(respond(&asked, &plan, &done)),
+                Ok((mut plan, mut done, write)) => {
+                    if let Some(place) = self.published(&done, write).await {
+                        done.lsn = Some(place);
+                        plan.honours.push(Preference::WaitForFeed);
+                    }
+                    return Ok(respond(&asked, &plan, &done));
+                }
                 Err(failure) => failure,
             };
+            if failure.problem.is_no_keys() && !author.needs_key && author.key.is_some() {
+                author.key = None;
+                continue;
+            }
             if !failure.is_stale || picture.number != first {
                 return Err(failure.problem);
             }
@@ -118,6 +162,17 @@ impl Rest {
                 None => return Err(failure.problem),
             }
         }
+    }
+
+    /// Where a write ended in the log, once it is published; none when it is not in time.
+    async fn published(&self, done: &Done, write: Option<Write>) -> Option<Lsn> {
+        let mut write = write?;
+        let time = Duration::from_millis(self.settings.feed_wait_timeout_ms);
+        if done.is_repeated {
+            let place = done.lsn?;
+            return timeout(time, self.published.status.passed(place)).await.ok().map(|()| place);
+        }
+        timeout(time, write.published()).await.ok()
     }
 
     /// The answer to OPTIONS that is no browser's question: what can be done.
@@ -241,6 +296,9 @@ fn respond(asked: &plan::Asked<'_>, plan: &Plan, done: &Done) -> Response {
         && let Ok(position) = HeaderValue::from_str(&lsn.to_string())
     {
         headers.insert(FEED_LSN, position);
+    }
+    if done.is_repeated {
+        headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
     let body = if has_body && status != StatusCode::NO_CONTENT {
         let kind = HeaderValue::from_static(asked.media.content_type());
