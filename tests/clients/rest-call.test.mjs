@@ -34,6 +34,10 @@ const SCHEMA = `
     'select i * i from generate_series(1, n) as i';
   create function public.out_of(n int, out half int, out rest int) language sql immutable as
     'select n / 2, n % 2';
+  create function public.words(n int) returns table (word text) language sql immutable as
+    $$ select 'w' || i from generate_series(1, n) as i $$;
+  create function public.half(n int, out half int) language sql immutable as 'select n / 2';
+  create function public.listed() returns jsonb language sql immutable as $$ select '[{"a": 1}, 2]'::jsonb $$;
   create function public.echo(
     i int default null, f float8 default null, b boolean default null, t text default null, d date default null,
     at timestamptz default null, u uuid default null, m public.mood default null, j json default null,
@@ -118,7 +122,16 @@ describe("calling functions", () => {
       assert.deepEqual(await data(call("whole", { id: 1 })), one);
       assert.deepEqual(await data(call("made", { x: 1 })), { x: 1, y: 2, z: "z" });
       assert.deepEqual(await data(call("out_of", { n: 7 })), { half: 3, rest: 1 });
+      assert.deepEqual(await data(call("half", { n: 7 })), { half: 3 });
+      assert.deepEqual(await data(call("words", { n: 2 })), [{ word: "w1" }, { word: "w2" }]);
+      assert.deepEqual(await data(call("listed")), [{ a: 1 }, 2]);
+      // Of what is no set there is one, always.
+      assert.equal(await data(call("add", { a: 1, b: 2 }).single()), 3);
+      assert.equal(await data(call("add", { a: 1, b: 2 }).select()), 3);
+      assert.equal(await data(call("add", { a: 1, b: 2 }).maybeSingle()), 3);
+      assert.deepEqual(await data(call("whole", { id: 1 }).select("name").single()), { name: "one" });
       assert.deepEqual(await data(call("squares", { n: 3 })), [1, 4, 9]);
+      assert.equal(await data(call("squares", { n: 1 }).single()), 1);
       assert.deepEqual(await data(call("squares", { n: 0 })), []);
       assert.deepEqual(await data(call("pairs", { n: 2 })), [{ number: 1, word: "w1" }, { number: 2, word: "w2" }]);
     }

@@ -34,6 +34,15 @@ const SCHEMA = `
   create table public."Odd Table" ("a b" int primary key, "c,d" text, "e""f" text);
   grant all on public."Odd Table" to service_role;
 
+  create type public.point3 as (x int, y numeric, z text);
+  create domain public.email as text check (value like '%@%');
+  create table public.kinds (
+    id int primary key, small smallint, num numeric, real real, bytes bytea, span interval, day date, at timestamp,
+    atz timestamptz, clock time, net inet, address public.email, code uuid, p public.point3, ps public.point3[],
+    grid int[][], bits bit(4), js json, jb jsonb, range int4range, doubled int generated always as (small * 2) stored
+  );
+  grant all on public.kinds to service_role;
+
   create schema other;
   create table other.things (id int primary key, name text);
   grant usage on schema other to service_role;
@@ -74,6 +83,27 @@ describe("writing rows", () => {
     assert.deepEqual(await data(one, 201), { t: `note ${next}`, owner: ALICE, rank: "7" });
     const maybe = alice.from("notes").insert({ title: name() }).select("title").maybeSingle();
     assert.deepEqual(await data(maybe, 201), { title: `note ${next}` });
+  });
+
+  everywhere("values of every kind are stored as they were meant", async (version) => {
+    const service = as(version, "service");
+    const kinds = {
+      id: number(), small: -3, num: 12345.678, real: 0.5, bytes: "\\x00ff", span: "1 day 02:03:04", day: "2026-02-28",
+      at: "2026-01-02T03:04:05.678", atz: "2026-01-02T03:04:05+00:00", clock: "23:59:59", net: "192.0.2.1/24",
+      address: "a@b", code: ALICE, p: { x: 1, y: 2.5, z: 'q"\\,' }, ps: [{ x: 1, y: null, z: null }, null],
+      grid: [[1, 2], [3, 4]], bits: "0101", js: { z: [1.50, {}], a: "\u00e9" }, jb: null, range: "[1,3)",
+    };
+    const [row] = await data(service.from("kinds").insert(kinds).select(), 201);
+    assert.deepEqual(row, { ...kinds, doubled: -6 });
+    assert.deepEqual([row], await stage.rows("select * from kinds where id = $1", [kinds.id]));
+    const empty = Object.fromEntries(Object.keys(kinds).filter((key) => key !== "id").map((key) => [key, null]));
+    const [emptied] = await data(service.from("kinds").update(empty).eq("id", kinds.id).select());
+    assert.deepEqual(emptied, { ...empty, id: kinds.id, doubled: null });
+    const { id: _, ...rest } = kinds;
+    const [again] = await data(service.from("kinds").update(rest).eq("id", kinds.id).select());
+    assert.deepEqual(again, row);
+    await problem(service.from("kinds").insert({ id: number(), address: "nowhere" }), 400, "23514");
+    await problem(service.from("kinds").insert({ id: number(), doubled: 1 }), 400, "428C9");
   });
 
   everywhere("many rows are stored together, in their order", async (version) => {

@@ -65,19 +65,19 @@ export class Rows extends Stage {
   }
 
   /** What the rows of `sql` are to one of `CALLERS`, as JSON; nothing that it does stays. */
-  async as(name, sql, values = []) {
+  async as(name, sql) {
     const { role, sub } = CALLERS[name];
-    await this.query("begin");
+    const claims = JSON.stringify({ role, ...(sub && { sub }) });
+    // In one message, which is one transaction.
+    const { client } = this.service.database;
     try {
-      await this.query("select set_config('request.jwt.claims', $1, true)", [
-        JSON.stringify({ role, ...(sub && { sub }) }),
-      ]);
-      await this.query(`set local role ${role}`);
-      const text = `select coalesce(json_agg(q), '[]')::text as rows from (${sql}) as q`;
-      const [{ rows }] = await this.query(text, values);
-      return JSON.parse(rows);
+      const results = await client.query(`
+        begin; select set_config('request.jwt.claims', '${claims}', true); set local role ${role};
+        select coalesce(json_agg(q), '[]')::text as rows from (${sql}) as q
+      `);
+      return JSON.parse(results.at(-1).rows[0].rows);
     } finally {
-      await this.query("rollback");
+      await client.query("rollback");
     }
   }
 
