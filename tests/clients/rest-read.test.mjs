@@ -351,6 +351,22 @@ describe("reading rows", () => {
     assert.match((await many(), last(client)).headers.get("preference-applied"), /count=exact/);
   });
 
+  everywhere("a page can be asked for in a header, too", async (version) => {
+    const client = stage.visitor(version, "anon");
+    const asked = (range, build = (q) => q, count) =>
+      build(client.from("many").select("id", { count }).order("id")).setHeader("Range", range);
+    const ids = async (...of) => (await data(asked(...of))).map(({ id }) => id);
+    assert.deepEqual(await ids("10-12"), [11, 12, 13]);
+    assert.equal(last(client).headers.get("content-range"), "10-12/*");
+    assert.deepEqual(await ids("118-"), [119, 120]);
+    assert.deepEqual(await ids("1-3", (q) => q.limit(2)), [2]);
+    assert.deepEqual(await ids("bytes=0-1", (q) => q.limit(2)), [1, 2]);
+    const page = await asked("0-9", (q) => q, "exact");
+    assert.deepEqual([page.count, page.data.length, page.status], [120, 10, 206]);
+    await problem(asked("3-1"), 416, "PGRST103");
+    await problem(asked("500-509", (q) => q, "exact"), 416, "PGRST103");
+  });
+
   everywhere("HEAD counts and fetches nothing", async (version) => {
     for (const [caller, expected] of [["anon", 4], ["alice", 8], ["bob", 8], ["service", 12]]) {
       const client = stage.visitor(version, caller);
