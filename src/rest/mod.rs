@@ -15,6 +15,7 @@ mod pool;
 pub mod problem;
 pub mod request;
 mod roles;
+pub mod route;
 pub mod run;
 pub mod schema;
 pub mod sql;

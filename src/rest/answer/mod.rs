@@ -18,6 +18,7 @@ use bytes::Bytes;
 
 use super::Problem;
 use super::request::{Media, Preference, Preferences, Return, Target, Verb, profile};
+use super::route::Found;
 use super::run::{Done, Failure, Job, Runner};
 use super::schema::Schemas;
 use crate::auth::Claims;
@@ -118,6 +119,27 @@ impl Rest {
                 None => return Err(failure.problem),
             }
         }
+    }
+
+    /// What the application made of a path of its own: what comes behind `/api/`.
+    ///
+    /// # Errors
+    /// When that cannot be known for now.
+    pub async fn route(&self, method: &Method, path: &str) -> Result<Found, Problem> {
+        let picture = self.schemas.current().await?;
+        match picture.routes.find(method, path) {
+            found @ Found::Route(..) => Ok(found),
+            other => {
+                // It may have been declared a moment ago.
+                let newer = self.schemas.suspect(&picture).await?;
+                Ok(newer.map_or(other, |newer| newer.routes.find(method, path)))
+            }
+        }
+    }
+
+    /// Whether nobody has signed in, so that more could be allowed to somebody who does.
+    pub fn is_anonymous(&self, claims: &Claims) -> bool {
+        *claims.role == *self.settings.anon_role
     }
 
     /// The answer to OPTIONS that is no browser's question: what can be done.

@@ -350,7 +350,10 @@ impl Keeper {
 
     fn confirm(&mut self, loaded: Option<Loaded>, as_of: Instant, marks: Marks) {
         let mut schema = None;
-        if let Some(Loaded { schema: read, fingerprint, is_sure }) = loaded {
+        if let Some(Loaded { schema: mut read, fingerprint, is_sure, has_routes }) = loaded {
+            if !has_routes && let Some(picture) = &self.known.borrow().picture {
+                read.routes = Arc::clone(&picture.schema.routes);
+            }
             let (relations, functions) = (read.by_oid.len(), read.functions.len());
             let took_ms = as_of.elapsed().as_millis();
             debug!(number = read.number, relations, functions, took_ms, "the schema was read");
@@ -407,7 +410,8 @@ impl Keeper {
             }
         }
         let client = self.login.connect("walcast schema").await.map_err(Error::Connect)?;
-        let settings = "set search_path = ''; set jit = off; set statement_timeout = '10s'";
+        let settings = "set search_path = ''; set jit = off; set statement_timeout = '10s'; \
+            set lock_timeout = '100ms'";
         client.batch_execute(settings).await.map_err(Error::Query)?;
         let result = self.look_over(&client).await?;
         self.client = Some(client);
@@ -419,7 +423,7 @@ impl Keeper {
             let began = Instant::now();
             let now = load::fingerprint(client).await?;
             self.compared_in = began.elapsed();
-            if now == known {
+            if now.is_as(known) {
                 return Ok(None);
             }
         }
