@@ -11,6 +11,7 @@
 //! [`statement`] one SQL statement and its parameters · then run in one transaction as the caller.
 
 pub mod answer;
+pub mod openapi;
 mod pool;
 pub mod problem;
 pub mod request;
