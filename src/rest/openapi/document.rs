@@ -294,8 +294,9 @@ impl<'a> Shown<'a> {
             else {
                 continue;
             };
-            // Only what the caller is told of anyway.
-            let other = others.get(&*to.name).filter(|other| other.relation.oid == to.oid);
+            // Only what the caller is told of anyway; views have the keys of their tables.
+            let other =
+                others.get(&*to.name).filter(|other| other.relation.oid == to.oid && !to.is_view);
             if other.is_some_and(|other| other.columns().any(|column| column.name == *of)) {
                 let table = &to.name;
                 lines.push(format!(
@@ -563,11 +564,12 @@ fn returned(function: &Function, relations: &BTreeMap<&str, Shown<'_>>) -> Value
 }
 
 /// A function may return nothing instead of a value.
-fn nullable(mut schema: Map<String, Value>) -> Value {
-    if let Some(kind) = schema.get_mut("type") {
-        *kind = json!([kind.take(), "null"]);
+fn nullable(schema: Map<String, Value>) -> Value {
+    if schema.contains_key("type") {
+        json!({ "anyOf": [schema, { "type": "null" }] })
+    } else {
+        schema.into()
     }
-    schema.into()
 }
 
 fn refused() -> Value {
