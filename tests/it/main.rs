@@ -21,6 +21,7 @@ mod presence;
 mod private;
 mod protocol;
 mod rest_objects;
+mod rest_openapi;
 mod rest_routes;
 mod rest_call;
 mod rest_schema;

@@ -678,3 +678,75 @@ fn parameters() -> Vec<(&'static str, Value)> {
         prefer("preferCall", "What is answered", &["return=minimal", "count=exact"]),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn picture(name: &str, columns: &[&str]) -> (Schema, Privileges) {
+        let column = |(number, name): (i16, &&str)| Column {
+            attnum: number,
+            name: (*name).into(),
+            base_type: "text".into(),
+            ..Column::default()
+        };
+        let relation = Relation {
+            oid: 7,
+            schema: "public".into(),
+            name: name.into(),
+            columns: (1..).zip(columns).map(column).collect(),
+            insertable: true,
+            updatable: true,
+            deletable: true,
+            ..Relation::default()
+        };
+        let mut picture = Schema::default();
+        picture.relations.insert(("public".into(), name.into()), Arc::new(relation));
+        let privileges = r#"{"relations":[[7,"rawd",null,null,null]],"functions":null}"#;
+        (picture, Privileges::parse(privileges).unwrap())
+    }
+
+    #[test]
+    fn a_document_has_a_largest() {
+        let (picture, privileges) = picture("a", &["b", "c"]);
+        let whole = document(&picture, "public", &privileges, usize::MAX).unwrap();
+        assert_eq!(document(&picture, "public", &privileges, whole.len()), Some(whole.clone()));
+        for max in [0, 100, whole.len() - 1] {
+            assert_eq!(document(&picture, "public", &privileges, max), None, "{max}");
+        }
+        let other = document(&picture, "other", &privileges, usize::MAX).unwrap();
+        assert!(!other.contains("/a"), "{other}");
+    }
+
+    #[test]
+    fn filters_are_what_is_read_as_filters() {
+        for name in
+            ["a", "a b", "a.b", "or", "limit", "select", "a->b", "\"", "\\", "ü", "{x}", " "]
+        {
+            assert!(filter_name(name).is_some(), "{name}");
+        }
+        assert_eq!(filter_name("limit").as_deref(), Some("\"limit\""));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_it_is_called_it_is_json(name in "\\PC{1,8}", column in "\\PC{1,8}") {
+            let (picture, privileges) = picture(&name, &[&column, "other"]);
+            let text = document(&picture, "public", &privileges, usize::MAX).unwrap();
+            let document: Value = serde_json::from_str(&text).unwrap();
+            let parameters = document["components"]["parameters"].as_object().unwrap();
+            for name in parameters.keys().chain(document["components"]["schemas"].as_object().unwrap().keys()) {
+                prop_assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)), "{name}");
+            }
+        }
+
+        #[test]
+        fn no_two_names_have_one_key(one in "[a.0-9_é ]{0,6}", other in "[a.0-9_é ]{0,6}") {
+            prop_assert_eq!(key(&one) == key(&other), one == other);
+        }
+    }
+}
