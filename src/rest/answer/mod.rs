@@ -131,7 +131,7 @@ impl Rest {
         let picture = self.schemas.current().await?;
         match picture.routes.find(method, path) {
             found @ Found::Route(..) => Ok(found),
-            other => {
+            other @ (Found::Others(_) | Found::Nothing) => {
                 // It may have been declared a moment ago.
                 let newer = self.schemas.suspect(&picture).await?;
                 Ok(newer.map_or(other, |newer| newer.routes.find(method, path)))

@@ -1,6 +1,7 @@
 //! The document itself. Pure.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
@@ -136,7 +137,7 @@ fn key(name: &str) -> String {
         if character.is_ascii_alphanumeric() || "_-".contains(character) {
             key.push(character);
         } else {
-            key.push_str(&format!(".{:x}.", u32::from(character)));
+            write!(key, ".{:x}.", u32::from(character)).expect("a string takes everything");
         }
     }
     key

@@ -36,6 +36,9 @@ const SEGMENTS_MAX: usize = 32;
 
 const METHODS: [&str; 5] = ["GET", "POST", "PATCH", "PUT", "DELETE"];
 
+/// A key of a JSON object, and the JSON text of its value.
+type Key = (Box<str>, Box<RawValue>);
+
 /// One row, not looked at yet.
 #[derive(Debug, Clone, Default)]
 pub struct Declared {
@@ -79,7 +82,7 @@ pub struct Route {
     template: Template,
     defaults: HeaderMap,
     /// By key; values are JSON text.
-    body: Option<Box<[(Box<str>, Box<RawValue>)]>>,
+    body: Option<Box<[Key]>>,
 }
 
 /// What a path is.
@@ -105,7 +108,7 @@ pub struct Filled {
     /// Its query string.
     pub query: String,
     /// What its body has in addition: JSON text by key.
-    keys: Option<Vec<(Box<str>, Box<RawValue>)>>,
+    keys: Option<Vec<Key>>,
 }
 
 impl Routes {
@@ -361,9 +364,9 @@ fn takes_body(verb: Verb) -> bool {
 }
 
 /// The keys of a JSON object, each once, their values as they are written.
-fn object(text: &str) -> Option<Vec<(Box<str>, Box<RawValue>)>> {
+fn object(text: &str) -> Option<Vec<Key>> {
     let object: HashMap<String, Box<RawValue>> = serde_json::from_str(text).ok()?;
-    let mut object: Vec<_> =
+    let mut object: Vec<Key> =
         object.into_iter().map(|(name, value)| (name.into_boxed_str(), value)).collect();
     object.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
     Some(object)

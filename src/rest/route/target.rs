@@ -3,8 +3,9 @@
 use axum::http::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::to_raw_value;
 
+use super::Key;
 use crate::auth::Claims;
 use crate::rest::Problem;
 use crate::rest::request::{Target, Verb, arguments, pairs};
@@ -42,7 +43,7 @@ enum Hole {
 pub(super) struct Whole {
     pub(super) query: String,
     /// Arguments of a function that takes them from the body: JSON text by name.
-    pub(super) arguments: Vec<(Box<str>, Box<RawValue>)>,
+    pub(super) arguments: Vec<Key>,
 }
 
 impl Template {
@@ -176,7 +177,7 @@ pub(super) fn parameter(segment: &str) -> Option<&str> {
 /// Whether it can be a part of a path as it is.
 pub(super) fn is_word(segment: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "._~-".contains(c);
-    !segment.is_empty() && segment.chars().all(is_plain) && segment.trim_matches('.') != ""
+    segment.chars().all(is_plain) && !segment.trim_matches('.').is_empty()
 }
 
 /// Refuses a client's query that says what is not the client's to say.
