@@ -4,6 +4,7 @@
 -- in:     nothing
 -- out:    one row
 --         fingerprint bigint
+--         has_routes boolean: whether there is a table of routes that we may read
 -- caller: rest/schema/load.rs, once a second while there are requests
 -- needs:  PostgreSQL 14+, any role: reads only catalogs that PUBLIC may read
 -- note:   A row's xmin is the transaction that wrote this version of it; row and xmin are hashed
@@ -84,4 +85,15 @@ select
         )), 0)
         from pg_catalog.pg_namespace as n
         where n.nspname !~ '^pg_(toast_)?temp_'
-    ) as fingerprint;
+    ) as fingerprint,
+    exists (
+        select
+        from pg_catalog.pg_class as c
+        join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+        where n.nspname = 'walcast'
+            and c.relname = 'routes'
+            and c.relkind = 'r'
+            and not c.relrowsecurity
+            and pg_catalog.has_schema_privilege(n.oid, 'usage')
+            and pg_catalog.has_table_privilege(c.oid, 'select')
+    ) as has_routes;

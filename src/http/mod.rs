@@ -81,15 +81,19 @@ pub fn router<A: Admit>(service: Arc<Service<A>>) -> Router {
         .route("/status", get(probes::status::<A>))
         .route("/metrics", get(probes::metrics::<A>))
         .route("/tenant-metrics", get(probes::metrics::<A>))
-        .nest("/api", api())
-        .nest("/realtime/v1/api", api())
+        .nest("/api", api(service.rows.is_some()))
+        .nest("/realtime/v1/api", api(service.rows.is_some()))
         .layer(cors)
         .fallback(proxy::pass::<A>)
         .with_state(service)
 }
 
-fn api<A: Admit>() -> Router<Arc<Service<A>>> {
-    Router::new()
+/// `has_rows`: every other path may be one of the application's own.
+fn api<A: Admit>(has_rows: bool) -> Router<Arc<Service<A>>> {
+    let router = Router::new();
+    let router =
+        if has_rows { router.route("/{*path}", any(rest::answer_route::<A>)) } else { router };
+    router
         .route("/ping", get(probes::ping))
         .route("/broadcast", post(broadcast::batch::<A>))
         .route("/broadcast/{topic}/events/{event}", post(broadcast::single::<A>))

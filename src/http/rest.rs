@@ -1,6 +1,6 @@
 //! Rows over HTTP: who asks, with what body, and where to what is not built here.
 //!
-//! In:     requests under `/rest/v1`.
+//! In:     requests under `/rest/v1`; those for paths of the application's own, under `/api`.
 //! Out:    what [`crate::rest`] answers; what another PostgREST does, for what is not implemented.
 //! Never:  a body kept before its sender is known; a publishable key as a bearer's token; anything
 //!         passed on for somebody whose token was refused.
@@ -13,7 +13,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -29,6 +29,7 @@ use crate::config::{self, Config};
 use crate::rest::Problem;
 use crate::rest::answer::{self, Rest};
 use crate::rest::request::{Target, Verb};
+use crate::rest::route::Found;
 use crate::telemetry;
 use crate::transport::admit::Admit;
 use crate::transport::websocket::Room;
@@ -112,8 +113,7 @@ impl Rows {
             return pass(proxy, base, parts, bytes).await;
         }
         debug!(code = &*problem.code, "a request for rows was refused");
-        let most = u64::try_from(self.body_bytes_max).unwrap_or(u64::MAX);
-        body.discard(most.saturating_mul(READ_ON_MAX)).await;
+        body.discard(self.unwanted_max()).await;
         problem.into_response()
     }
 
@@ -127,8 +127,7 @@ impl Rows {
     ) -> Result<Response, Problem> {
         let Parts { method, headers, uri, .. } = parts;
         if !gate.origins.admit(headers) {
-            let text = "Origin is not allowed";
-            return Err(Problem::new(StatusCode::FORBIDDEN, "42501", text));
+            return Err(foreign());
         }
         let target = Target::parse(uri.path())?;
         let verb = target.verb(method)?;
@@ -152,6 +151,73 @@ impl Rows {
             body,
         };
         Box::pin(self.rest.answer(&request)).await
+    }
+
+    async fn answer_route(&self, gate: &Gate, room: Arc<Room>, request: Request) -> Response {
+        let (parts, body) = request.into_parts();
+        let mut body = Incoming::new(body, &parts.headers, self.body_timeout);
+        let response = self.serve_route(gate, room, &parts, &mut body).await;
+        let response = response.unwrap_or_else(IntoResponse::into_response);
+        if !response.status().is_success() {
+            body.discard(self.unwanted_max()).await;
+        }
+        response
+    }
+
+    /// As an ordinary request: the one that the path stands for.
+    async fn serve_route(
+        &self,
+        gate: &Gate,
+        room: Arc<Room>,
+        parts: &Parts,
+        body: &mut Incoming,
+    ) -> Result<Response, Problem> {
+        let Parts { method, headers, uri, .. } = parts;
+        if !gate.origins.admit(headers) {
+            return Err(foreign());
+        }
+        let path = uri.path().trim_start_matches('/');
+        let (route, values) = match self.rest.route(method, path).await? {
+            Found::Route(route, values) => (route, values),
+            Found::Others(others) => {
+                let allowed = others.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+                let allowed = HeaderValue::from_str(&allowed).expect("made of methods");
+                let allowed = [(header::ALLOW, allowed)];
+                if *method == Method::OPTIONS {
+                    return Ok((StatusCode::OK, allowed).into_response());
+                }
+                return Ok((allowed, Problem::method(method)).into_response());
+            }
+            Found::Nothing => return Err(Problem::path()),
+        };
+        let claims = self.sender(headers).await?;
+        let query = uri.query().unwrap_or_default();
+        let is_anonymous = self.rest.is_anonymous(&claims);
+        let mut filled = route.fill(method, &values, &claims, is_anonymous, query)?;
+        let mut headers = route.headers(headers);
+        // Held for as long as the request takes, as its bytes are.
+        let upload = if filled.takes_body() {
+            Some(body.read(self.body_bytes_max, room).await.map_err(unread)?)
+        } else {
+            None
+        };
+        let sent = upload.as_ref().map_or_else(Bytes::new, |upload| upload.bytes.clone());
+        let body = filled.body(&mut headers, sent)?;
+        let request = answer::Request {
+            claims: &claims,
+            method: &filled.method,
+            target: &filled.target,
+            verb: filled.verb,
+            query: &filled.query,
+            headers: &headers,
+            body,
+        };
+        Box::pin(self.rest.answer(&request)).await
+    }
+
+    /// Bytes of a body that is read only so that its sender hears why it is refused.
+    fn unwanted_max(&self) -> u64 {
+        u64::try_from(self.body_bytes_max).unwrap_or(u64::MAX).saturating_mul(READ_ON_MAX)
     }
 
     /// The claims of whoever sends `headers`.
@@ -204,6 +270,11 @@ fn check_times(claims: &Claims, now: SystemTime) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Of a page that may not talk to us.
+fn foreign() -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "42501", "Origin is not allowed")
+}
+
 fn unread(unread: Unread) -> Problem {
     let (status, text) = match unread {
         Unread::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
@@ -240,11 +311,31 @@ pub(super) async fn answer<A: Admit>(
 ) -> Response {
     let Some(own) = &service.rows else { return StatusCode::NOT_FOUND.into_response() };
     let begun = Instant::now();
+    note_retry(&request);
+    let room = service.connections.unfinished();
+    told(begun, own.answer(&service.gate, room, request).await)
+}
+
+/// Answers the application's own paths under `/api`.
+pub(super) async fn answer_route<A: Admit>(
+    State(service): State<Arc<Service<A>>>,
+    request: Request,
+) -> Response {
+    let Some(own) = &service.rows else { return StatusCode::NOT_FOUND.into_response() };
+    let begun = Instant::now();
+    note_retry(&request);
+    let room = service.connections.unfinished();
+    told(begun, own.answer_route(&service.gate, room, request).await)
+}
+
+fn note_retry(request: &Request) {
     if let Some(retries) = request.headers().get(RETRY_COUNT).and_then(|it| it.to_str().ok()) {
         debug!(retries, "a client asks again");
     }
-    let room = service.connections.unfinished();
-    let response = own.answer(&service.gate, room, request).await;
+}
+
+/// Counts an answer.
+fn told(begun: Instant, response: Response) -> Response {
     let status = response.status();
     let is_error = status.is_client_error() || status.is_server_error();
     let result = if is_error { "error" } else { "ok" };

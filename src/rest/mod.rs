@@ -12,10 +12,12 @@
 //! [`answer`] status, headers and body. [`problem`] is what it comes to when there is none.
 
 pub mod answer;
+pub mod openapi;
 mod pool;
 pub mod problem;
 pub mod request;
 mod roles;
+pub mod route;
 pub mod run;
 pub mod schema;
 pub mod sql;

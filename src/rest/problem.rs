@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio_postgres::error::DbError;
@@ -155,6 +155,17 @@ impl Problem {
         let text = "Query result exceeds max-affected preference constraint";
         Self::new(StatusCode::BAD_REQUEST, "PGRST124", text)
             .with_details(format!("The query affects {rows} rows"))
+    }
+
+    /// 404 `PGRST125`: there is nothing at this path.
+    pub fn path() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "PGRST125", "Invalid path specified in request URL")
+    }
+
+    /// 405 `PGRST117`: nothing is done with this method.
+    pub fn method(method: &Method) -> Self {
+        let text = format!("Unsupported HTTP method: {method}");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "PGRST117", text)
     }
 
     /// 416 `PGRST103`: what is asked for begins behind the end.

@@ -22,6 +22,8 @@ mod private;
 mod protocol;
 mod rest_author;
 mod rest_objects;
+mod rest_openapi;
+mod rest_routes;
 mod rest_call;
 mod rest_schema;
 mod rest_syntax;

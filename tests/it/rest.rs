@@ -62,6 +62,11 @@ pub(crate) fn ask(method: &'static str, path: &str) -> Ask {
     Ask { method, path: format!("/rest/v1{path}"), headers: Vec::new(), body: String::new() }
 }
 
+/// As [`ask`], of any path.
+pub(crate) fn ask_at(method: &'static str, path: &str) -> Ask {
+    Ask { path: path.into(), ..ask(method, "") }
+}
+
 impl Ask {
     pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.into(), value.into()));
@@ -75,6 +80,10 @@ impl Ask {
     pub(crate) fn json(mut self, body: &Value) -> Self {
         self.body = body.to_string();
         self.with("content-type", "application/json")
+    }
+
+    pub(crate) fn text(self, body: &str) -> Self {
+        Self { body: body.into(), ..self }
     }
 
     fn bytes(&self) -> String {

@@ -20,8 +20,10 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::Problem;
+use super::openapi::{Documents, Privileges};
 use super::request::{Media, Preference, Preferences, Return, Target, Verb, profile};
-use super::run::{Done, Failure, Job, Runner};
+use super::route::Found;
+use super::run::{Demand, Done, Failure, Job, Runner};
 use super::schema::Schemas;
 use crate::auth::Claims;
 use crate::config;
@@ -60,6 +62,7 @@ pub struct Rest {
     runner: Runner,
     schemas: Arc<Schemas>,
     published: Published,
+    documents: Documents,
     settings: config::Rest,
 }
 
@@ -79,7 +82,8 @@ impl Rest {
         published: Published,
         settings: &config::Rest,
     ) -> Self {
-        Self { runner, schemas, published, settings: settings.clone() }
+        let documents = Documents::default();
+        Self { runner, schemas, published, documents, settings: settings.clone() }
     }
 
     /// The answer.
@@ -91,7 +95,7 @@ impl Rest {
         let media = Media::choose(request.headers)?;
         let schema = profile(request.method, request.headers, &self.settings.schemas)?;
         if request.verb == Verb::Describe {
-            return self.describe(request.claims);
+            return self.describe(request, &preferences, media, schema).await;
         }
         if media == Media::OpenApi {
             let message = "None of these media types are available: application/openapi+json";
@@ -175,6 +179,27 @@ impl Rest {
         timeout(time, write.published()).await.ok()
     }
 
+    /// What the application made of a path of its own: what comes behind `/api/`.
+    ///
+    /// # Errors
+    /// When that cannot be known for now.
+    pub async fn route(&self, method: &Method, path: &str) -> Result<Found, Problem> {
+        let picture = self.schemas.current().await?;
+        match picture.routes.find(method, path) {
+            found @ Found::Route(..) => Ok(found),
+            other @ (Found::Others(_) | Found::Nothing) => {
+                // It may have been declared a moment ago.
+                let newer = self.schemas.suspect(&picture).await?;
+                Ok(newer.map_or(other, |newer| newer.routes.find(method, path)))
+            }
+        }
+    }
+
+    /// Whether nobody has signed in, so that more could be allowed to somebody who does.
+    pub fn is_anonymous(&self, claims: &Claims) -> bool {
+        *claims.role == *self.settings.anon_role
+    }
+
     /// The answer to OPTIONS that is no browser's question: what can be done.
     ///
     /// # Errors
@@ -206,17 +231,56 @@ impl Rest {
     }
 
     /// What there is, for those who may know.
-    fn describe(&self, claims: &Claims) -> Result<Response, Problem> {
-        if self.settings.openapi_roles.iter().any(|role| **role == *claims.role) {
-            return Err(Problem::not_implemented("OpenAPI"));
+    async fn describe(
+        &self,
+        request: &Request<'_>,
+        preferences: &Preferences,
+        media: Media,
+        schema: &str,
+    ) -> Result<Response, Problem> {
+        let claims = request.claims;
+        if !self.settings.openapi_roles.iter().any(|role| **role == *claims.role) {
+            let status = if self.is_anonymous(claims) {
+                StatusCode::UNAUTHORIZED
+            } else {
+                StatusCode::FORBIDDEN
+            };
+            let message = "The description of this interface is not for this role";
+            return Err(Problem::new(status, "42501", message));
         }
-        let status = if *claims.role == *self.settings.anon_role {
-            StatusCode::UNAUTHORIZED
-        } else {
-            StatusCode::FORBIDDEN
+        if !matches!(media, Media::OpenApi | Media::Json) {
+            let message = "None of these media types are available: application/openapi+json";
+            return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "PGRST107", message));
+        }
+        let picture = self.schemas.current().await?;
+        let (statement, context) = (Privileges::statement(schema), context::context(request));
+        let job = Job {
+            claims,
+            statement: &statement,
+            schema,
+            number: picture.number,
+            is_read_only: true,
+            is_call: false,
+            context: &context,
+            estimate: None,
+            time_zone: None,
+            no_such_time_zone: None,
+            demand: Demand::default(),
+            origin: None,
+            key: None,
         };
-        let message = "The description of this interface is not for this role";
-        Err(Problem::new(status, "42501", message))
+        let done = self.runner.run(&job).await.map_err(|failure| failure.problem)?;
+        let privileges = done.answer.body.ok_or_else(Problem::internal)?;
+        let document = self.documents.get(&picture, schema, privileges).await?;
+        let mut headers = HeaderMap::new();
+        let kind = HeaderValue::from_static(media.content_type());
+        headers.insert(header::CONTENT_TYPE, kind);
+        if let Some(applied) = preferences.applied(|it| it == Preference::Handling) {
+            headers.insert(PREFERENCE_APPLIED, applied);
+        }
+        let is_head = *request.method == Method::HEAD;
+        let body = if is_head { Stream::empty() } else { Stream::from(document) };
+        Ok((headers, body).into_response())
     }
 }
 

@@ -72,10 +72,7 @@ impl Target {
             Some([rpc, function]) if rpc == "rpc" && !function.is_empty() => {
                 Ok(Self::Function(function.clone()))
             }
-            Some(_) | None => {
-                let message = "Invalid path specified in request URL";
-                Err(Problem::new(StatusCode::NOT_FOUND, "PGRST125", message))
-            }
+            Some(_) | None => Err(Problem::path()),
         }
     }
 
@@ -98,10 +95,7 @@ impl Target {
                 let message = format!("Cannot use the {other} method on RPC");
                 return Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "PGRST101", message));
             }
-            (Self::Root | Self::Relation(_), other) => {
-                let message = format!("Unsupported HTTP method: {other}");
-                return Err(Problem::new(StatusCode::METHOD_NOT_ALLOWED, "PGRST117", message));
-            }
+            (Self::Root | Self::Relation(_), _) => return Err(Problem::method(method)),
         };
         Ok(verb)
     }

@@ -351,7 +351,10 @@ impl Keeper {
 
     fn confirm(&mut self, loaded: Option<Loaded>, as_of: Instant, marks: Marks) {
         let mut schema = None;
-        if let Some(Loaded { schema: read, fingerprint, is_sure }) = loaded {
+        if let Some(Loaded { schema: mut read, fingerprint, is_sure, has_routes }) = loaded {
+            if !has_routes && let Some(picture) = &self.known.borrow().picture {
+                read.routes = Arc::clone(&picture.schema.routes);
+            }
             let (relations, functions) = (read.by_oid.len(), read.functions.len());
             let took_ms = as_of.elapsed().as_millis();
             debug!(number = read.number, relations, functions, took_ms, "the schema was read");
@@ -408,7 +411,8 @@ impl Keeper {
             }
         }
         let client = self.login.connect("walcast schema").await.map_err(Error::Connect)?;
-        let settings = "set search_path = ''; set jit = off; set statement_timeout = '10s'";
+        let settings = "set search_path = ''; set jit = off; set statement_timeout = '10s'; \
+            set lock_timeout = '100ms'";
         client.batch_execute(settings).await.map_err(Error::Query)?;
         let result = self.look_over(&client).await?;
         self.client = Some(client);
@@ -422,7 +426,7 @@ impl Keeper {
             let took = began.elapsed();
             let before = self.compared_in;
             self.compared_in = if before.is_zero() { took } else { took.min(before * 2) };
-            if now == known {
+            if now.is_as(known) {
                 return Ok(None);
             }
         }

@@ -14,11 +14,13 @@ use futures_util::future::join_all;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSqlOwned, ToSql, Type};
 use tokio_postgres::{Client, Row};
-use tracing::debug;
+use tracing::{debug, error, warn};
 
 use super::views::{self, Origin, Origins};
 use super::{Argument, Column, ForeignKey, Function, Relation, Returns, Schema, Volatility};
 use crate::db;
+use crate::rest::route::{Declared, Routes};
+use crate::telemetry;
 
 /// Rows that are read of one kind: what a picture may grow to. Beyond this there is none, and the
 /// log says so; with fewer, large databases would be left out, with more, one could fill the
@@ -36,6 +38,10 @@ const FOREIGN_KEYS_MAX: usize = 200_000;
 /// usual one has 5 to 50 kB.
 const VIEW_BYTES_MAX: i64 = 1 << 20;
 const VIEWS_BYTES_MAX: i64 = 64 << 20;
+
+/// Paths of an application's own, and the bytes of one with what it stands for.
+const ROUTES_MAX: usize = 2_000;
+const ROUTE_BYTES_MAX: i64 = 20_000;
 
 /// Combinations of columns by which one view is an end of one foreign key, when it shows columns
 /// more than once.
@@ -78,10 +84,20 @@ pub enum Error {
     Stopped,
 }
 
-/// What a picture was made from, as one number: another one after anything changed that could
-/// change it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Fingerprint(i64);
+/// What a picture was made from, as numbers: others after anything changed that could change it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fingerprint {
+    catalog: i64,
+    /// None: they cannot be read for now.
+    routes: Option<i64>,
+}
+
+impl Fingerprint {
+    /// Whether nothing changed since `before`, as far as that can be told.
+    pub(super) fn is_as(self, before: Self) -> bool {
+        self.catalog == before.catalog && (self.routes.is_none() || self.routes == before.routes)
+    }
+}
 
 /// A picture, and what it was made from.
 pub(super) struct Loaded {
@@ -89,6 +105,8 @@ pub(super) struct Loaded {
     pub(super) fingerprint: Fingerprint,
     /// False: what can be written to could not be asked just now; worth reading again later.
     pub(super) is_sure: bool,
+    /// False: the routes could not be read just now; those of before are still true.
+    pub(super) has_routes: bool,
 }
 
 /// Reads a picture of `schemas` over `client`, whose search path is empty meanwhile.
@@ -113,11 +131,72 @@ pub(super) async fn read(client: &Client, schemas: &[String]) -> Result<Loaded, 
 /// The fingerprint of now.
 pub(super) async fn fingerprint(client: &Client) -> Result<Fingerprint, Error> {
     let rows = client.query_typed(include_str!("../../../sql/rest/fingerprint.sql"), &[]).await;
-    fingerprint_of(&rows.map_err(Error::Query)?)
+    let (catalog, has_routes) = fingerprint_of(&rows.map_err(Error::Query)?)?;
+    let routes = if has_routes { routes_fingerprint(client).await? } else { Some(0) };
+    Ok(Fingerprint { catalog, routes })
 }
 
-fn fingerprint_of(rows: &[Row]) -> Result<Fingerprint, Error> {
-    rows.first().map_or(Err(Error::Moving), |row| Ok(Fingerprint(get(row, "fingerprint")?)))
+/// That of the catalogs, and whether there are routes that we may read.
+fn fingerprint_of(rows: &[Row]) -> Result<(i64, bool), Error> {
+    let row = rows.first().ok_or(Error::Moving)?;
+    Ok((get(row, "fingerprint")?, get(row, "has_routes")?))
+}
+
+/// None: they cannot be read for now.
+async fn routes_fingerprint(client: &Client) -> Result<Option<i64>, Error> {
+    let sql = include_str!("../../../sql/rest/routes_fingerprint.sql");
+    match client.query_typed(sql, &[]).await {
+        Ok(rows) => rows.first().map(|row| get(row, "fingerprint")).transpose(),
+        Err(error) if error.as_db_error().is_some() => {
+            debug!(%error, "it is not known whether the routes changed");
+            Ok(None)
+        }
+        Err(error) => Err(Error::Query(error)),
+    }
+}
+
+/// Asks what may fail, so that the rest does not: the routes and their fingerprint.
+async fn read_routes(client: &Client) -> Result<Option<(Vec<Declared>, i64)>, Error> {
+    client.batch_execute("savepoint routes").await.map_err(Error::Query)?;
+    let limit = i64::try_from(ROUTES_MAX.saturating_add(1)).unwrap_or(i64::MAX);
+    let parameters: [Parameter<'_>; 2] = [(&limit, Type::INT8), (&ROUTE_BYTES_MAX, Type::INT8)];
+    let rows = client.query_typed(include_str!("../../../sql/rest/routes.sql"), &parameters).await;
+    let fingerprint = if rows.is_ok() { routes_fingerprint(client).await? } else { None };
+    let error = match (rows, fingerprint) {
+        (Ok(mut rows), Some(fingerprint)) => {
+            if rows.len() > ROUTES_MAX {
+                error!(max = ROUTES_MAX, "there are too many routes: the last ones are not served");
+                rows.truncate(ROUTES_MAX);
+            }
+            let rows = rows.iter().map(read_route).collect::<Result<_, _>>()?;
+            return Ok(Some((rows, fingerprint)));
+        }
+        (Err(error), _) if error.as_db_error().is_none() => return Err(Error::Query(error)),
+        (rows, _) => rows.err(),
+    };
+    warn!(error = error.map(|error| telemetry::chain(&error)), "the routes cannot be read for now");
+    client.batch_execute("rollback to routes").await.map_err(Error::Query)?;
+    Ok(None)
+}
+
+fn read_route(row: &Row) -> Result<Declared, Error> {
+    let optional = |name| get::<Option<String>>(row, name);
+    Ok(Declared {
+        method: get(row, "method")?,
+        path: get(row, "path")?,
+        target: optional("target")?.unwrap_or_default(),
+        profile: optional("profile")?,
+        prefer: optional("prefer")?,
+        accept: optional("accept")?,
+        body: optional("body")?,
+    })
+}
+
+fn routes(rows: Vec<Declared>) -> Routes {
+    Routes::new(rows, |row, why| {
+        // Our own function lets none of these in, but for a name that the path does not have.
+        warn!(method = row.method, path = row.path, why, "a route is not served");
+    })
 }
 
 async fn read_once(client: &Client, schemas: &[String]) -> Result<Loaded, Error> {
@@ -159,9 +238,12 @@ async fn read_once(client: &Client, schemas: &[String]) -> Result<Loaded, Error>
     }
     let [fingerprint, types, relations, columns, constraints, views, functions] =
         <[Vec<Row>; 7]>::try_from(rows).expect("an answer for each query");
+    let (catalog, has_routes) = fingerprint_of(&fingerprint)?;
     let (writable, is_sure) = read_writable(client, schemas).await?;
+    let declared = if has_routes { read_routes(client).await? } else { Some((Vec::new(), 0)) };
     client.batch_execute("commit").await.map_err(Error::Query)?;
-    let fingerprint = fingerprint_of(&fingerprint)?;
+    let (declared, routes_fingerprint) = declared.unzip();
+    let fingerprint = Fingerprint { catalog, routes: routes_fingerprint };
     let types = read_types(&within(types, TYPES_MAX, "types")?)?;
     let columns = read_columns(&within(columns, COLUMNS_MAX, "columns")?, &types)?;
     let constraints = within(constraints, CONSTRAINTS_MAX, "constraints")?;
@@ -185,8 +267,10 @@ async fn read_once(client: &Client, schemas: &[String]) -> Result<Loaded, Error>
         .iter()
         .map(|row| read_function(row, &types, &columns))
         .collect::<Result<_, _>>()?;
-    let schema = assemble(relations, foreign_keys, functions);
-    Ok(Loaded { schema, fingerprint, is_sure })
+    let mut schema = assemble(relations, foreign_keys, functions);
+    let has_routes = declared.is_some();
+    schema.routes = Arc::new(routes(declared.unwrap_or_default()));
+    Ok(Loaded { schema, fingerprint, is_sure: is_sure && has_routes, has_routes })
 }
 
 type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);

@@ -15,6 +15,8 @@ use std::sync::Arc;
 pub use fresh::Schemas;
 pub use load::{Error, load};
 
+use super::route::Routes;
+
 /// Things by schema and name.
 pub type ByName<T> = HashMap<(Box<str>, Box<str>), T>;
 
@@ -34,6 +36,8 @@ pub struct Schema {
     /// refers to its own table is there once), in the order of their names. Views have those of
     /// the tables behind them whose columns they show, under the same names.
     pub foreign_keys: HashMap<u32, Vec<Arc<ForeignKey>>>,
+    /// Paths of the application's own.
+    pub routes: Arc<Routes>,
 }
 
 impl Schema {
