@@ -30,7 +30,7 @@ use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, ro
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
 use crate::join::{self, Joiner};
-use crate::rest::answer::Rest;
+use crate::rest::answer::{Published, Rest};
 use crate::rest::run::Runner;
 use crate::rest::schema::Schemas;
 use crate::telemetry;
@@ -188,7 +188,8 @@ async fn serve(
         let runner = Runner::new(logins.check.clone(), &config.rest, &config.database.roles);
         let schemas =
             Arc::new(Schemas::new(logins.check.clone(), &config.rest.schemas, Arc::clone(&status)));
-        let rest = Rest::new(runner, schemas, &config.rest);
+        let published = Published { writes: writes.clone(), status: Arc::clone(&status) };
+        let rest = Rest::new(runner, schemas, published, &config.rest);
         Some(Rows::new(Arc::clone(&verifier), rest, config)?)
     } else {
         None
@@ -248,6 +249,14 @@ async fn serve(
         watcher.await;
         ("server watch", Ok(()))
     });
+    if let (true, Some(owner)) = (config.serves_rest(), owner.clone()) {
+        let lifetime = Duration::from_millis(config.rest.key_lifetime_ms);
+        let keys = upkeep::forget_keys(owner, lifetime, stop_feed.clone());
+        running.spawn(async move {
+            keys.await;
+            ("keys of writes", Ok(()))
+        });
+    }
     let partitions = upkeep::rotate_partitions(owner, lacking, stop_feed.clone());
     running.spawn(async move {
         partitions.await;

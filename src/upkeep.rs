@@ -40,6 +40,9 @@ const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 /// How often partitions are made and dropped: there are always those of the next three days.
 const PARTITIONS_INTERVAL: Duration = Duration::from_hours(1);
 
+/// How often keys of writes that are over are forgotten. One that is over counts for nothing.
+const KEYS_INTERVAL: Duration = Duration::from_mins(10);
+
 /// How long they are left alone after an attempt that came to nothing, and after one that did.
 const PARTITIONS_PAUSE: (Duration, Duration) = (Duration::from_mins(1), Duration::from_secs(1));
 
@@ -209,6 +212,22 @@ pub async fn rotate_partitions(
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Forgets what writes with a key were answered with, `lifetime` after they were made.
+pub async fn forget_keys(owner: Login, lifetime: Duration, shutdown: CancellationToken) {
+    let mut tick = interval(KEYS_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        match install::forget_keys(&owner, lifetime).await {
+            Ok(forgotten) => debug!(forgotten, "keys of writes are over"),
+            Err(error) => debug!(error = telemetry::chain(&error), "old keys are not forgotten"),
         }
     }
 }

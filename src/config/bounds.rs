@@ -71,6 +71,8 @@ pub(super) const BOUNDS: &[(&str, i64, i64)] = &[
     ("rest.wait_timeout_ms", 10, 60_000),
     ("rest.statement_timeout_ms", 10, 3_600_000),
     ("rest.body_bytes_max", 1024, 64 * 1024 * 1024),
+    ("rest.key_lifetime_ms", 1_000, 2_592_000_000),
+    ("rest.feed_wait_timeout_ms", 1, 60_000),
     ("proxy.requests_max", 1, 100_000),
     ("proxy.connect_timeout_ms", 100, 60_000),
     ("proxy.silence_max_ms", 1_000, 3_600_000),

@@ -537,6 +537,15 @@ pub struct Rest {
     pub body_bytes_max: usize,
     /// Whether PATCH and DELETE without a filter change every row. Default false: they get 400.
     pub unfiltered_writes: bool,
+    /// Whether events of rows that were written here carry the `sub` of whoever wrote them, for
+    /// everybody who sees the row. Default true.
+    pub tell_author: bool,
+    /// Milliseconds that the answer to a write with an `Idempotency-Key` is kept. Default 86400000
+    /// (a day), 1000 to 2592000000 (30 days).
+    pub key_lifetime_ms: u64,
+    /// Milliseconds that `Prefer: wait=feed` waits until a write has been published; then it is
+    /// answered all the same, without saying that it was. Default 5000, 1 to 60000.
+    pub feed_wait_timeout_ms: u64,
     /// Roles that are told what is served, as an `OpenAPI` document. Default `service_role`.
     pub openapi_roles: Vec<String>,
     /// A `PostgREST` that gets the requests for what is not implemented here, such as
@@ -558,6 +567,9 @@ impl Default for Rest {
             statement_timeout_ms: 8_000,
             body_bytes_max: 8_000_000,
             unfiltered_writes: false,
+            tell_author: true,
+            key_lifetime_ms: 86_400_000,
+            feed_wait_timeout_ms: 5_000,
             openapi_roles: vec!["service_role".into()],
             upstream: String::new(),
         }

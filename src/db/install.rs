@@ -6,6 +6,7 @@
 //!         product's migrations keep. `walcast.objects` is the record of what it made.
 
 use std::fmt;
+use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, GenericClient};
@@ -326,6 +327,21 @@ pub async fn install(login: &Login, config: &Config) -> Result<Report, Error> {
         warn!(name, why, "not created");
     }
     Ok(report)
+}
+
+/// Forgets the keys of writes that were made `lifetime` ago or earlier; how many.
+///
+/// # Errors
+/// [`Error`]; call again later.
+pub async fn forget_keys(login: &Login, lifetime: Duration) -> Result<u64, Error> {
+    let client = login.connect("walcast keys").await?;
+    client.batch_execute(SESSION).await.map_err(failed("session settings"))?;
+    if !own_schema_exists(&client).await? {
+        return Ok(0);
+    }
+    let sql = "delete from walcast.requests as r \
+               where r.made_at < pg_catalog.now() - $1::float8 * interval '1 second'";
+    client.execute(sql, &[&lifetime.as_secs_f64()]).await.map_err(failed("walcast.requests"))
 }
 
 /// Makes the day partitions of `realtime.messages` that are missing, yesterday to three days

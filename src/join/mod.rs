@@ -205,8 +205,8 @@ impl Joiner {
         topic: &str,
         headers: &str,
     ) -> Option<(WriteGrants, ReadGrants)> {
-        let asked = self.door.may_write_and_see(asker, claims, topic, headers);
-        timeout_at(Instant::now() + WAIT_MAX, asked).await.ok().flatten()
+        let grants = self.door.may_write_and_see(asker, claims, topic, headers);
+        timeout_at(Instant::now() + WAIT_MAX, grants).await.ok().flatten()
     }
 
     /// Whether changes flow.

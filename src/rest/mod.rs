@@ -8,7 +8,8 @@
 //! Source: spec `rest.md`, docs.postgrest.org/en/v12
 //!
 //! The way of a request: [`request`] text → what is asked · [`schema`] the names it may use ·
-//! [`statement`] one SQL statement and its parameters · then run in one transaction as the caller.
+//! [`statement`] one SQL statement and its parameters · [`run`] one transaction as the caller ·
+//! [`answer`] status, headers and body. [`problem`] is what it comes to when there is none.
 
 pub mod answer;
 pub mod openapi;

@@ -15,6 +15,9 @@ use tokio_postgres::error::DbError;
 use crate::auth::jwt::TokenError;
 
 /// What a client of a database that is away is told to wait.
+/// `feature_not_supported`
+const NO_KEYS: &str = "0A000";
+
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 /// One error as the client sees it.
@@ -72,6 +75,25 @@ impl Problem {
     pub fn not_implemented(feature: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "PGRST127", "Feature not implemented")
             .with_details(feature)
+    }
+
+    /// 501: there is no place to keep keys.
+    pub fn no_keys() -> Self {
+        let text = "Keys of writes cannot be kept in this database";
+        Self::new(StatusCode::NOT_IMPLEMENTED, NO_KEYS, text)
+            .with_hint("Run walcast migrate as the owner of the database.")
+    }
+
+    /// Whether it is [`Self::no_keys`].
+    pub fn is_no_keys(&self) -> bool {
+        self.status == StatusCode::NOT_IMPLEMENTED && self.code == NO_KEYS
+    }
+
+    /// 422: the same key, and not the same request.
+    pub fn key_of_another() -> Self {
+        let text = "This key was used for another request";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "22023", text)
+            .with_hint("Use a new Idempotency-Key or X-Mutation-Id for each write.")
     }
 
     /// Whether this is about a feature that somebody else may have.
@@ -231,6 +253,12 @@ fn status(code: &str, message: &str, is_anonymous: bool) -> StatusCode {
 /// Whether an SQLSTATE may mean that a statement was made from an old picture of the catalog.
 pub(super) fn is_stale(code: &str) -> bool {
     matches!(code, "42P01" | "42703" | "42883" | "42704" | "0A000" | "3F000")
+}
+
+/// Whether an SQLSTATE may mean that a parameter had another type when its statement was prepared:
+/// its text cannot be read as that type, or it does not fit where it stands.
+pub(super) fn is_about_types(code: &str) -> bool {
+    code.starts_with("22") || matches!(code, "42883" | "42804" | "42725" | "42846" | "0A000")
 }
 
 impl IntoResponse for Problem {

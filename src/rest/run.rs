@@ -51,6 +51,9 @@ const TIME_AROUND: Duration = Duration::from_secs(5);
 /// ended unnoticed, without a time zone that nobody knows.
 const ATTEMPTS_MAX: u32 = 3;
 
+/// Where the log is when something was written before.
+const ROLLBACK: &str = "rollback; select pg_catalog.pg_current_wal_insert_lsn()";
+
 /// Where the write ended in the log. In one message: a commit that fails has no position.
 const COMMIT: &str = "commit; select pg_catalog.pg_current_wal_insert_lsn()";
 
@@ -99,6 +102,19 @@ impl Demand {
     }
 }
 
+/// Under which a write is made once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Whose key it is.
+    pub scope: String,
+    /// What the client called the write.
+    pub key: String,
+    /// Digest of all that was asked.
+    pub request: String,
+    /// How long its answer is kept.
+    pub lifetime_ms: u64,
+}
+
 /// One statement and on whose behalf it runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Job<'a> {
@@ -127,6 +143,8 @@ pub struct Job<'a> {
     pub demand: Demand,
     /// Who makes the transaction, for readers of the log: the first word of its transaction.
     pub origin: Option<&'a str>,
+    /// Under which it is written once; asked again, it is answered as it was then.
+    pub key: Option<&'a Key>,
 }
 
 /// What a request came to.
@@ -140,6 +158,8 @@ pub struct Done {
     pub planned: Option<u64>,
     /// Whether the time zone is one.
     pub knows_time_zone: bool,
+    /// Whether it was written before, under the same key, and nothing was written now.
+    pub is_repeated: bool,
 }
 
 /// Why nothing was done.
@@ -157,12 +177,22 @@ impl From<Problem> for Failure {
     }
 }
 
+/// What became of a key.
+enum Claimed {
+    /// It is this write's.
+    Now,
+    /// It was another's, which was answered with this.
+    Before(Answer),
+}
+
 /// Why one attempt failed.
 enum Missed {
     /// There is nothing to try.
     For(Failure),
     /// The connection is no good; nothing was written.
     Connection(Failure),
+    /// What was prepared may have been for columns of other types; nothing was written.
+    Plan(Failure),
     /// Postgres knows no such time zone.
     TimeZone,
 }
@@ -195,11 +225,12 @@ impl Runner {
     pub async fn run(&self, job: &Job<'_>) -> Result<Done, Failure> {
         let mut job = *job;
         let mut knows_time_zone = job.time_zone.is_some();
+        let mut may_be_prepared = true;
         for attempt in 1.. {
             let lease = self.pool.lease().await.map_err(|error| not_leased(&error))?;
             let time = Duration::from_millis(self.statement_timeout_ms) + TIME_AROUND;
             // Given up, its statement is told to stop.
-            let outcome = timeout(time, Box::pin(self.attempt(&job, lease))).await;
+            let outcome = timeout(time, Box::pin(self.attempt(&job, lease, may_be_prepared))).await;
             match outcome.unwrap_or_else(|_| Err(Missed::For(Problem::late().into()))) {
                 Ok(done) => return Ok(Done { knows_time_zone, ..done }),
                 Err(Missed::TimeZone) if attempt < ATTEMPTS_MAX => {
@@ -210,14 +241,22 @@ impl Runner {
                     knows_time_zone = false;
                 }
                 Err(Missed::Connection(_)) if attempt < ATTEMPTS_MAX => {}
-                Err(Missed::For(failure) | Missed::Connection(failure)) => return Err(failure),
+                Err(Missed::Plan(_)) if attempt < ATTEMPTS_MAX => may_be_prepared = false,
+                Err(Missed::For(failure) | Missed::Connection(failure) | Missed::Plan(failure)) => {
+                    return Err(failure);
+                }
                 Err(Missed::TimeZone) => return Err(Problem::internal().into()),
             }
         }
         Err(Problem::internal().into())
     }
 
-    async fn attempt(&self, job: &Job<'_>, mut lease: Lease) -> Result<Done, Missed> {
+    async fn attempt(
+        &self,
+        job: &Job<'_>,
+        mut lease: Lease,
+        may_be_prepared: bool,
+    ) -> Result<Done, Missed> {
         let client = Arc::clone(lease.client());
         let role = &*job.claims.role;
         let own = self.roles.of(role, &client).await.map_err(|error| self.missed(job, &error))?;
@@ -241,13 +280,34 @@ impl Runner {
             &own.values,
             &job.origin,
         ];
+        let begin = match job.key {
+            None => Some(client.batch_execute(begin)),
+            Some(key) => match self.claim(job, &client, begin, key).await {
+                Ok(Claimed::Now) => None,
+                other => {
+                    let (ended, reset) =
+                        followed(client.simple_query(ROLLBACK), reset(&client, left)).await;
+                    let outcome = other.map(|claimed| Done {
+                        answer: match claimed {
+                            Claimed::Now => Answer::default(),
+                            Claimed::Before(answer) => answer,
+                        },
+                        lsn: ended.as_ref().ok().and_then(|messages| position(messages)),
+                        planned: None,
+                        knows_time_zone: false,
+                        is_repeated: true,
+                    });
+                    return give_back(lease, outcome, ended.is_ok(), reset);
+                }
+            },
+        };
         let opening = async {
             let (started, set) = tokio::join!(
                 biased;
-                client.batch_execute(begin),
+                OptionFuture::from(begin),
                 client.execute_raw(&settings, parameters)
             );
-            started.map_err(|error| self.missed(job, &error))?;
+            started.transpose().map_err(|error| self.missed(job, &error))?;
             set.map_err(|error| match (job.time_zone, error.as_db_error()) {
                 (Some(_), Some(said)) if is_time_zone(said.code().code(), said.message()) => {
                     Missed::TimeZone
@@ -259,7 +319,12 @@ impl Runner {
 
         let text = &*job.statement.text;
         let asked = Asked { role, schema: job.schema, text };
-        let mut plan = lease.state().prepared.plan(job.number, asked);
+        let mut plan = if may_be_prepared {
+            lease.state().prepared.plan(job.number, asked)
+        } else {
+            Plan::Once
+        };
+        let was_prepared = matches!(plan, Plan::Prepared(_));
         if matches!(plan, Plan::Prepare) {
             let prepare = client.prepare(text);
             let (opened, prepared) = tokio::join!(biased; &mut opening, prepare);
@@ -297,13 +362,21 @@ impl Runner {
             rows.try_collect::<Vec<Row>>().await
         }));
         let end = if job.is_read_only { "commit" } else { COMMIT };
-        let looks_first = !job.is_read_only && job.demand != Demand::default();
+        let looks_first =
+            !job.is_read_only && (job.demand != Demand::default() || job.key.is_some());
         let (outcome, ended, reset) = if looks_first {
             let (opened, rows) = tokio::join!(biased; opening, main);
             let outcome = self.outcome(job, opened.transpose(), rows);
             let end = if outcome.is_ok() { COMMIT } else { "rollback" };
-            let (ended, reset) = followed(client.simple_query(end), reset(&client, left)).await;
-            (outcome, ended, reset)
+            let kept = OptionFuture::from(
+                job.key
+                    .zip(outcome.as_ref().ok())
+                    .map(|(key, done)| keep(&client, key, role, &done.answer)),
+            );
+            let work = async { tokio::join!(biased; kept, client.simple_query(end)) };
+            let ((kept, ended), reset) = followed(work, reset(&client, left)).await;
+            let kept = kept.transpose().map_err(|error| self.missed(job, &error));
+            (outcome.and_then(|done| kept.map(|_| done)), ended, reset)
         } else {
             let commit = client.simple_query(end);
             let work = async { tokio::join!(biased; opening, main, estimate, commit) };
@@ -319,9 +392,18 @@ impl Runner {
             Ok(messages) => Ok(Done { lsn: position(messages), ..done }),
             Err(error) => Err(self.missed(job, error)),
         });
-        if let Err(Missed::For(Failure { is_stale: true, .. })) = &outcome {
-            lease.state().prepared.forget(asked);
-        }
+        let outcome = outcome.map_err(|missed| match missed {
+            // What a function raises is not about its caller's plan.
+            Missed::For(failure)
+                if was_prepared
+                    && !job.is_call
+                    && problem::is_about_types(&failure.problem.code) =>
+            {
+                lease.state().prepared.forget(asked);
+                Missed::Plan(failure)
+            }
+            Missed::For(_) | Missed::Connection(_) | Missed::Plan(_) | Missed::TimeZone => missed,
+        });
         let is_alive = ended.as_ref().map_or_else(|error| error.as_db_error().is_some(), |_| true);
         give_back(lease, outcome, is_alive, reset)
     }
@@ -340,7 +422,50 @@ impl Runner {
         })?;
         let checked = job.demand.check(&answer);
         checked.map_err(|problem| Missed::For(problem.into()))?;
-        Ok(Done { answer, lsn: None, planned: None, knows_time_zone: false })
+        Ok(Done { answer, lsn: None, planned: None, knows_time_zone: false, is_repeated: false })
+    }
+
+    /// Begins, and makes the key this transaction's. Waits for another one that has it.
+    async fn claim(
+        &self,
+        job: &Job<'_>,
+        client: &Client,
+        begin: &str,
+        key: &Key,
+    ) -> Result<Claimed, Missed> {
+        let lifetime = i64::try_from(key.lifetime_ms).unwrap_or(i64::MAX);
+        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
+            (&key.scope, Type::TEXT),
+            (&key.key, Type::TEXT),
+            (&key.request, Type::TEXT),
+            (&lifetime, Type::INT8),
+        ];
+        let sql = include_str!("../../sql/rest/begin_key.sql");
+        let (started, row) = tokio::join!(
+            biased;
+            client.batch_execute(begin),
+            client.query_typed_one(sql, &parameters)
+        );
+        started.map_err(|error| self.missed(job, &error))?;
+        let row =
+            row.map_err(|error| match error.as_db_error().map(|said| said.code().code()) {
+                // No such schema or function, or not for this login.
+                Some("3F000" | "42883" | "42501") => Missed::For(Problem::no_keys().into()),
+                _ => self.missed(job, &error),
+            })?;
+        let column = |error: tokio_postgres::Error| self.missed(job, &error);
+        if row.try_get(0).map_err(column)? {
+            return Ok(Claimed::Now);
+        }
+        if !row.try_get::<_, bool>(1).map_err(column)? {
+            return Err(Missed::For(Problem::key_of_another().into()));
+        }
+        let answer: Option<&str> = row.try_get(2).map_err(column)?;
+        let answer = answer.and_then(|answer| serde_json::from_str(answer).ok());
+        answer.map(Claimed::Before).ok_or_else(|| {
+            warn!("what a key was answered with cannot be read");
+            Missed::For(Problem::internal().into())
+        })
     }
 
     /// What an error means.
@@ -477,6 +602,30 @@ async fn followed<F: Future>(work: F, reset: Reset) -> (F::Output, Reset) {
         MaybeDone::take_output(reset.as_mut()).unwrap_or(false)
     });
     (output, remaining)
+}
+
+/// Keeps what a key was answered with. Only the login itself may; what runs at the commit is the
+/// caller's again.
+async fn keep(
+    client: &Client,
+    key: &Key,
+    role: &str,
+    answer: &Answer,
+) -> Result<(), tokio_postgres::Error> {
+    let answer = serde_json::to_string(answer).expect("its fields are texts and numbers");
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&key.scope, Type::TEXT), (&key.key, Type::TEXT), (&answer, Type::TEXT)];
+    let set_role: [(&(dyn ToSql + Sync), Type); 1] = [(&role, Type::TEXT)];
+    let sql = include_str!("../../sql/rest/end_key.sql");
+    let (left, kept, returned) = tokio::join!(
+        biased;
+        client.batch_execute("set local role none"),
+        client.query_typed(sql, &parameters),
+        client.query_typed("select pg_catalog.set_config('role', $1, true)", &set_role)
+    );
+    left?;
+    kept?;
+    returned.map(drop)
 }
 
 /// The one row of a statement.

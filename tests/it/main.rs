@@ -20,6 +20,7 @@ mod operations;
 mod presence;
 mod private;
 mod protocol;
+mod rest_author;
 mod rest_objects;
 mod rest_openapi;
 mod rest_routes;

@@ -38,17 +38,14 @@ impl Call<'_> {
         let pairs: Vec<(&str, &str)> =
             decoded.iter().map(|(name, value)| (&**name, &**value)).collect();
         let (arguments, body);
-        let (names, arguments): (Vec<&str>, _) = match self.body {
-            Some(text) => {
-                body = Body::parse(&axum::http::HeaderMap::new(), Bytes::from(text.to_owned()))?;
-                let names = body.keys().iter().map(String::as_str).collect();
-                (names, Arguments::Body(&body))
-            }
-            None => {
-                arguments = request::arguments(&pairs);
-                let names = arguments.iter().map(|(name, _)| *name).collect();
-                (names, Arguments::Pairs(&arguments))
-            }
+        let (names, arguments): (Vec<&str>, _) = if let Some(text) = self.body {
+            body = Body::parse(&axum::http::HeaderMap::new(), Bytes::from(text.to_owned()))?;
+            let names = body.keys().iter().map(String::as_str).collect();
+            (names, Arguments::Body(&body))
+        } else {
+            arguments = request::arguments(&pairs);
+            let names = arguments.iter().map(|(name, _)| *name).collect();
+            (names, Arguments::Pairs(&arguments))
         };
         let function = choose(schema, "api", self.function, &names)?;
         let is_argument = |name: &str| self.body.is_none() && names.contains(&name);
@@ -64,9 +61,8 @@ impl World {
         self.run(&statement, true).await.map_err(|error| Refusal::of(&error))
     }
 
-    #[track_caller]
-    fn called(&self, call: Call<'_>) -> impl Future<Output = Value> {
-        async move { rows(self.call(call).await) }
+    async fn called(&self, call: Call<'_>) -> Value {
+        rows(self.call(call).await)
     }
 }
 

@@ -60,6 +60,25 @@ async fn a_key_belongs_to_the_first_write_that_commits_with_it() {
 }
 
 #[tokio::test]
+async fn keys_that_are_over_are_forgotten() {
+    let (database, client, _config) = installed().await;
+    client
+        .batch_execute(
+            "insert into walcast.requests (scope, key, request, made_at) values \
+             ('a', 'old', '', now() - interval '61 seconds'), ('a', 'new', '', now())",
+        )
+        .await
+        .unwrap();
+    let owner = Login::parse(&database.url, Duration::from_secs(10)).unwrap();
+    let minute = Duration::from_mins(1);
+    assert_eq!(install::forget_keys(&owner, minute).await.unwrap(), 1);
+    let left = client.query_one("select key from walcast.requests", &[]).await.unwrap();
+    assert_eq!(left.get::<_, String>(0), "new");
+    client.batch_execute("drop schema walcast cascade").await.unwrap();
+    assert_eq!(install::forget_keys(&owner, minute).await.unwrap(), 0);
+}
+
+#[tokio::test]
 async fn only_the_check_login_may_use_keys_and_it_can_be_dropped() {
     let (_database, client, config) = installed().await;
     let logins = Logins::open(&config).await.unwrap();

@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Column, Error};
 use walcast::rest::Problem;
 use walcast::rest::request::{Body, Missing, Query, Resolution};
 use walcast::rest::schema::{self, Schema};
@@ -82,7 +82,7 @@ impl World {
 
     async fn answer(&self, statement: &Statement) -> Result<Answer, Error> {
         let prepared = self.admin.prepare(&statement.text).await?;
-        let names: Vec<&str> = prepared.columns().iter().map(|column| column.name()).collect();
+        let names: Vec<&str> = prepared.columns().iter().map(Column::name).collect();
         assert_eq!(names, ["body", "page_total", "total", "inserted", "location"]);
         let values: Vec<Text<'_>> = statement.parameters.iter().map(Text).collect();
         let values: Vec<&(dyn ToSql + Sync)> =

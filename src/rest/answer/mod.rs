@@ -6,28 +6,37 @@
 //!         neither honoured nor ignored by the book.
 //! Source: spec `rest.md` D1 to D4, docs.postgrest.org/en/v12/references/api
 
+mod author;
 mod context;
+mod describe;
 mod plan;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body as Stream;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::Problem;
-use super::openapi::{Documents, Privileges};
+use super::openapi::Documents;
 use super::request::{Media, Preference, Preferences, Return, Target, Verb, profile};
 use super::route::Found;
-use super::run::{Demand, Done, Failure, Job, Runner};
+use super::run::{Done, Failure, Job, Runner};
 use super::schema::Schemas;
 use crate::auth::Claims;
 use crate::config;
+use crate::feed::{Status, Write, Writes};
+use crate::lsn::Lsn;
+use author::Author;
 use plan::Plan;
 
 /// Where a write ended in the log.
 const FEED_LSN: HeaderName = HeaderName::from_static("feed-lsn");
+/// The write was made before, under the same key.
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// One request.
@@ -53,14 +62,29 @@ pub struct Request<'a> {
 pub struct Rest {
     runner: Runner,
     schemas: Arc<Schemas>,
+    published: Published,
     documents: Documents,
     settings: config::Rest,
 }
 
+/// What is known of writes that come back through the log.
+pub struct Published {
+    /// Those that somebody waits for.
+    pub writes: Writes,
+    /// How far the feed is.
+    pub status: Arc<Status>,
+}
+
 impl Rest {
     /// Runs statements with `runner`, made of the names in `schemas`.
-    pub fn new(runner: Runner, schemas: Arc<Schemas>, settings: &config::Rest) -> Self {
-        Self { runner, schemas, documents: Documents::default(), settings: settings.clone() }
+    pub fn new(
+        runner: Runner,
+        schemas: Arc<Schemas>,
+        published: Published,
+        settings: &config::Rest,
+    ) -> Self {
+        let (documents, settings) = (Documents::default(), settings.clone());
+        Self { runner, schemas, published, documents, settings }
     }
 
     /// The answer.
@@ -81,11 +105,22 @@ impl Rest {
         let body = plan::body(request)?;
         let context = context::context(request);
         let asked = plan::Asked { request, preferences: &preferences, media, schema, body: &body };
+        let mut author = if request.verb.is_read_only() {
+            Author::default()
+        } else {
+            author::author(&asked, &self.settings)?
+        };
         let mut picture = self.schemas.current().await?;
         let first = picture.number;
         loop {
             let outcome = match plan::plan(&asked, &picture, &self.settings) {
                 Ok(plan) => {
+                    let waits = preferences.wait_for_feed && !plan.is_read_only;
+                    let write = waits.then(|| self.published.writes.expect());
+                    author.origin.id = write.as_ref().map(|write| write.id().into());
+                    // Also of nobody who says nothing: the first word is the writer's, so that
+                    // what runs within his transaction cannot speak for him.
+                    let origin = (!plan.is_read_only).then(|| author.origin.to_message());
                     let job = Job {
                         claims: request.claims,
                         statement: &plan.statement,
@@ -98,10 +133,11 @@ impl Rest {
                         time_zone: preferences.timezone.as_deref(),
                         no_such_time_zone: plan.no_such_time_zone.as_ref(),
                         demand: plan.demand,
-                        origin: None,
+                        origin: origin.as_deref(),
+                        key: author.key.as_ref().filter(|_| !plan.is_read_only),
                     };
                     let done = self.runner.run(&job).await;
-                    done.map(|done| (plan, done))
+                    done.map(|done| (plan, done, write))
                 }
                 Err(problem) => {
                     let is_stale = is_about_names(&problem);
@@ -109,9 +145,19 @@ impl Rest {
                 }
             };
             let failure = match outcome {
-                Ok((plan, done)) => return Ok(respond(&asked, &plan, &done)),
+                Ok((mut plan, mut done, write)) => {
+                    if let Some(place) = self.published(&done, write).await {
+                        done.lsn = Some(place);
+                        plan.honours.push(Preference::WaitForFeed);
+                    }
+                    return Ok(respond(&asked, &plan, &done));
+                }
                 Err(failure) => failure,
             };
+            if failure.problem.is_no_keys() && !author.needs_key && author.key.is_some() {
+                author.key = None;
+                continue;
+            }
             if !failure.is_stale || picture.number != first {
                 return Err(failure.problem);
             }
@@ -144,6 +190,17 @@ impl Rest {
         *claims.role == *self.settings.anon_role
     }
 
+    /// Where a write ended in the log, once it is published; none when it is not in time.
+    async fn published(&self, done: &Done, write: Option<Write>) -> Option<Lsn> {
+        let mut write = write?;
+        let time = Duration::from_millis(self.settings.feed_wait_timeout_ms);
+        if done.is_repeated {
+            let place = done.lsn?;
+            return timeout(time, self.published.status.passed(place)).await.ok().map(|()| place);
+        }
+        timeout(time, write.published()).await.ok()
+    }
+
     /// The answer to OPTIONS that is no browser's question: what can be done.
     ///
     /// # Errors
@@ -172,58 +229,6 @@ impl Rest {
         };
         let allowed = HeaderValue::from_str(&allowed).expect("it is made of methods");
         Ok((StatusCode::OK, [(header::ALLOW, allowed)]).into_response())
-    }
-
-    /// What there is, for those who may know.
-    async fn describe(
-        &self,
-        request: &Request<'_>,
-        preferences: &Preferences,
-        media: Media,
-        schema: &str,
-    ) -> Result<Response, Problem> {
-        let claims = request.claims;
-        if !self.settings.openapi_roles.iter().any(|role| **role == *claims.role) {
-            let status = if self.is_anonymous(claims) {
-                StatusCode::UNAUTHORIZED
-            } else {
-                StatusCode::FORBIDDEN
-            };
-            let message = "The description of this interface is not for this role";
-            return Err(Problem::new(status, "42501", message));
-        }
-        if !matches!(media, Media::OpenApi | Media::Json) {
-            let message = "None of these media types are available: application/openapi+json";
-            return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "PGRST107", message));
-        }
-        let picture = self.schemas.current().await?;
-        let (statement, context) = (Privileges::statement(schema), context::context(request));
-        let job = Job {
-            claims,
-            statement: &statement,
-            schema,
-            number: picture.number,
-            is_read_only: true,
-            is_call: false,
-            context: &context,
-            estimate: None,
-            time_zone: None,
-            no_such_time_zone: None,
-            demand: Demand::default(),
-            origin: None,
-        };
-        let done = self.runner.run(&job).await.map_err(|failure| failure.problem)?;
-        let privileges = done.answer.body.ok_or_else(Problem::internal)?;
-        let document = self.documents.get(&picture, schema, privileges).await?;
-        let mut headers = HeaderMap::new();
-        let kind = HeaderValue::from_static(media.content_type());
-        headers.insert(header::CONTENT_TYPE, kind);
-        if let Some(applied) = preferences.applied(|it| it == Preference::Handling) {
-            headers.insert(PREFERENCE_APPLIED, applied);
-        }
-        let is_head = *request.method == Method::HEAD;
-        let body = if is_head { Stream::empty() } else { Stream::from(document) };
-        Ok((headers, body).into_response())
     }
 }
 
@@ -303,6 +308,9 @@ fn respond(asked: &plan::Asked<'_>, plan: &Plan, done: &Done) -> Response {
         && let Ok(position) = HeaderValue::from_str(&lsn.to_string())
     {
         headers.insert(FEED_LSN, position);
+    }
+    if done.is_repeated {
+        headers.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
     let body = if has_body && status != StatusCode::NO_CONTENT {
         let kind = HeaderValue::from_static(asked.media.content_type());

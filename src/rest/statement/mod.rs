@@ -8,9 +8,11 @@ pub mod call;
 pub mod read;
 pub mod write;
 
+use serde::{Deserialize, Serialize};
+
 /// The one row that every statement of this module returns, all columns as text, in this order:
 /// `body, page_total, total, inserted, location`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Answer {
     /// The JSON text of the answer, as Postgres prints it; none when it was not asked for.
     pub body: Option<String>,

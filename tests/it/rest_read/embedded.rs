@@ -168,6 +168,8 @@ async fn embedded_rows_are_filtered_ordered_and_cut() {
             "clients?select=id,projects(id,tasks())&projects.tasks=is.null&projects.order=id&id=lt.3&order=id",
             "select id, '[]'::json projects from clients where id < 3 order by id",
         ),
+        // Nothing at all is shown.
+        ("projects?select=clients()&clients=not.is.null", "select from projects where id < 4"),
         // By what is embedded.
         (
             "projects?select=id,clients(id)&order=clients(name).desc.nullslast,id",

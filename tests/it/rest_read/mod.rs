@@ -139,7 +139,7 @@ impl World {
         let parameters = statement.parameters.iter().map(Text);
         let parameters: Vec<Text<'_>> = parameters.collect();
         let parameters: Vec<&(dyn ToSql + Sync)> =
-            parameters.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
+            parameters.iter().map(|value| -> &(dyn ToSql + Sync) { value }).collect();
         let row = match self.reader.query_one(&statement.text, &parameters).await {
             Ok(row) => row,
             Err(error) => {

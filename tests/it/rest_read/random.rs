@@ -30,9 +30,7 @@ fn requests() -> impl Strategy<Value = String> {
             ],
         );
         (column(), vec(step, 0..3)).prop_map(|(column, steps)| {
-            let steps: String =
-                steps.into_iter().map(|(arrow, to)| format!("{arrow}{to}")).collect();
-            column + &steps
+            steps.into_iter().fold(column, |field, (arrow, to)| field + arrow + &to)
         })
     };
     let cast = prop_oneof![
@@ -131,8 +129,8 @@ fn requests() -> impl Strategy<Value = String> {
         let encode = |text: &str| {
             text.replace('%', "%25").replace('&', "%26").replace('+', "%2B").replace('#', "%23")
         };
-        let others: String = others.iter().map(|other| format!("&{}", encode(other))).collect();
-        format!("{relation}?select={}{others}", encode(&items.join(",")))
+        let asked = format!("{relation}?select={}", encode(&items.join(",")));
+        others.iter().fold(asked, |asked, other| asked + "&" + &encode(other))
     })
 }
 

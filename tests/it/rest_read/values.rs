@@ -1,5 +1,6 @@
 //! Values of all types under all operators.
 
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use walcast::rest::statement::Form;
 
 use super::World;
@@ -107,7 +108,7 @@ async fn values_are_read_as_quoted_literals() {
                     Err(error) => Err(error.code().unwrap().code().to_owned()),
                 };
                 let value = if is_test { "" } else { value };
-                let value: String = value.bytes().map(|byte| format!("%{byte:02x}")).collect();
+                let value = percent_encode(value.as_bytes(), NON_ALPHANUMERIC);
                 let request = format!("t?select=c1&c{number}={word}{value}");
                 let statement = world.statement(&request, Form::None, None).unwrap();
                 let answer = world.answer(&statement).await.map(|answer| answer.page_total);

@@ -13,6 +13,9 @@ use crate::rest::Problem;
 use crate::rest::schema::{Argument, Function, Schema};
 use crate::rest::statement::read::similar;
 
+/// Arguments named to the client at most: as many as a function of Postgres can have.
+const NAMED_MAX: usize = 100;
+
 /// The function of this name that takes arguments of these names.
 ///
 /// # Errors
@@ -76,8 +79,17 @@ fn describe(function: &Function) -> String {
 }
 
 fn unknown(schema: &Schema, schema_name: &str, name: &str, arguments: &[&str]) -> Problem {
-    let names = arguments.join(", ");
-    let (called, searched) = match arguments {
+    let mut once: Vec<&str> = Vec::new();
+    for argument in arguments {
+        if once.len() == NAMED_MAX {
+            break;
+        }
+        if !once.contains(argument) {
+            once.push(argument);
+        }
+    }
+    let names = once.join(", ");
+    let (called, searched) = match once.as_slice() {
         [] => (String::from(" without parameters"), String::from(" without parameters")),
         [_] => (format!("({names})"), format!(" with parameter {names}")),
         _ => (format!("({names})"), format!(" with parameters {names}")),
@@ -89,7 +101,7 @@ fn unknown(schema: &Schema, schema_name: &str, name: &str, arguments: &[&str]) -
          the schema cache."
     );
     let problem = Problem::new(StatusCode::NOT_FOUND, "PGRST202", message).with_details(details);
-    match closest(schema, schema_name, name, arguments) {
+    match closest(schema, schema_name, name, &once) {
         Some(closest) => {
             problem.with_hint(format!("Perhaps you meant to call the function {closest}"))
         }
@@ -218,11 +230,19 @@ mod tests {
         );
         check(
             "nothnig",
-            &["x"],
+            &["x", "x"],
             "PGRST202 Could not find the function api.nothnig(x) in the schema cache | \"Searched \
              for the function api.nothnig with parameter x, but no matches were found in the \
              schema cache.\" | Perhaps you meant to call the function api.nothing",
         );
+    }
+
+    #[test]
+    fn no_more_is_named_than_a_function_could_take() {
+        let names: Vec<String> = (0..200_000).map(|number| format!("a{number}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let problem = choose(&schema(), "api", "add", &names).unwrap_err();
+        assert!(problem.message.contains(", a99) in the schema cache"), "{}", problem.message);
     }
 
     #[test]

@@ -76,13 +76,14 @@ pub fn call(calling: &Calling<'_>) -> Result<Statement, Problem> {
             own = value_relation(function, "pg_catalog.record", "record");
             &own
         }
-        Returns::Row { relation, columns } => match calling.schema.by_oid.get(relation) {
-            Some(relation) => relation,
-            None => {
+        Returns::Row { relation, columns } => {
+            if let Some(relation) = calling.schema.by_oid.get(relation) {
+                relation
+            } else {
                 own = row_relation(function, *relation, columns);
                 &own
             }
-        },
+        }
         Returns::Table { columns } => {
             own = row_relation(function, 0, columns);
             &own

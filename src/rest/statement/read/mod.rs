@@ -5,8 +5,8 @@
 //! Never:  a name that the catalog does not have; a value outside parameters. The text depends on
 //!         the shape of what is asked alone, so that a prepared statement serves many requests.
 //!
-//! The way: [`resolve`](resolve) looks names up (with [`field`], [`relationship`], [`filter`] and
-//! [`cast`]), [`render`] writes the SQL.
+//! The way: `resolve` looks names up (with `field`, `relationship`, `filter` and `cast`), `render`
+//! writes the SQL (with `related` for what is embedded).
 //!
 //! Counts. [`Count::Exact`] is in the statement, as `total`. For [`Count::Planned`] there is no
 //! `total`: run what [`estimate`] gives and let [`planned_rows`] read it. For [`Count::Estimated`]
@@ -169,7 +169,7 @@ impl<'a> Selection<'a> {
         for output in &node.outputs {
             match output {
                 Output::All => {
-                    read.extend(node.relation.columns.iter().map(|column| &*column.name))
+                    read.extend(node.relation.columns.iter().map(|column| &*column.name));
                 }
                 Output::Field { place, .. } => read.push(&place.column.name),
                 Output::Embedded(_) => {}

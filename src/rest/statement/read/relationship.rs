@@ -3,7 +3,7 @@
 //! In:     the relation, the target as the client wrote it, perhaps a hint.
 //! Out:    [`Link`]: the one way there.
 //! Never:  a guess: several ways are an error that lists them.
-//! Source: docs.postgrest.org/en/v12/references/api/resource_embedding.html
+//! Source: `docs.postgrest.org/en/v12/references/api/resource_embedding.html`
 
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@
 //! Out:    `with source as (insert, update or delete … returning …) select … from …`.
 //! Never:  a column in `returning` that the answer does not read: each needs the right to read it,
 //!         and makes the policies for reading count; a row refused here, where Postgres can.
-//! Source: spec `rest.md` D3, docs.postgrest.org/en/v12/references/api/tables_views.html
+//! Source: spec `rest.md` D3, docs.postgrest.org/en/v12/references/api, section "Tables and Views"
 
 mod rows;
 #[cfg(test)]

@@ -94,8 +94,8 @@ fn check_source(action: Action<'_>, query: &Query, expected: &str) {
     assert_eq!(source.strip_prefix("with source as ("), Some(expected));
 }
 
-fn columns(names: &[&str]) -> Option<Vec<String>> {
-    Some(names.iter().map(|name| String::from(*name)).collect())
+fn list(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| String::from(*name)).collect()
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn the_same_text_serves_any_number_of_rows() {
 fn a_default_is_evaluated_only_for_rows_that_need_it() {
     let body = array("[…]", &["id", "title"], 2, false);
     let insert = Action::Insert { body: &body, missing: Missing::Default, resolution: None };
-    let query = Query { columns: columns(&["id", "title", "made"]), ..Query::default() };
+    let query = Query { columns: Some(list(&["id", "title", "made"])), ..Query::default() };
     // No row has `made`: Postgres fills it in.
     check_source(
         insert,
@@ -157,7 +157,7 @@ fn an_upsert_sets_what_is_given() {
     let merge = r#" on conflict ("id") do update set "id" = excluded."id", "title" = excluded."title" where pg_catalog.set_config('walcast.rest_merged', (coalesce(nullif(pg_catalog.current_setting('walcast.rest_merged', true), ''), '0')::pg_catalog.int8 + 1)::pg_catalog.text, true) is not null"#;
     let query = Query::default();
     check_source(upsert(Resolution::MergeDuplicates), &query, &format!("{insert}{merge}"));
-    let query = Query { on_conflict: columns(&["title", "made"]), ..Query::default() };
+    let query = Query { on_conflict: Some(list(&["title", "made"])), ..Query::default() };
     let ignore = r#" on conflict ("title", "made") do nothing"#;
     check_source(upsert(Resolution::IgnoreDuplicates), &query, &format!("{insert}{ignore}"));
     let query = Query { filters: vec![filter("id", Operator::Eq, "1")], ..Query::default() };
@@ -195,7 +195,7 @@ fn no_row_is_no_write() {
 fn rows_of_different_shapes_need_columns() {
     let body = array("[…]", &["id", "title"], 2, false);
     check(insert(&body), &Query::default(), "400 PGRST102 All object keys must match");
-    let query = Query { columns: columns(&["id"]), ..Query::default() };
+    let query = Query { columns: Some(list(&["id"])), ..Query::default() };
     let expected = r#"insert into "api"."stories" as t0 ("id") select r."id" from pg_catalog.json_to_recordset($1::pg_catalog.json) as r("id" integer)"#;
     check_source(insert(&body), &query, expected);
 }
