@@ -1,14 +1,12 @@
--- prober: the role that may put probe rows into realtime.messages whatever its policies say; which
---         process serves this connection; whether there is a table at all.
+-- prober: the role that may put probe rows into realtime.messages whatever its policies say; whether
+--         there is a table at all.
 -- in:     $1 text[]  the configured roles, the first ones preferred; BYPASSRLS before those that a
 --         policy lets insert anything, which servers without BYPASSRLS for users have instead
 --         · $2 bool  also those that this login is no member of
--- out:    one row: pid int, started text · found bool (there is a table realtime.messages)
---         · prober text (null: none of the roles may)
+-- out:    one row: found bool (there is a table realtime.messages) · prober text (null: none of the
+--         roles may)
 -- caller: auth/access/pool.rs on connect, as the check login; doctor.rs
 select
-    a.pid,
-    a.backend_start::text as started,
     m.oid is not null as found,
     (
         select r.rolname::text
@@ -32,7 +30,7 @@ select
         order by r.rolbypassrls desc, pg_catalog.array_position($1::text[], r.rolname::text)
         limit 1
     ) as prober
-from pg_catalog.pg_stat_activity as a
+from (select) as always
 left join (
     select
         c.oid,
@@ -40,5 +38,4 @@ left join (
     from pg_catalog.pg_class as c
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
     where n.nspname = 'realtime' and c.relname = 'messages' and c.relkind in ('r', 'p')
-) as m on true
-where a.pid = pg_catalog.pg_backend_pid();
+) as m on true;

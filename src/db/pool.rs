@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{CancelToken, Client};
 use tracing::{debug, warn};
@@ -44,7 +44,7 @@ pub enum Error {
 }
 
 /// What is asked of a new connection.
-type Opening<T> = Pin<Box<dyn Future<Output = Result<T, tokio_postgres::Error>> + Send>>;
+pub type Opening<T> = Pin<Box<dyn Future<Output = Result<T, tokio_postgres::Error>> + Send>>;
 
 /// What ends with whether a connection is in the state of a new one.
 pub type Reset = Pin<Box<dyn Future<Output = bool> + Send>>;
@@ -59,20 +59,31 @@ struct Session<T> {
     state: T,
 }
 
+/// What a use has until its connection is free again, or gone.
+#[derive(Debug, Default)]
+struct Permits {
+    /// A place of the pool.
+    _place: Option<OwnedSemaphorePermit>,
+    /// Whatever else it was given.
+    held: Option<OwnedSemaphorePermit>,
+}
+
 /// A connection in use, and one place of the pool. Dropped before it is given back, also with the
 /// future that uses it, the connection is ended, and its place is free once it has.
 pub struct Lease<T: Send + 'static> {
     session: Option<Session<T>>,
-    permit: Option<OwnedSemaphorePermit>,
+    permits: Permits,
     inbox: mpsc::Sender<Left<T>>,
+    idle: Idle<T>,
+    uses_max: u32,
 }
 
 /// A connection whose user has gone.
 enum Left<T> {
     /// Something may still run on it.
-    Abandoned(Session<T>, Option<OwnedSemaphorePermit>),
+    Abandoned(Session<T>, Permits),
     /// It is being reset.
-    Returning(Session<T>, Option<OwnedSemaphorePermit>, Reset),
+    Returning(Session<T>, Permits, Reset),
 }
 
 impl<T: Send + 'static> Lease<T> {
@@ -82,15 +93,35 @@ impl<T: Send + 'static> Lease<T> {
     }
 
     /// What is known about it.
-    pub fn state(&mut self) -> &mut T {
+    pub fn state(&self) -> &T {
+        &self.session.as_ref().expect("it is taken only by what consumes the lease").state
+    }
+
+    /// The same, to be changed.
+    pub fn state_mut(&mut self) -> &mut T {
         &mut self.session.as_mut().expect("it is taken only by what consumes the lease").state
+    }
+
+    /// Keeps a permit of the user's until the connection is free again, or gone.
+    pub fn hold(&mut self, permit: OwnedSemaphorePermit) {
+        self.permits.held = Some(permit);
+    }
+
+    /// Gives it back at once: nothing runs on it, and it was reset.
+    pub fn give_back_reset(mut self) {
+        let Some(mut session) = self.session.take() else { return };
+        session.uses += 1;
+        if session.uses < self.uses_max && !session.client.is_closed() {
+            lock(&self.idle).push(session);
+        }
     }
 
     /// Gives it back once `reset` has ended, if it says that nothing is left of this use.
     pub fn give_back(mut self, reset: Reset) {
         let Some(session) = self.session.take() else { return };
         // There is room for every place of the pool. Without a keeper everything ends anyway.
-        let _ = self.inbox.try_send(Left::Returning(session, self.permit.take(), reset));
+        let _ =
+            self.inbox.try_send(Left::Returning(session, std::mem::take(&mut self.permits), reset));
     }
 }
 
@@ -100,7 +131,7 @@ impl<T: Send + 'static> Drop for Lease<T> {
         if session.client.is_closed() {
             return;
         }
-        let _ = self.inbox.try_send(Left::Abandoned(session, self.permit.take()));
+        let _ = self.inbox.try_send(Left::Abandoned(session, std::mem::take(&mut self.permits)));
     }
 }
 
@@ -109,9 +140,10 @@ pub struct Pool<T: Send + 'static> {
     login: Login,
     name: &'static str,
     wait: Duration,
-    open: fn(Arc<Client>) -> Opening<T>,
-    permits: Arc<Semaphore>,
+    open: Box<dyn Fn(Arc<Client>) -> Opening<T> + Send + Sync>,
+    places: Arc<Semaphore>,
     idle: Idle<T>,
+    uses_max: u32,
     inbox: mpsc::Sender<Left<T>>,
     keeper: JoinHandle<()>,
 }
@@ -144,7 +176,7 @@ impl<T: Send + 'static> Pool<T> {
         login: Login,
         name: &'static str,
         size: Size,
-        open: fn(Arc<Client>) -> Opening<T>,
+        open: impl Fn(Arc<Client>) -> Opening<T> + Send + Sync + 'static,
     ) -> Self {
         let (inbox, left) = mpsc::channel(size.connections.max(1));
         let idle: Idle<T> = Arc::default();
@@ -153,9 +185,10 @@ impl<T: Send + 'static> Pool<T> {
             login,
             name,
             wait: size.wait,
-            open,
-            permits: Arc::new(Semaphore::new(size.connections)),
+            open: Box::new(open),
+            places: Arc::new(Semaphore::new(size.connections)),
             idle,
+            uses_max: size.uses_max,
             inbox,
             keeper: tokio::spawn(kept),
         }
@@ -166,9 +199,17 @@ impl<T: Send + 'static> Pool<T> {
     /// # Errors
     /// [`Error::Busy`] when none is free in time, others when none can be made.
     pub async fn lease(&self) -> Result<Lease<T>, Error> {
-        let permit = timeout(self.wait, Arc::clone(&self.permits).acquire_owned()).await;
-        let permit = permit.map_err(|_| Error::Busy)?;
-        let permit = permit.expect("the semaphore is never closed");
+        self.lease_until(Instant::now() + self.wait).await
+    }
+
+    /// The same, waiting until then.
+    ///
+    /// # Errors
+    /// As [`Self::lease`].
+    pub async fn lease_until(&self, deadline: Instant) -> Result<Lease<T>, Error> {
+        let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned()).await;
+        let place = place.map_err(|_| Error::Busy)?;
+        let place = place.expect("the semaphore is never closed");
         let session = loop {
             let idle = lock(&self.idle).pop();
             match idle {
@@ -177,7 +218,14 @@ impl<T: Send + 'static> Pool<T> {
                 None => break self.connect().await?,
             }
         };
-        Ok(Lease { session: Some(session), permit: Some(permit), inbox: self.inbox.clone() })
+        let permits = Permits { _place: Some(place), held: None };
+        Ok(Lease {
+            session: Some(session),
+            permits,
+            inbox: self.inbox.clone(),
+            idle: Arc::clone(&self.idle),
+            uses_max: self.uses_max,
+        })
     }
 
     async fn connect(&self) -> Result<Session<T>, Error> {
@@ -213,9 +261,9 @@ async fn keep<T: Send + 'static>(
     let executioner = tokio::sync::Mutex::new(());
     futures_util::stream::poll_fn(|context| left.poll_recv(context))
         .for_each_concurrent(None, async |left| {
-            let (session, _permit) = match left {
-                Left::Abandoned(session, permit) => (session, permit),
-                Left::Returning(mut session, permit, reset) => {
+            let (session, _permits) = match left {
+                Left::Abandoned(session, permits) => (session, permits),
+                Left::Returning(mut session, permits, reset) => {
                     let is_reset = timeout(RESET_TIMEOUT, reset).await;
                     session.uses += 1;
                     if session.client.is_closed() {
@@ -223,10 +271,10 @@ async fn keep<T: Send + 'static>(
                     }
                     if is_reset == Ok(true) && session.uses < uses_max {
                         lock(&idle).push(session);
-                        drop(permit);
+                        drop(permits);
                         return;
                     }
-                    (session, permit)
+                    (session, permits)
                 }
             };
             let Session { client, cancel, process, .. } = session;

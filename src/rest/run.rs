@@ -320,7 +320,7 @@ impl Runner {
         let text = &*job.statement.text;
         let asked = Asked { role, schema: job.schema, text };
         let mut plan = if may_be_prepared {
-            lease.state().prepared.plan(job.number, asked)
+            lease.state_mut().prepared.plan(job.number, asked)
         } else {
             Plan::Once
         };
@@ -332,7 +332,7 @@ impl Runner {
             let prepared = prepared.map_err(|error| self.missed(job, &error));
             match opened.transpose().and(prepared) {
                 Ok(statement) => {
-                    lease.state().prepared.keep(job.number, asked, statement.clone());
+                    lease.state_mut().prepared.keep(job.number, asked, statement.clone());
                     plan = Plan::Prepared(statement);
                 }
                 Err(missed) => {
@@ -399,7 +399,7 @@ impl Runner {
                     && !job.is_call
                     && problem::is_about_types(&failure.problem.code) =>
             {
-                lease.state().prepared.forget(asked);
+                lease.state_mut().prepared.forget(asked);
                 Missed::Plan(failure)
             }
             Missed::For(_) | Missed::Connection(_) | Missed::Plan(_) | Missed::TimeZone => missed,

@@ -142,7 +142,10 @@ pub(super) fn plan(
         Target::Root => return Err(Problem::internal()),
         Target::Relation(name) => {
             let relation = relation(picture, asked.schema, name)?;
-            let query = Query::parse(pairs.iter().copied(), |_| false)?;
+            let mut query = Query::parse(pairs.iter().copied(), |_| false)?;
+            if asked.request.method == Method::GET {
+                query.within(asked.request.headers)?;
+            }
             if asked.request.verb == Verb::Read {
                 reading(asked, picture, relation, &query, rows_max)?
             } else {
@@ -298,7 +301,10 @@ fn calling(
         request.verb == Verb::CallReading
             && function.arguments.iter().any(|argument| !name.is_empty() && *argument.name == *name)
     };
-    let query = Query::parse(pairs.iter().copied(), is_argument)?;
+    let mut query = Query::parse(pairs.iter().copied(), is_argument)?;
+    if request.method == Method::GET {
+        query.within(request.headers)?;
+    }
     let is_void = function.returns == Returns::Void;
     let is_minimal =
         preferences.returning == Some(Return::Minimal) && request.method == Method::POST;

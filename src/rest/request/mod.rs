@@ -7,6 +7,7 @@
 
 mod body;
 mod media;
+mod page;
 mod pairs;
 mod preferences;
 mod query;

@@ -274,7 +274,8 @@ struct Keeper {
     loaded_at: Option<Instant>,
     /// When to read again what could not be read for sure.
     unsure_until: Option<Instant>,
-    /// How long it took to compare.
+    /// How long it takes to compare. One that took longer counts as twice the one before at most:
+    /// whatever held it up once is not the size of the catalogs.
     compared_in: Duration,
     /// When to compare without being asked.
     tick: Instant,
@@ -422,7 +423,9 @@ impl Keeper {
         if let Some(known) = self.fingerprint {
             let began = Instant::now();
             let now = load::fingerprint(client).await?;
-            self.compared_in = began.elapsed();
+            let took = began.elapsed();
+            let before = self.compared_in;
+            self.compared_in = if before.is_zero() { took } else { took.min(before * 2) };
             if now.is_as(known) {
                 return Ok(None);
             }

@@ -13,11 +13,11 @@ mod select;
 #[cfg(test)]
 mod tests;
 
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 
 use self::cursor::Cursor;
 use self::key::Key;
-use super::{At, Condition, Query, Range, pairs};
+use super::{At, Condition, Query, Range, page, pairs};
 use crate::rest::Problem;
 
 impl Query {
@@ -67,6 +67,16 @@ impl Query {
         }
         query.ranges.retain(|range| range.what != Range::default());
         Ok(query)
+    }
+
+    /// Leaves of the target's rows those that a `Range` header names, too.
+    ///
+    /// # Errors
+    /// 416 `PGRST103` for a range that ends before it begins.
+    pub fn within(&mut self, headers: &HeaderMap) -> Result<(), Problem> {
+        page::within(entry(&mut self.ranges, Vec::new()), headers)?;
+        self.ranges.retain(|range| range.what != Range::default());
+        Ok(())
     }
 
     /// Reads a query string as it stands in the URL, without its question mark.
