@@ -157,7 +157,10 @@ impl Rows {
         let (parts, body) = request.into_parts();
         let mut body = Incoming::new(body, &parts.headers, self.body_timeout);
         let response = self.serve_route(gate, room, &parts, &mut body).await;
-        let response = response.unwrap_or_else(IntoResponse::into_response);
+        let response = response.unwrap_or_else(|problem| {
+            debug!(code = &*problem.code, "a request for rows was refused");
+            problem.into_response()
+        });
         if !response.status().is_success() {
             body.discard(self.unwanted_max()).await;
         }

@@ -38,7 +38,7 @@ fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
             }
         }
         Value::Array(values) => values.iter().for_each(|value| references(value, found)),
-        _ => {}
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }
 

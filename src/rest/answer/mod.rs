@@ -8,6 +8,7 @@
 
 mod author;
 mod context;
+mod describe;
 mod plan;
 
 use std::sync::Arc;
@@ -20,10 +21,10 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::Problem;
-use super::openapi::{Documents, Privileges};
+use super::openapi::Documents;
 use super::request::{Media, Preference, Preferences, Return, Target, Verb, profile};
 use super::route::Found;
-use super::run::{Demand, Done, Failure, Job, Runner};
+use super::run::{Done, Failure, Job, Runner};
 use super::schema::Schemas;
 use crate::auth::Claims;
 use crate::config;
@@ -82,8 +83,8 @@ impl Rest {
         published: Published,
         settings: &config::Rest,
     ) -> Self {
-        let documents = Documents::default();
-        Self { runner, schemas, published, documents, settings: settings.clone() }
+        let (documents, settings) = (Documents::default(), settings.clone());
+        Self { runner, schemas, published, documents, settings }
     }
 
     /// The answer.
@@ -168,17 +169,6 @@ impl Rest {
         }
     }
 
-    /// Where a write ended in the log, once it is published; none when it is not in time.
-    async fn published(&self, done: &Done, write: Option<Write>) -> Option<Lsn> {
-        let mut write = write?;
-        let time = Duration::from_millis(self.settings.feed_wait_timeout_ms);
-        if done.is_repeated {
-            let place = done.lsn?;
-            return timeout(time, self.published.status.passed(place)).await.ok().map(|()| place);
-        }
-        timeout(time, write.published()).await.ok()
-    }
-
     /// What the application made of a path of its own: what comes behind `/api/`.
     ///
     /// # Errors
@@ -198,6 +188,17 @@ impl Rest {
     /// Whether nobody has signed in, so that more could be allowed to somebody who does.
     pub fn is_anonymous(&self, claims: &Claims) -> bool {
         *claims.role == *self.settings.anon_role
+    }
+
+    /// Where a write ended in the log, once it is published; none when it is not in time.
+    async fn published(&self, done: &Done, write: Option<Write>) -> Option<Lsn> {
+        let mut write = write?;
+        let time = Duration::from_millis(self.settings.feed_wait_timeout_ms);
+        if done.is_repeated {
+            let place = done.lsn?;
+            return timeout(time, self.published.status.passed(place)).await.ok().map(|()| place);
+        }
+        timeout(time, write.published()).await.ok()
     }
 
     /// The answer to OPTIONS that is no browser's question: what can be done.
@@ -228,59 +229,6 @@ impl Rest {
         };
         let allowed = HeaderValue::from_str(&allowed).expect("it is made of methods");
         Ok((StatusCode::OK, [(header::ALLOW, allowed)]).into_response())
-    }
-
-    /// What there is, for those who may know.
-    async fn describe(
-        &self,
-        request: &Request<'_>,
-        preferences: &Preferences,
-        media: Media,
-        schema: &str,
-    ) -> Result<Response, Problem> {
-        let claims = request.claims;
-        if !self.settings.openapi_roles.iter().any(|role| **role == *claims.role) {
-            let status = if self.is_anonymous(claims) {
-                StatusCode::UNAUTHORIZED
-            } else {
-                StatusCode::FORBIDDEN
-            };
-            let message = "The description of this interface is not for this role";
-            return Err(Problem::new(status, "42501", message));
-        }
-        if !matches!(media, Media::OpenApi | Media::Json) {
-            let message = "None of these media types are available: application/openapi+json";
-            return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "PGRST107", message));
-        }
-        let picture = self.schemas.current().await?;
-        let (statement, context) = (Privileges::statement(schema), context::context(request));
-        let job = Job {
-            claims,
-            statement: &statement,
-            schema,
-            number: picture.number,
-            is_read_only: true,
-            is_call: false,
-            context: &context,
-            estimate: None,
-            time_zone: None,
-            no_such_time_zone: None,
-            demand: Demand::default(),
-            origin: None,
-            key: None,
-        };
-        let done = self.runner.run(&job).await.map_err(|failure| failure.problem)?;
-        let privileges = done.answer.body.ok_or_else(Problem::internal)?;
-        let document = self.documents.get(&picture, schema, privileges).await?;
-        let mut headers = HeaderMap::new();
-        let kind = HeaderValue::from_static(media.content_type());
-        headers.insert(header::CONTENT_TYPE, kind);
-        if let Some(applied) = preferences.applied(|it| it == Preference::Handling) {
-            headers.insert(PREFERENCE_APPLIED, applied);
-        }
-        let is_head = *request.method == Method::HEAD;
-        let body = if is_head { Stream::empty() } else { Stream::from(document) };
-        Ok((headers, body).into_response())
     }
 }
 
