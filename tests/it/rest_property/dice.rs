@@ -108,15 +108,14 @@ impl Dice {
         }
         let text = self.text(kind);
         let sql = literal(&text);
-        let value = match kind {
-            Kind::Int if self.percent(70) => {
-                text.trim().parse::<i64>().map_or_else(|_| json!(text), Value::from)
-            }
-            Kind::Jsonb => match serde_json::from_str(&text) {
+        let number = text.trim().parse::<i64>().ok().filter(|_| kind == Kind::Int);
+        let value = match number {
+            Some(number) if self.percent(70) => number.into(),
+            _ if kind == Kind::Jsonb => match serde_json::from_str(&text) {
                 Ok(value) => value,
                 Err(_) => return (Value::Null, "null".into()),
             },
-            Kind::Ints if text == "{1,2}" => json!([1, 2]),
+            _ if kind == Kind::Ints && text == "{1,2}" => json!([1, 2]),
             _ => json!(text),
         };
         (value, sql)

@@ -11,7 +11,7 @@ mod world;
 mod write;
 
 use serde_json::{Value, json};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use self::dice::Dice;
 use self::world::{SCHEMA, TABLES};
@@ -87,9 +87,8 @@ async fn become_caller(oracle: &Client, caller: &Caller) {
 async fn asked(oracle: &Client, caller: &Caller, sql: &str) -> Expected<Vec<String>> {
     let messages = oracle.simple_query(sql).await;
     let messages = messages.map_err(|error| code(&error))?;
-    let row = messages.iter().find_map(|message| match message {
-        tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
+    let row = messages.iter().find_map(|message| {
+        if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None }
     });
     let row = row.unwrap_or_else(|| panic!("a row for {}", caller.role));
     Ok((0..row.len()).map(|column| row.get(column).unwrap().to_owned()).collect())

@@ -9,6 +9,10 @@ pub(super) const ROWS_MAX: usize = 15;
 /// Pairs of a query string.
 pub(super) type Pairs = Vec<(String, String)>;
 
+/// What is embedded: what it is called, how it is asked whether there is any, and its one row: an
+/// alias and where it is from, and of which table.
+type Related = (String, String, Option<(String, &'static Table)>);
+
 /// Rows of one relation in SQL.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
@@ -21,9 +25,8 @@ pub(super) struct Rows {
     orders: Vec<String>,
     pub(super) limit: Option<usize>,
     pub(super) offset: usize,
-    /// What is embedded and can be ordered by or asked about: what it is called, how it is asked
-    /// whether there is any, and its one row.
-    related: Vec<(String, String, Option<(String, &'static Table)>)>,
+    /// What is embedded, to be ordered by or asked about.
+    related: Vec<Related>,
 }
 
 impl Rows {
@@ -191,9 +194,10 @@ fn field(
     }
     let (mut url, mut sql, is_plain) = place(column, &rows.alias, 15, dice);
     if dice.percent(10) {
-        let cast = match column.1 {
-            Kind::Int => *dice.of(&["text", "numeric", "int8", "double precision"]),
-            _ => *dice.of(&["text", "varchar"]),
+        let cast = if column.1 == Kind::Int {
+            *dice.of(&["text", "numeric", "int8", "double precision"])
+        } else {
+            *dice.of(&["text", "varchar"])
         };
         url = format!("{url}::{cast}");
         sql = format!("({sql})::{cast}");
@@ -402,7 +406,10 @@ fn test(table: &Table, rows: &Rows, in_tree: bool, dice: &mut Dice) -> (String, 
         let sql = format!("{}.no_such = '1'", rows.alias);
         return ("no_such".into(), format!("{not}eq.1"), negated(sql));
     }
-    let column = *dice.of(table.columns);
+    // A column that what is embedded is called after is not meant by its name.
+    let is_own = |(name, _): &&Column| rows.related.iter().all(|(related, ..)| related != name);
+    let columns: Vec<&Column> = table.columns.iter().filter(is_own).collect();
+    let column = **dice.of(&columns);
     let (url, sql, is_plain) = place(column, &rows.alias, 4, dice);
     // What is inside JSON is JSON, or text after a last `->>`.
     let kind = match (is_plain, sql.contains("->>")) {
@@ -501,7 +508,19 @@ fn comparison(kind: Kind, sql: &str, in_tree: bool, dice: &mut Dice) -> (String,
         Kind::Range => RANGE,
         Kind::Texts | Kind::Ints if dice.percent(60) => &RANGE[..3],
         Kind::Jsonb if dice.percent(50) => &RANGE[..2],
-        _ => ORDER,
+        Kind::Int
+        | Kind::Text
+        | Kind::Numeric
+        | Kind::Real
+        | Kind::Bool
+        | Kind::Date
+        | Kind::Time
+        | Kind::Uuid
+        | Kind::Mood
+        | Kind::Email
+        | Kind::Texts
+        | Kind::Ints
+        | Kind::Jsonb => ORDER,
     };
     let is_listed = !matches!(kind, Kind::Texts | Kind::Ints | Kind::Range);
     if is_listed && dice.percent(20) {

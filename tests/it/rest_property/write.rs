@@ -82,7 +82,7 @@ fn returning(table: &Table, pairs: &Pairs) -> String {
         None => true,
         Some(list) => list.split(',').any(|item| {
             let item =
-                item.rsplit_once(":").filter(|_| !item.contains("::")).map_or(item, |it| it.1);
+                item.rsplit_once(':').filter(|_| !item.contains("::")).map_or(item, |it| it.1);
             let item = item
                 .split_once(':')
                 .map_or(item, |(_, rest)| if rest.starts_with(':') { item } else { rest });
@@ -183,11 +183,11 @@ fn insert(
             conflict = vec!["label"];
             pairs.push(("on_conflict".into(), "label".into()));
         }
-        sql.push_str(&format!(" on conflict ({}) do ", conflict.join(", ")));
+        sql.extend([" on conflict (", &conflict.join(", "), ") do "]);
         if is_merge {
             let sets: Vec<String> =
                 names.iter().map(|name| format!("{name} = excluded.{name}")).collect();
-            sql.push_str(&format!("update set {}", sets.join(", ")));
+            sql.extend(["update set ", &sets.join(", ")]);
         } else {
             sql.push_str("nothing");
         }
@@ -241,7 +241,7 @@ pub(super) fn call(is_get: bool, dice: &mut Dice) -> (Pairs, Value, String) {
         }
     }
     if let Some(high) = high {
-        sql.push_str(&format!(", {}", literal(high)));
+        sql.extend([", ", &literal(high)]);
     }
     sql.push(')');
     (pairs, Value::Object(body), sql)
