@@ -545,3 +545,40 @@ async fn an_estimate_names_no_row_that_is_hidden() {
     let planned = count("/authors?select=id&id=eq.3", "planned").await;
     assert_eq!(planned, count("/authors?select=id&id=eq.4", "planned").await, "seen or not");
 }
+
+#[tokio::test]
+async fn what_differs_in_values_alone_is_one_statement() {
+    let service = Service::with(|config| config.rest.pool_size = 1).await;
+    let admin = service.admin().await;
+    let sql = format!(
+        "{}; create function kept() returns bigint language sql volatile as
+            $$ select count(*) from pg_prepared_statements where statement like '%kinds%' $$;
+        notify pgrst, 'reload schema'",
+        world::SCHEMA
+    );
+    admin.batch_execute(&sql).await.unwrap();
+    let kept =
+        async || ask("POST", "/rpc/kept").bearing(&service_role()).send(&service).await.json();
+    for round in 1..=12_usize {
+        let values = vec!["'; select 1 --"; round].join("\",\"");
+        let path =
+            format!("/kinds?name=in.(\"{values}\")&id=gt.{round}&limit={round}&offset={round}");
+        let path = encoded(&path)
+            .replace("%2F", "/")
+            .replace("%3F", "?")
+            .replace("%3D", "=")
+            .replace("%26", "&");
+        let answer = ask("GET", &path).bearing(&service_role()).send(&service).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let rows: Vec<Value> =
+            (0..round).map(|id| json!({ "id": 900 + id, "name": values })).collect();
+        let answer = ask("POST", "/kinds?on_conflict=id")
+            .bearing(&service_role())
+            .json(&Value::Array(rows))
+            .with("prefer", "resolution=merge-duplicates")
+            .send(&service)
+            .await;
+        assert!(answer.status < 300, "{answer:?}");
+    }
+    assert_eq!(kept().await, 2);
+}
