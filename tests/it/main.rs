@@ -29,6 +29,8 @@ mod rest_schema;
 mod rest_syntax;
 mod rest;
 mod rest_write;
+mod rest_property;
+mod rest_statement;
 mod rls;
 mod rls_differential;
 mod rls_world;

@@ -23,7 +23,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn parse(response: &[u8]) -> Self {
+    pub(crate) fn parse(response: &[u8]) -> Self {
         let response = std::str::from_utf8(response).unwrap();
         let (head, body) = response.split_once("\r\n\r\n").expect("a whole head");
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -82,8 +82,15 @@ impl Ask {
         self.with("content-type", "application/json")
     }
 
-    pub(crate) fn text(self, body: &str) -> Self {
-        Self { body: body.into(), ..self }
+    /// With this body of this type.
+    pub(crate) fn text(self, kind: &str, body: &str) -> Self {
+        self.bytes_of(body).with("content-type", kind)
+    }
+
+    /// With this body, whatever it is.
+    pub(crate) fn bytes_of(mut self, body: &str) -> Self {
+        self.body = body.into();
+        self
     }
 
     fn bytes(&self) -> String {

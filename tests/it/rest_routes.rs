@@ -239,7 +239,7 @@ async fn keys_of_a_route_are_not_the_clients() {
         let ask = ask_at("POST", &format!("/api/notes{query}")).json(&sent);
         assert_eq!(answer(&service, ask).await.status, 400, "{query} {sent}");
     }
-    let ask = ask_at("POST", "/api/notes").with("content-type", "text/csv").text("id,owner\nx,me");
+    let ask = ask_at("POST", "/api/notes").text("text/csv", "id,owner\nx,me");
     assert_eq!(answer(&service, ask).await.problem(), (400, "PGRST102".into()));
     let row = admin.query_one("select count(*) from reading.notes where owner = 'me'", &[]).await;
     assert_eq!(row.unwrap().get::<_, i64>(0), 0);

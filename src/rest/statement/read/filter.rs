@@ -134,7 +134,10 @@ pub(super) fn compare(place: &Place<'_>, test: &Test, alias: Alias, sql: &mut Sq
 /// Writes the text search configuration, when there is one, as a first argument.
 fn configuration(config: Option<&str>, sql: &mut Sql) {
     if let Some(config) = config {
-        sql.value(config.to_owned()).push("::pg_catalog.regconfig, ");
+        // Digits alone would be an OID, which nobody looks up before it is used.
+        let is_number = config.bytes().all(|byte| byte.is_ascii_digit());
+        let name = if is_number { format!("\"{config}\"") } else { config.to_owned() };
+        sql.value(name).push("::pg_catalog.regconfig, ");
     }
 }
 

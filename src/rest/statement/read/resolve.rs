@@ -153,6 +153,10 @@ impl Window {
 /// ten, and a request line would hold thousands.
 const EMBEDDINGS_MAX: usize = 100;
 
+/// Columns of one list, with those that its rows are ordered by: a row of Postgres has 1,664 at
+/// most, of which joins take some.
+const COLUMNS_MAX: usize = 1_500;
+
 /// Looks up all names of a query.
 ///
 /// # Errors
@@ -317,7 +321,12 @@ impl<'a> Resolver<'a, '_> {
             offset: next.offset.or(range.offset),
         });
         let window = Window::new(range, self.rows_max);
-        Ok(Node { relation, outputs, filters, orders, window, embeddings })
+        let node = Node { relation, outputs, filters, orders, window, embeddings };
+        if node.names().len() + node.orders.len() > COLUMNS_MAX {
+            let expected = format!("at most {COLUMNS_MAX} columns, with those of the order");
+            return Err(Problem::query("select parameter", expected));
+        }
+        Ok(node)
     }
 
     fn embedding(

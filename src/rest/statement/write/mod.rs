@@ -229,12 +229,12 @@ fn on_conflict(columns: &[&str], rows: &Rows<'_>, resolution: Resolution, sql: &
         sql.push(if place == 0 { "" } else { ", " }).name(column);
     }
     sql.push(") do ");
-    if resolution == Resolution::IgnoreDuplicates || rows.columns().is_empty() {
+    if resolution == Resolution::IgnoreDuplicates || rows.merged().next().is_none() {
         sql.push("nothing");
         return;
     }
     sql.push("update set ");
-    for (place, column) in rows.columns().iter().enumerate() {
+    for (place, column) in rows.merged().enumerate() {
         sql.push(if place == 0 { "" } else { ", " }).name(&column.name);
         sql.push(" = excluded.").name(&column.name);
     }

@@ -17,6 +17,8 @@ use crate::rest::sql::Sql;
 pub(super) struct Rows<'a> {
     /// What is written, each once.
     columns: Vec<&'a Column>,
+    /// What is meant to be written and no row has: it gets its default.
+    left: Vec<&'a Column>,
     text: &'a Bytes,
     shape: Shape,
     /// Whether a column that a row does not have gets its default, row by row.
@@ -61,16 +63,23 @@ impl<'a> Rows<'a> {
             }
         }
         let fills = missing == Missing::Default;
-        if fills {
-            // What no row has is left to Postgres.
-            columns.retain(|column| keys.iter().any(|key| **key == *column.name));
-        }
-        Ok(Self { columns, text, shape, fills: fills && !is_uniform })
+        // What no row has is left to Postgres.
+        let (columns, left): (Vec<_>, Vec<_>) = columns
+            .into_iter()
+            .partition(|column| !fills || keys.iter().any(|key| **key == *column.name));
+        Ok(Self { columns, left, text, shape, fills: fills && !is_uniform })
     }
 
     /// What is written, each column once.
     pub(super) fn columns(&self) -> &[&'a Column] {
         &self.columns
+    }
+
+    /// What a row that is there already is set to: what is written, and defaults that are meant to
+    /// be.
+    pub(super) fn merged(&self) -> impl Iterator<Item = &'a Column> {
+        let left = self.left.iter().copied().filter(|column| !column.generated);
+        self.columns.iter().copied().chain(left)
     }
 
     /// How many rows there are.
