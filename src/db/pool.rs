@@ -65,6 +65,8 @@ pub struct Lease<T: Send + 'static> {
     session: Option<Session<T>>,
     permit: Option<OwnedSemaphorePermit>,
     inbox: mpsc::Sender<Left<T>>,
+    idle: Idle<T>,
+    uses_max: u32,
 }
 
 /// A connection whose user has gone.
@@ -92,6 +94,21 @@ impl<T: Send + 'static> Lease<T> {
         // There is room for every place of the pool. Without a keeper everything ends anyway.
         let _ = self.inbox.try_send(Left::Returning(session, self.permit.take(), reset));
     }
+
+    /// Gives it back, after nothing was left of this use.
+    pub fn give_back_reset(mut self) {
+        let Some(session) = &mut self.session else { return };
+        session.uses += 1;
+        if session.uses >= self.uses_max || session.client.is_closed() {
+            // Dropped, it is ended.
+            return;
+        }
+        if let Some(session) = self.session.take() {
+            lock(&self.idle).push(session);
+        }
+        // Whoever waits for its place finds it there.
+        drop(self.permit.take());
+    }
 }
 
 impl<T: Send + 'static> Drop for Lease<T> {
@@ -112,6 +129,7 @@ pub struct Pool<T: Send + 'static> {
     open: fn(Arc<Client>) -> Opening<T>,
     permits: Arc<Semaphore>,
     idle: Idle<T>,
+    uses_max: u32,
     inbox: mpsc::Sender<Left<T>>,
     keeper: JoinHandle<()>,
 }
@@ -156,6 +174,7 @@ impl<T: Send + 'static> Pool<T> {
             open,
             permits: Arc::new(Semaphore::new(size.connections)),
             idle,
+            uses_max: size.uses_max,
             inbox,
             keeper: tokio::spawn(kept),
         }
@@ -177,7 +196,13 @@ impl<T: Send + 'static> Pool<T> {
                 None => break self.connect().await?,
             }
         };
-        Ok(Lease { session: Some(session), permit: Some(permit), inbox: self.inbox.clone() })
+        Ok(Lease {
+            session: Some(session),
+            permit: Some(permit),
+            inbox: self.inbox.clone(),
+            idle: Arc::clone(&self.idle),
+            uses_max: self.uses_max,
+        })
     }
 
     async fn connect(&self) -> Result<Session<T>, Error> {
