@@ -109,11 +109,17 @@ impl<T: Send + 'static> Lease<T> {
 
     /// Gives it back at once: nothing runs on it, and it was reset.
     pub fn give_back_reset(mut self) {
-        let Some(mut session) = self.session.take() else { return };
+        let Some(session) = &mut self.session else { return };
         session.uses += 1;
-        if session.uses < self.uses_max && !session.client.is_closed() {
+        if session.uses >= self.uses_max || session.client.is_closed() {
+            // Dropped, it is ended.
+            return;
+        }
+        if let Some(session) = self.session.take() {
             lock(&self.idle).push(session);
         }
+        // Whoever waits for its place finds it there.
+        drop(std::mem::take(&mut self.permits));
     }
 
     /// Gives it back once `reset` has ended, if it says that nothing is left of this use.

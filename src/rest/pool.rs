@@ -45,6 +45,8 @@ pub(super) fn open(login: Login, settings: &config::Rest) -> Pool {
 pub(super) struct State {
     /// `sql/rest/settings.sql`
     pub(super) settings: Statement,
+    /// `sql/rest/settings_plain.sql`
+    pub(super) settings_plain: Statement,
     /// `sql/rest/prepared.sql`
     pub(super) left: Statement,
     /// `statement_timeout` of a new connection, in milliseconds; 0 for none.
@@ -55,13 +57,15 @@ pub(super) struct State {
 
 impl State {
     async fn ask(client: Arc<Client>) -> Result<Self, tokio_postgres::Error> {
-        let (settings, left, row) = tokio::try_join!(
+        let (settings, settings_plain, left, row) = tokio::try_join!(
             client.prepare(include_str!("../../sql/rest/settings.sql")),
+            client.prepare(include_str!("../../sql/rest/settings_plain.sql")),
             client.prepare(include_str!("../../sql/rest/prepared.sql")),
             client.query_typed_one(include_str!("../../sql/rest/open.sql"), &[]),
         )?;
         let statement_timeout_ms = row.try_get::<_, &str>(0)?.parse().unwrap_or(0);
-        Ok(Self { settings, left, statement_timeout_ms, prepared: Prepared::default() })
+        let prepared = Prepared::default();
+        Ok(Self { settings, settings_plain, left, statement_timeout_ms, prepared })
     }
 }
 

@@ -19,7 +19,7 @@ const AGE_MAX: Duration = Duration::from_secs(5);
 /// Of one role.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct RoleSettings {
-    /// Names and values, in two lists as they are sent.
+    /// Names and values of all but `statement_timeout`, in two lists as they are sent.
     pub(super) names: Vec<String>,
     pub(super) values: Vec<String>,
     /// `statement_timeout` in milliseconds; 0 for none at all.
@@ -52,7 +52,11 @@ impl Isolation {
 impl RoleSettings {
     fn add(&mut self, name: String, value: String) {
         match name.as_str() {
-            "statement_timeout" => self.statement_timeout_ms = milliseconds(&value),
+            "statement_timeout" => {
+                // Every request sets it anyway, to this at most.
+                self.statement_timeout_ms = milliseconds(&value);
+                return;
+            }
             "default_transaction_isolation" => self.isolation = Isolation::parse(&value),
             "default_transaction_read_only" => self.is_read_only = is_on(&value),
             _ => {}
@@ -188,8 +192,10 @@ mod tests {
         settings.add("work_mem".into(), "1MB".into());
         settings.add("statement_timeout".into(), "3s".into());
         assert_eq!(settings.statement_timeout_ms, Some(3000));
-        assert_eq!(settings.names, ["statement_timeout", "work_mem"]);
-        assert_eq!(settings.values, ["3s", "1MB"]);
+        settings.add("work_mem".into(), "2MB".into());
+        settings.add("lock_timeout".into(), "1s".into());
+        assert_eq!(settings.names, ["work_mem", "lock_timeout"]);
+        assert_eq!(settings.values, ["2MB", "1s"]);
         settings.add("default_transaction_read_only".into(), "tru".into());
         settings.add("default_transaction_isolation".into(), "Repeatable Read".into());
         assert!(settings.is_read_only);

@@ -8,7 +8,8 @@
 //! All messages of a request are sent at once, in order (each is sent as its future is first
 //! looked at, hence `biased`): begin, who the caller is (`sql/rest/settings.sql`),
 //! the statement, commit, and what makes the connection new again. The answer goes out when the
-//! commit's is here; the rest is waited for by the pool. Where something fails, Postgres skips what
+//! commit's is here. What makes it new again is in the commit's message; behind a call, which may
+//! leave more, it is one of its own that the pool waits for. Where something fails, Postgres skips what
 //! is in between and the commit rolls back. Only a write whose result must be looked at before it
 //! may stay, and a statement that is being prepared, takes a second round trip.
 //!
@@ -61,6 +62,11 @@ static RESET: LazyLock<String> = LazyLock::new(|| {
     let lines = include_str!("../../sql/rest/reset.sql").lines();
     lines.filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join(" ")
 });
+
+/// One message less is more than what the rest of it costs.
+static COMMIT_READING_AND_RESET: LazyLock<String> = LazyLock::new(|| format!("commit; {}", *RESET));
+
+static COMMIT_AND_RESET: LazyLock<String> = LazyLock::new(|| format!("{COMMIT}; {}", *RESET));
 
 /// What a function can read about the request: PostgREST's `request.*` settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -185,6 +191,14 @@ enum Claimed {
     Before(Answer),
 }
 
+/// When a connection is as a new one again.
+enum Back {
+    /// It is.
+    Now,
+    /// When this has said so.
+    After(Reset),
+}
+
 /// Why one attempt failed.
 enum Missed {
     /// There is nothing to try.
@@ -261,7 +275,9 @@ impl Runner {
         let role = &*job.claims.role;
         let own = self.roles.of(role, &client).await.map_err(|error| self.missed(job, &error))?;
         let begin = begin(job, &own);
-        let settings = lease.state().settings.clone();
+        let is_plain = own.names.is_empty();
+        let state = lease.state();
+        let settings = if is_plain { &state.settings_plain } else { &state.settings }.clone();
         let left = job.is_call.then(|| lease.state().left.clone());
         let timeout_ms = self.timeout_ms(&own, lease.state().statement_timeout_ms).to_string();
         let search_path = self.search_path(job.schema);
@@ -276,10 +292,11 @@ impl Runner {
             &context.cookies,
             &&*job.claims.json,
             &role,
+            &job.origin,
             &own.names,
             &own.values,
-            &job.origin,
         ];
+        let parameters = if is_plain { &parameters[..10] } else { &parameters };
         let begin = match job.key {
             None => Some(client.batch_execute(begin)),
             Some(key) => match self.claim(job, &client, begin, key).await {
@@ -297,7 +314,7 @@ impl Runner {
                         knows_time_zone: false,
                         is_repeated: true,
                     });
-                    return give_back(lease, outcome, ended.is_ok(), reset);
+                    return give_back(lease, outcome, ended.is_ok(), Back::After(reset));
                 }
             },
         };
@@ -305,7 +322,7 @@ impl Runner {
             let (started, set) = tokio::join!(
                 biased;
                 OptionFuture::from(begin),
-                client.execute_raw(&settings, parameters)
+                client.execute_raw(&settings, parameters.iter().copied())
             );
             started.transpose().map_err(|error| self.missed(job, &error))?;
             set.map_err(|error| match (job.time_zone, error.as_db_error()) {
@@ -338,7 +355,7 @@ impl Runner {
                 Err(missed) => {
                     let work = client.simple_query("rollback");
                     let (rolled_back, reset) = followed(work, reset(&client, left)).await;
-                    return give_back(lease, Err(missed), rolled_back.is_ok(), reset);
+                    return give_back(lease, Err(missed), rolled_back.is_ok(), Back::After(reset));
                 }
             }
         }
@@ -361,7 +378,6 @@ impl Runner {
             let rows = client.query_typed_raw(&estimate.text, typed).await?;
             rows.try_collect::<Vec<Row>>().await
         }));
-        let end = if job.is_read_only { "commit" } else { COMMIT };
         let looks_first =
             !job.is_read_only && (job.demand != Demand::default() || job.key.is_some());
         let (outcome, ended, reset) = if looks_first {
@@ -376,11 +392,23 @@ impl Runner {
             let work = async { tokio::join!(biased; kept, client.simple_query(end)) };
             let ((kept, ended), reset) = followed(work, reset(&client, left)).await;
             let kept = kept.transpose().map_err(|error| self.missed(job, &error));
-            (outcome.and_then(|done| kept.map(|_| done)), ended, reset)
+            let ended = ended.map(|messages| position(&messages));
+            (outcome.and_then(|done| kept.map(|_| done)), ended, Back::After(reset))
         } else {
-            let commit = client.simple_query(end);
-            let work = async { tokio::join!(biased; opening, main, estimate, commit) };
-            let ((opened, rows, plan, ended), reset) = followed(work, reset(&client, left)).await;
+            let (opened, rows, plan, ended, reset) = if left.is_some() {
+                let commit = client.simple_query(if job.is_read_only { "commit" } else { COMMIT });
+                let work = async { tokio::join!(biased; opening, main, estimate, commit) };
+                let ((opened, rows, plan, ended), reset) =
+                    followed(work, reset(&client, left)).await;
+                (opened, rows, plan, ended.map(|messages| position(&messages)), Back::After(reset))
+            } else {
+                let end =
+                    if job.is_read_only { &COMMIT_READING_AND_RESET } else { &COMMIT_AND_RESET };
+                let commit = commit_and_reset(&client, end);
+                let (opened, rows, plan, (ended, back)) =
+                    tokio::join!(biased; opening, main, estimate, commit);
+                (opened, rows, plan, ended, back)
+            };
             let outcome = self.outcome(job, opened.transpose(), rows);
             let outcome = outcome.and_then(|done| {
                 let plan = plan.transpose().map_err(|error| self.missed(job, &error))?;
@@ -389,7 +417,7 @@ impl Runner {
             (outcome, ended, reset)
         };
         let outcome = outcome.and_then(|done| match &ended {
-            Ok(messages) => Ok(Done { lsn: position(messages), ..done }),
+            Ok(lsn) => Ok(Done { lsn: *lsn, ..done }),
             Err(error) => Err(self.missed(job, error)),
         });
         let outcome = outcome.map_err(|missed| match missed {
@@ -532,10 +560,13 @@ fn give_back<T>(
     lease: Lease,
     outcome: Result<T, Missed>,
     is_alive: bool,
-    reset: Reset,
+    back: Back,
 ) -> Result<T, Missed> {
     if is_alive && !matches!(outcome, Err(Missed::Connection(_))) {
-        lease.give_back(reset);
+        match back {
+            Back::Now => lease.give_back_reset(),
+            Back::After(reset) => lease.give_back(reset),
+        }
     }
     outcome
 }
@@ -562,6 +593,32 @@ fn is_io(error: &(dyn std::error::Error + 'static)) -> bool {
 /// Whether it is the time zone that is wrong.
 fn is_time_zone(code: &str, message: &str) -> bool {
     code == "22023" && message.contains("\"TimeZone\"")
+}
+
+/// Commits and resets in one message, `text`: where a write ended in the log.
+async fn commit_and_reset(
+    client: &Arc<Client>,
+    text: &str,
+) -> (Result<Option<Lsn>, tokio_postgres::Error>, Back) {
+    let (mut is_over, mut lsn) = (false, None);
+    let run = async {
+        let mut messages = pin!(client.simple_query_raw(text).await?);
+        while let Some(message) = messages.try_next().await? {
+            // The first of it is the commit's.
+            is_over |= matches!(message, SimpleQueryMessage::CommandComplete(_));
+            lsn = lsn.or_else(|| position(std::slice::from_ref(&message)));
+        }
+        Ok(())
+    };
+    match run.await {
+        Ok(()) => (Ok(lsn), Back::Now),
+        Err(error) if is_over => {
+            debug!(error = telemetry::chain(&error), "a connection could not be reset");
+            (Ok(lsn), Back::After(Box::pin(std::future::ready(false))))
+        }
+        // Postgres left out what came after the commit that failed.
+        Err(error) => (Err(error), Back::After(reset(client, None))),
+    }
 }
 
 /// Puts the connection into the state of a new one; whether nothing is left. `left` asks for
