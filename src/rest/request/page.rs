@@ -3,7 +3,7 @@
 //! In:     the headers of a GET, and what its query string says.
 //! Out:    the rows that both name.
 //! Never:  a range of bytes, or of anything else but rows.
-//! Source: docs.postgrest.org/en/v12/references/api/pagination_count.html
+//! Source: `docs.postgrest.org/en/v12/references/api/pagination_count.html`
 
 use axum::http::{HeaderMap, StatusCode, header};
 
