@@ -41,6 +41,8 @@ pub(super) fn any(dice: &mut Dice) -> Write {
             let (filters, rows) = read::only_filters(table, dice);
             pairs.extend(filters);
             let columns = some(table, dice);
+            // A wrong value is noticed only where there is a row to change; a literal always is.
+            dice.may_err = false;
             let (row, values) = row(&columns, false, dice);
             let sets: Vec<String> = columns
                 .iter()
