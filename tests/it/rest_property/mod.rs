@@ -107,6 +107,7 @@ fn status(code: &str, caller: &Caller) -> u16 {
 }
 
 fn check_problem(answer: &Answer, code: &str, caller: &Caller, about: &str) {
+    assert_eq!(answer.status, status(code, caller), "{about}");
     assert_eq!(answer.problem(), (status(code, caller), code.to_owned()), "{about}");
 }
 
