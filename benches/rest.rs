@@ -312,11 +312,13 @@ impl Bench {
                 // As pgbench has it: whoever is free takes the next one of a Poisson process.
                 let unit: f64 = rand::random();
                 let wait = Duration::from_secs_f64(-(1.0 - unit).ln() / rate);
-                let mut due = due.lock().unwrap();
-                *due += wait;
-                let due = *due;
-                thread::sleep(due.saturating_duration_since(Instant::now()));
-                due
+                let mine = {
+                    let mut due = due.lock().unwrap();
+                    *due += wait;
+                    *due
+                };
+                thread::sleep(mine.saturating_duration_since(Instant::now()));
+                mine
             }
         };
         let times = thread::scope(|scope| {

@@ -1,5 +1,5 @@
 -- reset: puts a connection into the state of a new one, but for what it has prepared.
--- caller: rest/run.rs, behind every transaction
+-- caller: rest/run.rs, behind every transaction, where it can in the message that commits
 -- needs:  PostgreSQL 13+, the login that made the connection
 --
 -- What `discard all` does, without `deallocate all`, and in one message. The login comes first: a

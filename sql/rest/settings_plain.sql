@@ -4,8 +4,8 @@
 -- caller: rest/run.rs, first in every other transaction
 -- needs:  PostgreSQL 13+, a login that may become the role
 --
--- What settings.sql does
--- without an aggregate, which costs as much as many settings.
+-- An aggregate over nothing would cost as much as many settings. The role comes last, so that what
+-- is set before it is set as a login that nobody else is.
 select
     pg_catalog.set_config('search_path', $1, true),
     pg_catalog.set_config('statement_timeout', $2, true),
