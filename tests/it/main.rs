@@ -39,6 +39,7 @@ mod spine;
 mod values;
 mod wal;
 mod filter;
+mod guardian;
 mod http_broadcast;
 mod subscribe;
 
