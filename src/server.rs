@@ -242,14 +242,14 @@ async fn serve(
     });
     let token = stop_feed.clone();
     let lacking = Arc::new(Notify::new());
-    let watched = upkeep::Watched {
+    let about = upkeep::Watched {
         logins: Arc::clone(logins),
         replication: config.replication.clone(),
         status: Arc::clone(&status),
         connections: Arc::clone(&connections),
         lacking: Arc::clone(&lacking),
     };
-    let watcher = upkeep::watch_server(watched, token);
+    let watcher = upkeep::watch_server(about, token);
     running.spawn(async move {
         watcher.await;
         ("server watch", Ok(()))

@@ -258,10 +258,8 @@ impl<'a> Guardian<'a> {
         let slot = &self.watched.replication.slot;
         let sql = include_str!("../sql/orphan_slots.sql");
         let asked: [&(dyn ToSql + Sync); 1] = [slot];
-        let rows = match timeout(ANSWER_TIMEOUT, client.query(sql, &asked)).await {
-            Ok(Ok(rows)) => rows,
-            Ok(Err(_)) | Err(_) => return,
-        };
+        let asking = timeout(ANSWER_TIMEOUT, client.query(sql, &asked));
+        let Ok(Ok(rows)) = asking.await else { return };
         gauge(telemetry::ORPHAN_SLOTS, i64::try_from(rows.len()).unwrap_or(i64::MAX));
         let worst = rows.first().and_then(|row| row.get::<_, Option<i64>>("retained_bytes"));
         gauge(telemetry::ORPHAN_RETAINED_BYTES, worst.unwrap_or(0));

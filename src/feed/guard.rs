@@ -102,7 +102,7 @@ impl Pressure {
     }
 
     /// Percent of the budget from which on it holds.
-    const fn from_percent(self) -> u64 {
+    const fn percent(self) -> u64 {
         match self {
             Self::None => 0,
             Self::Warn => 50,
@@ -148,7 +148,7 @@ impl Budget {
         let reached = |level: Pressure| {
             let of = if level == Pressure::GiveUp { self.bytes } else { limit };
             let slack = if level <= self.pressure { HYSTERESIS_PERCENT } else { 0 };
-            percent(of) >= level.from_percent().saturating_sub(slack)
+            percent(of) >= level.percent().saturating_sub(slack)
         };
         let levels = [Pressure::GiveUp, Pressure::Shed, Pressure::Warn];
         self.pressure = levels.into_iter().find(|level| reached(*level)).unwrap_or_default();

@@ -59,6 +59,9 @@ const PASSED: (Duration, Duration) = (Duration::from_millis(1), Duration::from_m
 /// What clients are told when the log does not continue where it ended.
 const GAP: &str = "Some changes were lost: the replication slot does not continue where it ended. Fetch the data again.";
 
+/// How long the sockets have to take that in before they are closed.
+const NOTICE_GRACE: Duration = Duration::from_millis(250);
+
 /// Tables that one connection may describe. It says a definition once, so none can be forgotten
 /// but all: beyond this a new connection is opened.
 const RELATIONS_MAX: usize = 100_000;
@@ -248,6 +251,7 @@ impl Feed {
             let error = match opened {
                 Ok(mut wal) => {
                     let (attached, progress) = (Instant::now(), wal.progress());
+                    let committed = place.committed;
                     self.status.follow(&progress);
                     let ended = tokio::select! {
                         ended = self.attached(&mut wal, &mut place, &shutdown) => ended,
@@ -257,7 +261,7 @@ impl Feed {
                     self.status.held.store(false, Ordering::Relaxed);
                     wal.close().await;
                     place.flushed = progress.position().flushed;
-                    if attached.elapsed() > RECONNECT.1 {
+                    if attached.elapsed() > RECONNECT.1 || place.committed > committed {
                         wait = RECONNECT.0;
                     }
                     match ended {
@@ -297,11 +301,11 @@ impl Feed {
                 | wal::Error::Refused { .. }
                 | wal::Error::Malformed(_) => return Err(error.into()),
             }
-            wait = match state {
-                SlotState::Standby => wait.min(RETRY_SLOWLY),
-                SlotState::PublicationMissing | SlotState::Wedged => RETRY_SLOWLY,
-                _ => wait,
-            };
+            if state == SlotState::Standby {
+                wait = wait.min(RETRY_SLOWLY);
+            } else if [SlotState::PublicationMissing, SlotState::Wedged].contains(&state) {
+                wait = RETRY_SLOWLY;
+            }
             let (code, text) = (state.code(), telemetry::chain(&error));
             let retry_in_ms = wait.as_millis();
             if state == SlotState::Wedged && !repeated {
@@ -408,6 +412,8 @@ impl Feed {
             error!(reason, "changes are missing: the slot does not continue what was published");
             metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
             self.hub.notice_everybody(GAP);
+            // A connection that is told to close takes no more words.
+            tokio::time::sleep(NOTICE_GRACE).await;
             (self.gap.0)();
         }
         let live_from = place.live_from.unwrap_or_default();

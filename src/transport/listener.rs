@@ -228,8 +228,11 @@ impl Connections {
     /// many.
     pub fn close_stalled(&self, least: Duration) -> usize {
         let stalls = |outbox: &Arc<Outbox>| outbox.stalled().is_some_and(|since| since >= least);
-        let stalled = self.all().into_iter().filter(stalls);
-        stalled.map(|outbox| outbox.close(CloseReason::TooSlow)).count()
+        let stalled: Vec<_> = self.all().into_iter().filter(stalls).collect();
+        for outbox in &stalled {
+            outbox.close(CloseReason::TooSlow);
+        }
+        stalled.len()
     }
 
     fn clients(&self) -> MutexGuard<'_, Clients> {

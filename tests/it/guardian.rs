@@ -126,7 +126,7 @@ async fn f19_a_second_instance_stands_by_and_follows_within_two_seconds() {
     let first = Program::serving(&database).await;
     let mut second = Program::start(&environment(&database));
     says(&mut second, "(standby): slot").await;
-    assert!((second.metric("walcast_slot_state{state=\"standby\"}").await - 1.0).abs() < 0.1);
+    reaches(&mut second, "walcast_slot_state{state=\"standby\"}", 1.0).await;
     // Long enough for its pauses to have grown.
     for _ in 0..8 {
         second.line("code=\"standby\"").await;
@@ -198,12 +198,11 @@ async fn f23_a_slot_over_its_budget_warns_sheds_and_is_given_up_before_the_disk_
     lock.batch_execute("begin; lock table doors in access exclusive mode").await.unwrap();
     client.batch_execute("insert into held values (1)").await.unwrap();
     program.line("changes are held until Postgres answers").await;
-    fill(&client, 2).await;
+    fill(&client, 3).await;
     let warned = program.line("the slot keeps much of the WAL it may keep").await;
     assert!(warned.contains("code=\"wal_budget\" level=\"warn\""), "{warned}");
     reaches(&mut program, "walcast_wal_pressure", 1.0).await;
     assert!((program.metric("walcast_wal_budget_bytes").await - 67_108_864.0).abs() < 1.0);
-    fill(&client, 1).await;
     fill(&client, 2).await;
     program.line("the slot was given up, because it kept more WAL than its budget").await;
     // The lock's transaction is open: the new slot waits for it, and goes on trying.
@@ -246,7 +245,7 @@ async fn f23_a_slot_that_may_not_be_given_up_is_kept_and_said() {
 #[tokio::test]
 async fn f24_an_idle_slot_follows_the_log_of_others_but_never_past_what_is_held() {
     let (_cluster, database) = alone("f24", &[]).await;
-    let service = Service::on(database, |_| ()).await;
+    let service = Service::on(database, |config| config.replication.replay_window_ms = 0).await;
     let admin = service.admin().await;
     admin.batch_execute(TABLE_HELD).await.unwrap();
     // Nobody writes to a published table.
@@ -302,7 +301,7 @@ async fn f25_a_publication_that_was_away_wedges_the_slot_until_it_is_replaced() 
     for _ in 0..2 {
         program.line("code=\"slot_wedged\"").await;
     }
-    assert!(first.elapsed() > Duration::from_millis(1000), "{:?}", first.elapsed());
+    assert!(first.elapsed() > Duration::from_secs(1), "{:?}", first.elapsed());
     let (done, said) = replace(&environment(&database)).await;
     assert!(done && said.contains("dropped with all it held, and made anew"), "{said}");
     let told = socket.expect("system").await;
