@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use walcast::config::{Config, Loaded};
 use walcast::db::{Login, install};
 use walcast::doctor::{self, Level};
-use walcast::{dev, server, telemetry};
+use walcast::{dev, server, telemetry, wal};
 
 pub(crate) use advice::explained;
 pub(crate) use healthcheck::called_by_another_name;
@@ -52,6 +52,9 @@ enum Command {
         #[arg(long)]
         fix: bool,
     },
+    /// Look after the replication slot.
+    #[command(subcommand)]
+    Slot(Slot),
     /// Make a token, or explain one.
     Token(token::Flags),
     /// Remove what walcast made and nothing uses.
@@ -62,6 +65,13 @@ enum Command {
     },
     /// Exit 0 when the service on this machine is healthy; for container probes.
     Healthcheck,
+}
+
+#[derive(Subcommand)]
+enum Slot {
+    /// Give up what the slot still holds and make a new one that starts now: the way out of a slot
+    /// that is wedged. Whoever serves goes on from there, and tells every client to read again.
+    Replace,
 }
 
 #[derive(Args)]
@@ -90,6 +100,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Dev(options) => private(&load(Vec::new())?, &options),
         Command::Migrate => migrate(load(Vec::new())?),
         Command::Doctor { fix } => doctor(load(Vec::new())?, fix),
+        Command::Slot(Slot::Replace) => replace_slot(load(Vec::new())?),
         Command::Token(flags) => token::run(&flags, &load(Vec::new())?.config, SystemTime::now()),
         Command::Uninstall { drop_slot } => uninstall(load(Vec::new())?, drop_slot),
         Command::Healthcheck => healthcheck::ask(load(Vec::new())?.config.server.bind),
@@ -196,6 +207,23 @@ fn doctor(loaded: Loaded, fix: bool) -> anyhow::Result<ExitCode> {
     }
     writeln!(out, "{} ok, {} warnings, {red} red", count(Level::Ok), count(Level::Warn))?;
     Ok(if red > 0 || failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn replace_slot(loaded: Loaded) -> anyhow::Result<ExitCode> {
+    start_logging(&loaded)?;
+    let config = loaded.config;
+    let given = &config.database.replication_url;
+    let login = if given.is_empty() {
+        owner(&config)?
+    } else {
+        let timeout = Duration::from_millis(config.database.connect_timeout_ms);
+        Login::parse(given.expose(), timeout).context("WALCAST_REPLICATION_URL")?
+    };
+    let existed = runtime()?.block_on(wal::replace(&login, &config.replication))?;
+    let (name, mut out) = (&config.replication.slot, std::io::stdout().lock());
+    let dropped = if existed { "dropped with all it held, and " } else { "" };
+    writeln!(out, "slot {name}: {dropped}made anew; it holds what commits from now on")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn uninstall(loaded: Loaded, drop_slot: bool) -> anyhow::Result<ExitCode> {

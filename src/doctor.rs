@@ -12,6 +12,7 @@ use tokio_postgres::{Client, Row};
 use crate::auth::jwt::{Refreshed, Verifier};
 use crate::config::{Config, DeleteMode};
 use crate::db::{self, Login, install, logins};
+use crate::feed::CATALOG_AGE_MUCH;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +67,7 @@ pub struct Finding {
     pub mend: Option<Mend>,
 }
 
-/// An inactive slot that holds back more than this is worth a warning of its own.
+/// An inactive slot that holds back more than this, or half its budget, is worth an alarm.
 const RETAINED_BYTES_MUCH: i64 = 1024 * 1024 * 1024;
 
 /// Minor versions with the fixes that Row Level Security stands on.
@@ -383,7 +384,7 @@ async fn slots(
     let rows = client.query(include_str!("../sql/doctor/slots.sql"), &[name]).await?;
     match rows.iter().find(|row| row.get("ours")) {
         None => findings.ok(format!("slot {name} is not there yet; the first start makes it")),
-        Some(row) => our_slot(name, row, findings),
+        Some(row) => our_slot(name, row, config, findings),
     }
     for row in rows.iter().filter(|row| !row.get::<_, bool>("ours")) {
         let name: String = row.get("name");
@@ -395,7 +396,7 @@ async fn slots(
     Ok(())
 }
 
-fn our_slot(name: &str, row: &Row, findings: &mut Findings) {
+fn our_slot(name: &str, row: &Row, config: &Config, findings: &mut Findings) {
     let drop = format!("select pg_drop_replication_slot('{name}');");
     let plugin: Option<String> = row.get("plugin");
     if plugin.as_deref() != Some("pgoutput") || row.get("temporary") {
@@ -410,7 +411,9 @@ fn our_slot(name: &str, row: &Row, findings: &mut Findings) {
         return;
     }
     let retained: Option<i64> = row.get("retained_bytes");
-    let shown = megabytes(retained);
+    let budget = i64::try_from(config.replication.wal_budget_bytes).unwrap_or(i64::MAX);
+    let shown = format!("{} (budget {})", megabytes(retained), megabytes(Some(budget)));
+    let used = retained.map_or(0, |bytes| bytes.saturating_mul(100) / budget.max(1));
     let active: bool = row.get("active");
     match row.get::<_, Option<&str>>("wal_status") {
         Some("lost") => findings.red(
@@ -421,13 +424,46 @@ fn our_slot(name: &str, row: &Row, findings: &mut Findings) {
             format!("slot {name} is about to be lost: it holds back {shown} of WAL"),
             by_hand("start walcast, or raise max_slot_wal_keep_size"),
         ),
-        _ if active => findings.ok(format!("slot {name} is being read; {shown} of WAL held back")),
+        _ if active && used >= 50 => findings.warn(
+            format!("slot {name} is being read and holds back {shown} of WAL: {used} %"),
+            by_hand(if config.replication.wal_give_up {
+                "at 100 % walcast gives it up and tells clients to read again; look for what is \
+                 slow, or raise wal_budget_bytes"
+            } else {
+                "wal_give_up is off, so the server's disk may fill; look for what is slow"
+            }),
+        ),
+        _ if active => {
+            findings.ok(format!("slot {name} is being read and holds back {shown} of WAL"));
+        }
         _ => {
-            let much = retained.is_some_and(|bytes| bytes > RETAINED_BYTES_MUCH);
+            let much = used >= 50 || retained.is_some_and(|bytes| bytes > RETAINED_BYTES_MUCH);
             let text = format!("slot {name} is read by nobody and holds back {shown} of WAL");
             let mend = by_hand(format!("start walcast, or give it up: {drop}"));
             if much { findings.red(text, mend) } else { findings.warn(text, mend) }
         }
+    }
+    let age: Option<i32> = row.get("catalog_age");
+    match age {
+        Some(age) if age >= CATALOG_AGE_MUCH => findings.warn(
+            format!(
+                "slot {name} holds back vacuum of the catalogs by {age} transactions (catalog_xmin)"
+            ),
+            by_hand(
+                "look for an old transaction: select pid, xact_start, state from \
+                 pg_stat_activity where xact_start is not null order by xact_start;",
+            ),
+        ),
+        Some(_) | None => {}
+    }
+    let failover: Option<bool> = row.get("failover");
+    if failover.is_some_and(|failover| failover != config.replication.failover) {
+        let text = if config.replication.failover {
+            "is not copied to standbys, so it ends with its server; the next connection alters it"
+        } else {
+            "is copied to standbys, against the settings; the next connection alters it"
+        };
+        findings.warn(format!("slot {name} {text}"), None);
     }
 }
 

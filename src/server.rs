@@ -241,10 +241,15 @@ async fn serve(
         ("deadlines", Ok(()))
     });
     let token = stop_feed.clone();
-    let slot = config.replication.slot.clone();
-    let (lacking, told) = (Arc::new(Notify::new()), Arc::clone(&status));
-    let found = Arc::clone(&lacking);
-    let watcher = upkeep::watch_server(Arc::clone(logins), slot, told, found, token);
+    let lacking = Arc::new(Notify::new());
+    let about = upkeep::Watched {
+        logins: Arc::clone(logins),
+        replication: config.replication.clone(),
+        status: Arc::clone(&status),
+        connections: Arc::clone(&connections),
+        lacking: Arc::clone(&lacking),
+    };
+    let watcher = upkeep::watch_server(about, token);
     running.spawn(async move {
         watcher.await;
         ("server watch", Ok(()))
@@ -363,7 +368,11 @@ fn operations(
 
 fn readiness(status: &Status) -> Result<(), String> {
     if !status.attached.load(Ordering::Relaxed) {
-        return Err("no replication slot is attached".into());
+        let (state, why) = status.slot();
+        // A code for programs, a sentence for people.
+        let why = if why.is_empty() { why } else { format!(": {why}") };
+        let code = state.code();
+        return Err(format!("no replication slot is attached ({code}){why}"));
     }
     if status.held.load(Ordering::Relaxed) {
         return Err("changes are held until Postgres answers".into());

@@ -61,6 +61,22 @@ pub const WITHHELD: &str = "walcast_withheld_total";
 pub const WAL_LAG_BYTES: &str = "walcast_wal_lag_bytes";
 /// Bytes of WAL that the slot keeps on the server's disk.
 pub const WAL_RETAINED_BYTES: &str = "walcast_wal_retained_bytes";
+/// Bytes of WAL that the slot may keep there.
+pub const WAL_BUDGET_BYTES: &str = "walcast_wal_budget_bytes";
+/// What that calls for: 0 nothing, 1 warn, 2 shed, 3 give up.
+pub const WAL_PRESSURE: &str = "walcast_wal_pressure";
+/// Bytes of WAL between the slot's confirmed position and the end of the log.
+pub const SLOT_LAG_BYTES: &str = "walcast_slot_confirmed_lag_bytes";
+/// Bytes of WAL that may still be written before the server gives the slot up; none without limit.
+pub const SLOT_SAFE_BYTES: &str = "walcast_slot_safe_wal_bytes";
+/// Age, in transactions, of the oldest one that the slot keeps catalog rows for.
+pub const SLOT_CATALOG_AGE: &str = "walcast_slot_catalog_xmin_age";
+/// 1 for the state the slot is in, by [`STATE`]; 0 for the others.
+pub const SLOT_STATE: &str = "walcast_slot_state";
+/// Slots named like ours that nobody reads.
+pub const ORPHAN_SLOTS: &str = "walcast_orphan_slots";
+/// Bytes of WAL that the worst of them keeps.
+pub const ORPHAN_RETAINED_BYTES: &str = "walcast_orphan_slots_retained_bytes";
 /// Replication connections opened.
 pub const WAL_CONNECTS: &str = "walcast_wal_connects_total";
 /// Gaps declared to clients, by [`REASON`].
@@ -87,6 +103,8 @@ pub const REPLAY_SECONDS: &str = "walcast_replay_seconds";
 
 /// Label: why.
 pub const REASON: &str = "reason";
+/// Label: a code of `feed::SlotState`.
+pub const STATE: &str = "state";
 /// Label: `ok` or `error`.
 pub const RESULT: &str = "result";
 
@@ -256,6 +274,14 @@ fn describe() {
     describe_counter!(WITHHELD, "Row changes withheld from somebody who asked, by reason.");
     describe_gauge!(WAL_LAG_BYTES, Unit::Bytes, "WAL not yet published.");
     describe_gauge!(WAL_RETAINED_BYTES, Unit::Bytes, "WAL that the slot keeps on the server.");
+    describe_gauge!(WAL_BUDGET_BYTES, Unit::Bytes, "WAL that the slot may keep there.");
+    describe_gauge!(WAL_PRESSURE, "What that calls for: 1 warn, 2 shed, 3 give up.");
+    describe_gauge!(SLOT_LAG_BYTES, Unit::Bytes, "WAL that the slot has not confirmed.");
+    describe_gauge!(SLOT_SAFE_BYTES, Unit::Bytes, "WAL until the server gives the slot up.");
+    describe_gauge!(SLOT_CATALOG_AGE, "Transactions that vacuum of catalogs is held back by.");
+    describe_gauge!(SLOT_STATE, "1 for the state the slot is in.");
+    describe_gauge!(ORPHAN_SLOTS, "Slots named like ours that nobody reads.");
+    describe_gauge!(ORPHAN_RETAINED_BYTES, Unit::Bytes, "WAL that the worst of them keeps.");
     describe_counter!(WAL_CONNECTS, "Replication connections opened.");
     describe_counter!(GAPS, "Gaps declared to clients, by reason.");
     describe_histogram!(LATENCY_SECONDS, Unit::Seconds, "Commit to frames offered.");

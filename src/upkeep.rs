@@ -2,26 +2,31 @@
 //!
 //! In:     the parts that need it; a word to stop.
 //! Out:    caches forgotten in time, logins that exist, partitions for the coming days, gauges.
-//! Never:  anything in the way of a change; an error that ends the service.
+//! Never:  anything in the way of a change, but for a slot that would fill the server's disk; an
+//!         error that ends the service.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::auth::rls::Authorizer;
 use crate::catalog::Catalog;
+use crate::config;
 use crate::db::logins::Logins;
 use crate::db::{self, Login, install};
-use crate::feed::Status;
+use crate::feed::{Budget, CATALOG_AGE_MUCH, Pressure, SlotState, Status};
 use crate::hub::Hub;
 use crate::telemetry;
+use crate::transport::listener::Connections;
 
 /// How often the catalog's fingerprint is compared: the longest time that a change of roles or
 /// functions goes unnoticed. Table definitions, grants and policies are noticed in the log itself.
@@ -29,7 +34,14 @@ const CATALOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the server is asked for our logins and our slot: about the longest time that a login
 /// somebody dropped stays away.
-const SERVER_INTERVAL: Duration = Duration::from_secs(2);
+/// A slot grows by what the server writes meanwhile, and a missing publication is said that late.
+const SERVER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often slots that nobody reads are looked for: while one of them is not certain, and else.
+const ORPHANS_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(1));
+
+/// How long a socket must have taken nothing to be closed for the sake of the server's disk.
+const STALLED_MIN: Duration = Duration::from_secs(1);
 
 /// How long such an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,35 +88,44 @@ pub async fn watch_catalog(
     }
 }
 
-/// Makes our logins again when somebody dropped them, measures the slot, and says when
-/// `realtime.messages` is `lacking` a partition.
-pub async fn watch_server(
-    logins: Arc<Logins>,
-    slot: String,
-    status: Arc<Status>,
-    lacking: Arc<Notify>,
-    shutdown: CancellationToken,
-) {
+/// What the watch over the server is about.
+pub struct Watched {
+    /// The logins that are made again, and whose check login asks.
+    pub logins: Arc<Logins>,
+    /// The slot, its publications and its budget.
+    pub replication: config::Replication,
+    /// What the feed is told, and what it tells of the slot.
+    pub status: Arc<Status>,
+    /// The sockets.
+    pub connections: Arc<Connections>,
+    /// Told when `realtime.messages` lacks a partition.
+    pub lacking: Arc<Notify>,
+}
+
+/// Makes our logins again when somebody dropped them, keeps the slot within its budget, and says
+/// what is missing.
+pub async fn watch_server(watched: Watched, shutdown: CancellationToken) {
     let mut tick = interval(SERVER_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut client = None;
+    let mut guardian = Guardian::new(&watched);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let looking = timeout(ANSWER_TIMEOUT, look(&logins, &slot, &mut client));
+        let looking = timeout(ANSWER_TIMEOUT, look(&watched, &mut client));
         let looked = looking.await;
-        status.answers.store(matches!(looked, Ok(Ok(_))), Ordering::Relaxed);
+        watched.status.answers.store(matches!(looked, Ok(Ok(_))), Ordering::Relaxed);
         let missing = match looked {
             Ok(Ok(seen)) => {
-                status.seen(seen.current_lsn);
-                #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-                #[expect(clippy::as_conversions, reason = "there is no other way to a float")]
-                let retained = seen.retained_bytes.unwrap_or(0) as f64;
-                metrics::gauge!(telemetry::WAL_RETAINED_BYTES).set(retained);
+                watched.status.seen(seen.current_lsn);
+                guardian.keep_to_budget(&seen);
+                if seen.lacks_publication {
+                    watched.status.misses_publication();
+                }
                 if seen.lacks_partition {
-                    lacking.notify_one();
+                    watched.lacking.notify_one();
                 }
                 !seen.has_logins
             }
@@ -118,6 +139,8 @@ pub async fn watch_server(
                 false
             }
         };
+        guardian.look_for_orphans(&mut client).await;
+        let logins = &watched.logins;
         if missing && !logins.made().is_empty() {
             match logins.ensure().await {
                 Ok(()) => info!("logins that were dropped are made again"),
@@ -130,11 +153,159 @@ pub async fn watch_server(
     }
 }
 
+/// Stands between the slot and the server's disk.
+struct Guardian<'a> {
+    watched: &'a Watched,
+    budget: Budget,
+    pressure: Pressure,
+    /// Whether the age of the slot's catalog rows was said.
+    aged: bool,
+    orphans_due: Instant,
+    /// Those seen at the last look, and whether they were told: one that is only between two
+    /// readers is none.
+    orphans: BTreeMap<String, bool>,
+}
+
+impl<'a> Guardian<'a> {
+    fn new(watched: &'a Watched) -> Self {
+        Self {
+            watched,
+            budget: Budget::new(watched.replication.wal_budget_bytes),
+            pressure: Pressure::None,
+            aged: false,
+            orphans_due: Instant::now(),
+            orphans: BTreeMap::new(),
+        }
+    }
+
+    /// Shows what the slot keeps, and does what it calls for.
+    fn keep_to_budget(&mut self, seen: &Seen) {
+        let slot = self.watched.replication.slot.as_str();
+        let budget_bytes = self.budget.bytes();
+        gauge(telemetry::WAL_BUDGET_BYTES, i64::try_from(budget_bytes).unwrap_or(i64::MAX));
+        gauge(telemetry::WAL_RETAINED_BYTES, seen.retained_bytes.unwrap_or(0));
+        gauge(telemetry::SLOT_LAG_BYTES, seen.confirmed_lag_bytes.unwrap_or(0));
+        if let Some(safe) = seen.safe_bytes {
+            gauge(telemetry::SLOT_SAFE_BYTES, safe);
+        }
+        let catalog_age = seen.catalog_age.unwrap_or(0);
+        metrics::gauge!(telemetry::SLOT_CATALOG_AGE).set(f64::from(catalog_age));
+        let aged = catalog_age >= CATALOG_AGE_MUCH;
+        if aged && !self.aged {
+            let code = "catalog_xmin_age";
+            warn!(
+                code,
+                slot,
+                catalog_age,
+                "the slot, or the oldest open transaction, holds back vacuum of the catalogs"
+            );
+        }
+        self.aged = aged;
+
+        let retained_bytes = u64::try_from(seen.retained_bytes.unwrap_or(0)).unwrap_or(0);
+        // What it keeps, and what it may keep beyond that.
+        let limit = seen.safe_bytes.map(|safe| retained_bytes.saturating_add_signed(safe));
+        let pressure = self.budget.look(retained_bytes, limit);
+        metrics::gauge!(telemetry::WAL_PRESSURE).set(f64::from(pressure.level()));
+        let before = std::mem::replace(&mut self.pressure, pressure);
+        if pressure != before {
+            let (code, confirmed_lag_bytes) = ("wal_budget", seen.confirmed_lag_bytes);
+            let (level, server_limit_bytes) = (pressure.name(), limit);
+            if pressure > before {
+                warn!(
+                    code,
+                    level,
+                    slot,
+                    retained_bytes,
+                    confirmed_lag_bytes,
+                    budget_bytes,
+                    server_limit_bytes,
+                    "the slot keeps much of the WAL it may keep"
+                );
+            } else {
+                info!(code, level, slot, retained_bytes, budget_bytes, "the slot keeps less WAL");
+            }
+        }
+        let status = &self.watched.status;
+        status.shed(pressure >= Pressure::Shed);
+        if pressure >= Pressure::Shed {
+            let closed = self.watched.connections.close_stalled(STALLED_MIN);
+            if closed > 0 {
+                warn!(code = "wal_budget", closed, "sockets that take nothing were closed");
+            }
+        }
+        let over = pressure >= Pressure::GiveUp;
+        let may = self.watched.replication.wal_give_up;
+        if over && before < pressure && !may {
+            error!(
+                code = "wal_budget",
+                slot,
+                retained_bytes,
+                budget_bytes,
+                "the slot keeps more WAL than its budget, and wal_give_up is off: the server's disk \
+                 may fill"
+            );
+        }
+        status.give_up(over && may);
+    }
+
+    /// Says which slots look like ours and are read by nobody.
+    async fn look_for_orphans(&mut self, idle: &mut Option<Client>) {
+        if self.orphans_due > Instant::now() {
+            return;
+        }
+        let Some(client) = idle else { return };
+        let slot = &self.watched.replication.slot;
+        let sql = include_str!("../sql/orphan_slots.sql");
+        let asked: [&(dyn ToSql + Sync); 1] = [slot];
+        let asking = timeout(ANSWER_TIMEOUT, client.query(sql, &asked));
+        let Ok(Ok(rows)) = asking.await else { return };
+        gauge(telemetry::ORPHAN_SLOTS, i64::try_from(rows.len()).unwrap_or(i64::MAX));
+        let worst = rows.first().and_then(|row| row.get::<_, Option<i64>>("retained_bytes"));
+        gauge(telemetry::ORPHAN_RETAINED_BYTES, worst.unwrap_or(0));
+        let before = std::mem::take(&mut self.orphans);
+        let mut unsure = false;
+        for row in rows {
+            let (name, retained_bytes) = (row.get::<_, String>("name"), row.get("retained_bytes"));
+            let told = match before.get(&name) {
+                None => false,
+                Some(true) => true,
+                Some(false) => {
+                    let retained_bytes: Option<i64> = retained_bytes;
+                    warn!(
+                        code = "orphan_slot",
+                        slot = name,
+                        retained_bytes,
+                        "a slot named like ours is read by nobody and holds back WAL: drop it with \
+                         pg_drop_replication_slot, unless its reader comes back"
+                    );
+                    true
+                }
+            };
+            unsure |= !told;
+            self.orphans.insert(name, told);
+        }
+        let pause = if unsure { ORPHANS_INTERVAL.0 } else { ORPHANS_INTERVAL.1 };
+        self.orphans_due = Instant::now() + pause;
+    }
+}
+
+/// Sets a gauge to a whole number.
+fn gauge(name: &'static str, value: i64) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    #[expect(clippy::as_conversions, reason = "there is no other way to a float")]
+    metrics::gauge!(name).set(value as f64);
+}
+
 /// What [`look`] found.
 struct Seen {
     has_logins: bool,
     current_lsn: u64,
     retained_bytes: Option<i64>,
+    confirmed_lag_bytes: Option<i64>,
+    safe_bytes: Option<i64>,
+    catalog_age: Option<i32>,
+    lacks_publication: bool,
     lacks_partition: bool,
 }
 
@@ -155,20 +326,26 @@ impl Error {
     }
 }
 
-async fn look(logins: &Logins, slot: &str, idle: &mut Option<Client>) -> Result<Seen, Error> {
+async fn look(watched: &Watched, idle: &mut Option<Client>) -> Result<Seen, Error> {
+    let Watched { logins, replication, .. } = watched;
     let client = match idle.take().filter(|client| !client.is_closed()) {
         Some(client) => client,
         None => logins.check.connect("walcast watch").await?,
     };
     let made = logins.made();
     let sql = include_str!("../sql/watch_server.sql");
-    let row = client.query_one(sql, &[&slot, &made]).await?;
+    let asked: [&(dyn ToSql + Sync); 3] = [&replication.slot, &made, &replication.publications];
+    let row = client.query_one(sql, &asked).await?;
     let lacks = client.query_one(include_str!("../sql/lacks_partition.sql"), &[]).await?;
     *idle = Some(client);
     Ok(Seen {
         has_logins: row.get::<_, i64>("logins") == i64::try_from(made.len()).unwrap_or(0),
         current_lsn: u64::try_from(row.get::<_, i64>("current_lsn")).unwrap_or(0),
         retained_bytes: row.get("retained_bytes"),
+        confirmed_lag_bytes: row.get("confirmed_lag_bytes"),
+        safe_bytes: row.get("safe_bytes"),
+        catalog_age: row.get("catalog_age"),
+        lacks_publication: row.get("missing"),
         lacks_partition: lacks.get(0),
     })
 }
@@ -261,6 +438,11 @@ pub async fn update_metrics(
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         #[expect(clippy::as_conversions, reason = "there is no other way to a float")]
         metrics::gauge!(telemetry::WAL_LAG_BYTES).set(status.lag_bytes() as f64);
+        let now = status.slot().0;
+        for state in SlotState::ALL {
+            let is_in = f64::from(u8::from(state == now));
+            metrics::gauge!(telemetry::SLOT_STATE, telemetry::STATE => state.code()).set(is_in);
+        }
         if let Some(recorder) = &recorder {
             recorder.run_upkeep();
         }

@@ -32,6 +32,9 @@ fn advice(error: &(dyn Error + 'static)) -> Option<&'static str> {
             );
         }
     }
+    if let Some(walcast::wal::Error::SlotBusy { .. }) = error.downcast_ref() {
+        return Some("stop who reads it, and try again");
+    }
     if let Some(walcast::wal::Error::SlotLost { .. }) = error.downcast_ref() {
         return Some("drop it with `select pg_drop_replication_slot(…)`; a start makes a new one");
     }

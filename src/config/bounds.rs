@@ -28,6 +28,7 @@ pub(super) const BOUNDS: &[(&str, i64, i64)] = &[
     ("replication.replay_window_ms", 0, 3_600_000),
     ("replication.replay_window_bytes", 0, 64 * 1024 * 1024 * 1024),
     ("replication.create_timeout_ms", 1_000, 3_600_000),
+    ("replication.wal_budget_bytes", 1024 * 1024, 1024 * 1024 * 1024 * 1024 * 1024),
     ("jwt.jwks_refresh_interval_ms", 10_000, 86_400_000),
     ("jwt.jwks_pause_ms", 1_000, 3_600_000),
     ("jwt.jwks_timeout_ms", 100, 60_000),

@@ -165,12 +165,25 @@ pub struct Replication {
     /// Milliseconds by which the slot's confirmed position trails what was published.
     /// Default 60000, 0 to 3600000.
     pub replay_window_ms: u64,
-    /// At most this many bytes of WAL are held back by that, whichever is less. Default 64 MiB,
-    /// 0 to 64 GiB.
+    /// At most this many bytes of WAL are held back by that, and at most a quarter of
+    /// `wal_budget_bytes`, whichever is less. Default 64 MiB, 0 to 64 GiB.
     pub replay_window_bytes: u64,
     /// Milliseconds that creating the slot may wait for running transactions. Default 60000,
     /// 1000 to 3600000.
     pub create_timeout_ms: u64,
+    /// Bytes of WAL that the slot may keep on the server's disk. From 50 % on the log warns; from
+    /// 80 % on the replay window is let go and sockets that take nothing are closed (1013); at
+    /// 100 % the slot is given up, see `wal_give_up`. Default 16 GiB: hours of a busy server, and
+    /// less than most disks have to spare. 1 MiB to 1 PiB.
+    pub wal_budget_bytes: u64,
+    /// Whether a slot that is over its budget is dropped and a new one made: changes in between
+    /// are lost, and everybody is told so. Otherwise it is kept, and the server's disk may fill.
+    /// Default true, because a full disk stops the database of everybody, and a declared gap costs
+    /// each client one more read.
+    pub wal_give_up: bool,
+    /// Whether the slot is copied to standbys that copy slots, so that it outlives a failover.
+    /// Default true. No effect before version 17.
+    pub failover: bool,
 }
 
 impl Default for Replication {
@@ -186,6 +199,9 @@ impl Default for Replication {
             replay_window_ms: 60_000,
             replay_window_bytes: 64 * 1024 * 1024,
             create_timeout_ms: 60_000,
+            wal_budget_bytes: 16 * 1024 * 1024 * 1024,
+            wal_give_up: true,
+            failover: true,
         }
     }
 }
@@ -727,6 +743,11 @@ fn invalid(name: impl Into<String>, problem: impl Into<String>) -> Error {
 }
 
 impl Replication {
+    /// The replay window in bytes: what the budget leaves of it.
+    pub fn replay_window(&self) -> u64 {
+        self.replay_window_bytes.min(self.wal_budget_bytes / 4)
+    }
+
     /// `sender_timeout_ms` as a duration.
     pub fn sender_timeout(&self) -> Duration {
         Duration::from_millis(self.sender_timeout_ms)

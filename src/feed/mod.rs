@@ -9,6 +9,7 @@
 mod decide;
 mod filters;
 mod frames;
+mod guard;
 mod memory;
 mod messages;
 mod place;
@@ -33,6 +34,7 @@ use crate::telemetry;
 use crate::wal::{self, Format, WalStream};
 
 pub use filters::Filters;
+pub use guard::{Budget, CATALOG_AGE_MUCH, Pressure, SlotState};
 pub use written::{Write, Writes};
 
 use decide::Unanswered;
@@ -44,6 +46,10 @@ use reader::{Definition, Reader, Segment};
 /// Waits between attempts to connect: the first, and what doubling ends at.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// Waits between attempts while only a person can help, and while somebody else reads the slot:
+/// that often it is not too much, and whoever is gone is followed within two seconds.
+const RETRY_SLOWLY: Duration = Duration::from_secs(1);
+
 /// Waits between attempts to get an answer about a held batch.
 const HELD: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
@@ -52,6 +58,9 @@ const PASSED: (Duration, Duration) = (Duration::from_millis(1), Duration::from_m
 
 /// What clients are told when the log does not continue where it ended.
 const GAP: &str = "Some changes were lost: the replication slot does not continue where it ended. Fetch the data again.";
+
+/// How long the sockets have to take that in before they are closed.
+const NOTICE_GRACE: Duration = Duration::from_millis(250);
 
 /// Tables that one connection may describe. It says a definition once, so none can be forgotten
 /// but all: beyond this a new connection is opened.
@@ -96,11 +105,60 @@ pub struct Status {
     current: AtomicU64,
     /// The positions of the stream of now.
     progress: Mutex<Option<wal::Progress>>,
+    /// How it stands with the slot, and the sentence about it.
+    slot: Mutex<(SlotState, String)>,
+    /// What opening the stream waits for.
+    opening: wal::Opening,
+    /// The slot keeps so much WAL that nothing may be kept for convenience.
+    shedding: AtomicBool,
+    /// The slot keeps too much WAL and is to be given up.
+    give_up: watch::Sender<bool>,
+    /// A publication that must exist was not found: look at once.
+    look_for_publications: Notify,
 }
 
 impl Status {
+    /// How it stands with the slot, and in a sentence why it is not read; empty while it is.
+    pub fn slot(&self) -> (SlotState, String) {
+        if let Some(blockers) = self.opening.blockers() {
+            let what = format!("creating the slot waits for open transactions{blockers}");
+            return (SlotState::WaitingForSnapshot, what);
+        }
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_slot(&self, state: SlotState, why: String) {
+        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = (state, why);
+    }
+
+    /// Lets the replay window go while the server's disk matters more.
+    pub fn shed(&self, shedding: bool) {
+        self.shedding.store(shedding, Ordering::Relaxed);
+        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(progress) = progress.as_ref() {
+            progress.shed(shedding);
+        }
+    }
+
+    /// Has the slot given up, or not any more. The feed looks again before it drops it.
+    pub fn give_up(&self, wanted: bool) {
+        self.give_up.send_if_modified(|now| std::mem::replace(now, wanted) != wanted);
+    }
+
+    /// A publication that must exist was not found.
+    pub fn misses_publication(&self) {
+        self.look_for_publications.notify_one();
+    }
+
+    async fn is_to_be_given_up(&self) {
+        let mut wanted = self.give_up.subscribe();
+        // Whoever holds the sender is who waits.
+        let _ = wanted.wait_for(|wanted| *wanted).await;
+    }
+
     fn follow(&self, progress: &wal::Progress) {
         let mut current = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.shed(self.shedding.load(Ordering::Relaxed));
         *current = Some(progress.clone());
     }
 
@@ -186,60 +244,95 @@ impl Feed {
                     &self.login,
                     &self.replication,
                     place.committed,
-                    place.format,
-                    !place.without_messages,
+                    (place.format, !place.without_messages),
+                    &self.status.opening,
                 ) => opened,
             };
             let error = match opened {
                 Ok(mut wal) => {
                     let (attached, progress) = (Instant::now(), wal.progress());
+                    let committed = place.committed;
                     self.status.follow(&progress);
-                    let ended = self.attached(&mut wal, &mut place, &shutdown).await;
+                    let ended = tokio::select! {
+                        ended = self.attached(&mut wal, &mut place, &shutdown) => ended,
+                        () = self.status.is_to_be_given_up() => Ok(Ended::GiveUp),
+                    };
                     self.status.attached.store(false, Ordering::Relaxed);
+                    self.status.held.store(false, Ordering::Relaxed);
                     wal.close().await;
                     place.flushed = progress.position().flushed;
-                    if attached.elapsed() > RECONNECT.1 {
+                    if attached.elapsed() > RECONNECT.1 || place.committed > committed {
                         wait = RECONNECT.0;
                     }
                     match ended {
                         Ok(Ended::Shutdown) => return Ok(()),
                         Ok(Ended::Reopen) => continue,
+                        Ok(Ended::GiveUp) => {
+                            self.give_up(&mut place).await;
+                            continue;
+                        }
                         Err(Error::Wal(error)) => error,
                         Err(error @ Error::Stream(_)) => return Err(error),
                     }
                 }
                 Err(error) => error,
             };
+            let state = state_after(&error);
+            let repeated = self.status.slot().0 == state;
+            self.status.set_slot(state, error.to_string());
             match error {
                 wal::Error::Disconnected(_)
                 | wal::Error::SlotBusy { .. }
+                | wal::Error::SlotWedged { .. }
                 | wal::Error::PublicationMissing { .. } => {}
                 wal::Error::MessagesMissing => place.without_messages = true,
-                // It was let in before: the login is made again, or its password put right.
-                wal::Error::LoginRefused(_) if place.live_from.is_some() => {}
+                // Both were let in, or made, before: it is made again, or put right.
+                wal::Error::LoginRefused(_) | wal::Error::SlotWaits { .. }
+                    if place.live_from.is_some() || place.given_up.is_some() => {}
                 wal::Error::RowTooLarge(_) if place.format == Format::Text => {
                     place.format = Format::Binary;
                 }
                 // The new slot is a gap, told when it is attached.
-                wal::Error::SlotLost { .. } if self.replace_slot().await => {}
+                wal::Error::SlotLost { .. } if self.clear_lost_slot(&mut place).await => {}
                 wal::Error::RowTooLarge(_)
                 | wal::Error::SlotLost { .. }
+                | wal::Error::SlotWaits { .. }
                 | wal::Error::LoginRefused(_)
                 | wal::Error::Refused { .. }
                 | wal::Error::Malformed(_) => return Err(error.into()),
             }
-            let error = telemetry::chain(&error);
-            warn!(error, retry_in_ms = wait.as_millis(), "no write-ahead log for now");
+            if state == SlotState::Standby {
+                wait = wait.min(RETRY_SLOWLY);
+            } else if [SlotState::PublicationMissing, SlotState::Wedged].contains(&state) {
+                wait = RETRY_SLOWLY;
+            }
+            let (code, text) = (state.code(), telemetry::chain(&error));
+            let retry_in_ms = wait.as_millis();
+            if state == SlotState::Wedged && !repeated {
+                error!(
+                    code,
+                    error = text,
+                    retry_in_ms,
+                    "a person must act, or the WAL budget will"
+                );
+            } else {
+                warn!(code, error = text, retry_in_ms, "no write-ahead log for now");
+            }
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 () = tokio::time::sleep(wait) => {}
+                // While another instance reads it, it is that one's to give up.
+                () = self.status.is_to_be_given_up(), if state != SlotState::Standby => {
+                    self.give_up(&mut place).await;
+                }
             }
             wait = (wait * 2).min(RECONNECT.1);
         }
     }
 
-    /// Clears the way for a new slot, where the old one certainly holds nothing any more.
-    async fn replace_slot(&self) -> bool {
+    /// Clears the way for a new slot, where the old one certainly holds nothing any more. False
+    /// when it is something else that is wrong with it.
+    async fn clear_lost_slot(&self, place: &mut Place) -> bool {
         let name = &self.replication.slot;
         match wal::inspect(&self.login, name).await {
             Ok(None) => true,
@@ -247,15 +340,65 @@ impl Feed {
                 match wal::drop_slot(&self.login, name).await {
                     Ok(_) => {
                         warn!(slot = name, "the lost slot was dropped; a new one follows");
-                        true
+                        place.given_up = Some(slot.loss());
                     }
                     Err(error) => {
                         warn!(error = telemetry::chain(&error), "the lost slot was not dropped");
-                        false
                     }
                 }
+                true
             }
-            Ok(Some(_)) | Err(_) => false,
+            Ok(Some(_)) => false,
+            // Nobody knows; the next attempt may.
+            Err(error) => matches!(error, wal::Error::Disconnected(_)),
+        }
+    }
+
+    /// Drops the slot because it keeps too much WAL, if it still does and nobody else reads it.
+    async fn give_up(&self, place: &mut Place) {
+        let name = &self.replication.slot;
+        let budget_bytes = self.replication.wal_budget_bytes;
+        self.status.give_up(false);
+        let found = match wal::inspect(&self.login, name).await {
+            Ok(Some(slot)) => slot,
+            Ok(None) => return,
+            Err(error) => {
+                warn!(error = telemetry::chain(&error), "the slot cannot be looked at");
+                return;
+            }
+        };
+        let retained_bytes = found.retained_bytes.unwrap_or(0);
+        if retained_bytes < budget_bytes || !found.is_ours(self.login.dbname()) {
+            return;
+        }
+        let code = SlotState::GivingUp.code();
+        self.status.set_slot(
+            SlotState::GivingUp,
+            format!("slot {name} kept {retained_bytes} bytes of WAL and is given up"),
+        );
+        match wal::drop_slot(&self.login, name).await {
+            Ok(_) => {
+                error!(
+                    code,
+                    slot = name,
+                    retained_bytes,
+                    budget_bytes,
+                    "the slot was given up, because it kept more WAL than its budget; what was \
+                     not published is lost, and a new slot follows"
+                );
+                place.given_up = Some(code);
+            }
+            Err(error) => {
+                let error = telemetry::chain(&error);
+                error!(
+                    code,
+                    error,
+                    slot = name,
+                    retained_bytes,
+                    budget_bytes,
+                    "the slot keeps more WAL than its budget and was not dropped"
+                );
+            }
         }
     }
 
@@ -269,10 +412,13 @@ impl Feed {
             error!(reason, "changes are missing: the slot does not continue what was published");
             metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
             self.hub.notice_everybody(GAP);
+            // A connection that is told to close takes no more words.
+            tokio::time::sleep(NOTICE_GRACE).await;
             (self.gap.0)();
         }
         let live_from = place.live_from.unwrap_or_default();
         self.status.attached.store(true, Ordering::Relaxed);
+        self.status.set_slot(SlotState::Attached, String::new());
         self.status.catalog_changes.fetch_add(1, Ordering::Release);
         self.ready.send_replace(true);
         metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
@@ -454,6 +600,7 @@ impl Feed {
             tokio::select! {
                 () = tokio::time::sleep(PUBLICATIONS_INTERVAL) => {}
                 () = look_now.notified() => {}
+                () = self.status.look_for_publications.notified() => {}
             }
             match wal::look_for_publications(&self.login, &self.replication).await {
                 Ok(wal::Publications { missing: Some(publication), .. }) => {
@@ -507,6 +654,25 @@ enum Ended {
     /// Go on over a new connection: what the server could not print is behind, or it described
     /// more tables than are kept.
     Reopen,
+    /// The slot keeps too much WAL.
+    GiveUp,
+}
+
+/// What an error says of the slot.
+fn state_after(error: &wal::Error) -> SlotState {
+    match error {
+        wal::Error::Disconnected(_)
+        | wal::Error::MessagesMissing
+        | wal::Error::Refused { .. }
+        | wal::Error::Malformed(_) => SlotState::Unreachable,
+        wal::Error::SlotBusy { .. } => SlotState::Standby,
+        wal::Error::SlotLost { .. } => SlotState::Lost,
+        wal::Error::SlotWedged { .. } => SlotState::Wedged,
+        wal::Error::SlotWaits { .. } => SlotState::WaitingForSnapshot,
+        wal::Error::PublicationMissing { .. } => SlotState::PublicationMissing,
+        wal::Error::LoginRefused(_) => SlotState::LoginRefused,
+        wal::Error::RowTooLarge(_) => SlotState::RowTooLarge,
+    }
 }
 
 /// Ends the hub's batch however the attempt ended, so that refreshed claims never wait for ever.

@@ -22,6 +22,8 @@ pub(super) struct Place {
     pub(super) format: Format,
     /// The publication of messages did not exist at this place: go on without it.
     pub(super) without_messages: bool,
+    /// Why the slot was given up that these positions are of; the next one is a gap.
+    pub(super) given_up: Option<&'static str>,
     /// System identifier and timeline of the log that these positions are of.
     pub(super) history: Option<(String, u32)>,
 }
@@ -32,14 +34,16 @@ impl Place {
     pub(super) fn attach(&mut self, identity: &Identity) -> Option<&'static str> {
         let history = (identity.system_id.clone(), identity.timeline);
         let before = self.history.replace(history.clone());
+        let given_up = self.given_up.take();
         let Some(before) = before else {
             self.live_from = Some(identity.head);
-            return None;
+            return given_up;
         };
         let reason = if before != history {
             "another_history"
         } else if identity.created_slot {
-            "slot_recreated"
+            // Nobody here gave it up.
+            given_up.unwrap_or("slot_dropped")
         } else if identity.start > self.committed.max(self.flushed) {
             // Somebody else read on meanwhile, or moved it.
             "slot_moved"
@@ -87,6 +91,15 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_that_was_given_up_is_a_gap_with_its_reason_even_for_a_new_process() {
+        let mut place = Place { given_up: Some("wal_removed"), ..Place::default() };
+        assert_eq!(place.attach(&identity(1, 10, true)), Some("wal_removed"));
+        place.given_up = Some("wal_budget");
+        assert_eq!(place.attach(&identity(1, 170, true)), Some("wal_budget"));
+        assert_eq!(place.attach(&identity(1, 180, true)), Some("slot_dropped"), "said once");
+    }
+
+    #[test]
     fn a_slot_that_followed_an_idle_log_is_no_gap() {
         let mut place = Place::default();
         place.attach(&identity(1, 10, false));
@@ -98,7 +111,7 @@ mod tests {
     fn a_new_slot_or_another_history_is_a_gap_and_starts_afresh() {
         for (found, reason) in [
             (identity(1, 170, false), "slot_moved"),
-            (identity(1, 170, true), "slot_recreated"),
+            (identity(1, 170, true), "slot_dropped"),
             (identity(2, 170, false), "another_history"),
         ] {
             let mut place = Place::default();

@@ -224,6 +224,17 @@ impl Connections {
         }
     }
 
+    /// Closes every socket whose peer has taken nothing for so long of what is there for it; how
+    /// many.
+    pub fn close_stalled(&self, least: Duration) -> usize {
+        let stalls = |outbox: &Arc<Outbox>| outbox.stalled().is_some_and(|since| since >= least);
+        let stalled: Vec<_> = self.all().into_iter().filter(stalls).collect();
+        for outbox in &stalled {
+            outbox.close(CloseReason::TooSlow);
+        }
+        stalled.len()
+    }
+
     fn clients(&self) -> MutexGuard<'_, Clients> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -24,6 +24,7 @@ use super::Error;
 use super::pgoutput::{DecodeError, Input};
 use crate::db::tls::{self, Demand};
 use crate::db::{Endpoint, Login, OUTPUT_SETTINGS};
+use crate::lsn::Lsn;
 
 /// Bytes of one message before the stream starts: results here are a few rows of a few numbers,
 /// error texts at most some kilobytes. A server, or something that only claims to be one, that
@@ -46,25 +47,35 @@ pub struct ServerError {
     pub message: String,
     /// The server's advice.
     pub hint: Option<String>,
+    /// The place in the log that it was at, as far as its context tells.
+    pub place: Option<Lsn>,
 }
 
 impl ServerError {
     /// From the body of an `ErrorResponse`.
     pub(super) fn parse(body: &[u8]) -> Result<Self, DecodeError> {
-        let (mut code, mut message, mut hint) = (String::new(), String::new(), None);
+        let (mut code, mut message) = (String::new(), String::new());
+        let (mut hint, mut place) = (None, None);
         let mut input = Input(body);
         loop {
             match input.u8()? {
-                0 => return Ok(Self { code, message, hint }),
+                0 => return Ok(Self { code, message, hint, place }),
                 b'C' => code = input.text()?.into_owned(),
                 b'M' => message = input.text()?.into_owned(),
                 b'H' => hint = Some(input.text()?.into_owned()),
+                b'W' => place = last_place(&input.text()?),
                 _other_field => {
                     input.terminated()?;
                 }
             }
         }
     }
+}
+
+/// The last position in a text of whatever language, such as `…, associated LSN 0/16B3748`.
+fn last_place(context: &str) -> Option<Lsn> {
+    let words = context.rsplit(|c: char| !(c.is_ascii_hexdigit() || c == '/'));
+    words.filter(|word| word.contains('/')).find_map(|word| word.parse().ok())
 }
 
 /// The bytes' way to the server.
@@ -505,11 +516,18 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, QueryError>>) -> Resu
 }
 
 /// See [`Connection::canceller`].
+#[derive(Clone)]
 pub(super) struct Canceller {
     login: Login,
     endpoint: Endpoint,
     process_id: i32,
     secret_key: i32,
+}
+
+impl fmt::Debug for Canceller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Canceller").field("process_id", &self.process_id).finish_non_exhaustive()
+    }
 }
 
 impl Canceller {
@@ -659,17 +677,21 @@ mod tests {
     #[test]
     fn refusals_at_startup_say_what_to_do() {
         let problem = |code: &str, message: &str| {
-            let error = ServerError { code: code.into(), message: message.into(), hint: None };
+            let error =
+                ServerError { code: code.into(), message: message.into(), hint: None, place: None };
             startup_error(error).to_string()
         };
         assert!(problem("42501", "must be superuser").contains("alter role"));
         assert!(problem("08P01", "unsupported startup parameter: replication").contains("pooler"));
-        let password = ServerError { code: "28P01".into(), message: String::new(), hint: None };
+        let password =
+            ServerError { code: "28P01".into(), message: String::new(), hint: None, place: None };
         assert!(matches!(startup_error(password), Error::LoginRefused(_)));
-        let full = ServerError { code: "53300".into(), message: "full".into(), hint: None };
+        let full =
+            ServerError { code: "53300".into(), message: "full".into(), hint: None, place: None };
         let Error::Disconnected(full) = startup_error(full) else { panic!("it will pass") };
         assert!(full.to_string().contains("raise max_wal_senders"), "{full}");
-        let passing = ServerError { code: "57P03".into(), message: String::new(), hint: None };
+        let passing =
+            ServerError { code: "57P03".into(), message: String::new(), hint: None, place: None };
         assert!(matches!(startup_error(passing), Error::Disconnected(_)));
     }
 }

@@ -14,8 +14,8 @@ mod slot;
 mod standby;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
-use self::connection::{Connection, QueryError};
+use self::connection::{Canceller, Connection, QueryError};
 use self::pgoutput::{DecodeError, Message};
 use self::reader::Reader;
 use self::standby::Standby;
@@ -33,7 +33,9 @@ use crate::db::Login;
 use crate::lsn::Lsn;
 
 pub use self::connection::ServerError;
-pub use self::slot::{Identity, Publications, Slot, drop_slot, inspect, look_for_publications};
+pub use self::slot::{
+    Identity, Publications, Slot, drop_slot, inspect, look_for_publications, replace,
+};
 
 /// How long the end of a stream may take: a status update and a goodbye, one round trip.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -59,6 +61,31 @@ pub enum Error {
         slot: String,
         /// What happened to it.
         reason: String,
+    },
+    /// The slot stands at a place in the log where a publication did not exist, and cannot get past
+    /// it, whatever exists now. Only giving up what it holds helps: a person's decision, or that of
+    /// the WAL budget. Do not try faster than once a second.
+    #[error(
+        "slot {slot} is wedged at {lsn}: a publication did not exist at that place in the log, and the changes behind it cannot be read; `walcast slot replace` gives them up and starts anew"
+    )]
+    SlotWedged {
+        /// Its name.
+        slot: String,
+        /// The place.
+        lsn: Lsn,
+    },
+    /// The slot could not be created, because transactions were open for too long. Open again;
+    /// nothing was left behind.
+    #[error(
+        "the slot {slot} could not be created within {waited_ms} ms, because transactions were open{blockers}: end them, or raise create_timeout_ms"
+    )]
+    SlotWaits {
+        /// Its name.
+        slot: String,
+        /// `create_timeout_ms`.
+        waited_ms: u64,
+        /// Whose they were; empty where it cannot be told.
+        blockers: String,
     },
     /// Create the publication as its owner, then open again. Do not try faster than once a second.
     #[error("publication {publication} does not exist: create it with `create publication {}`", slot::quoted(.publication))]
@@ -134,6 +161,8 @@ struct Positions {
     told: AtomicU64,
     /// The server passed over a publication since this was last looked at.
     publication_skipped: AtomicBool,
+    /// The server's disk matters more than the replay window.
+    shedding: AtomicBool,
 }
 
 impl Progress {
@@ -148,12 +177,54 @@ impl Progress {
         }
     }
 
+    /// Lets the replay window go, or keeps it again: the slot then follows what was published.
+    pub fn shed(&self, shedding: bool) {
+        self.0.shedding.store(shedding, Ordering::Relaxed);
+    }
+
     /// Whether everything that committed before this was published, or concerns nobody.
     pub fn is_past(&self, lsn: Lsn) -> bool {
         let told = self.0.told.load(Ordering::Acquire);
         let owed = self.0.owed.load(Ordering::Acquire);
         let published = self.0.published.load(Ordering::Relaxed);
         published >= lsn.get() || (told >= lsn.get() && published >= owed)
+    }
+}
+
+/// What opening a stream waits for, for whoever watches.
+#[derive(Debug, Clone, Default)]
+pub struct Opening(Arc<Mutex<Creating>>);
+
+#[derive(Debug, Default)]
+struct Creating {
+    /// Whose open transactions it waits for; empty until that is known.
+    blockers: Option<String>,
+    /// Ends the creation of a slot that is under way.
+    canceller: Option<Canceller>,
+}
+
+impl Opening {
+    /// Whose open transactions the creation of the slot waits for; none while it waits for nobody.
+    /// Empty where it cannot be told.
+    pub fn blockers(&self) -> Option<String> {
+        self.lock().blockers.clone()
+    }
+
+    fn begin(&self, canceller: Canceller) {
+        *self.lock() = Creating { blockers: None, canceller: Some(canceller) };
+    }
+
+    fn waits_for(&self, blockers: &str) {
+        self.lock().blockers = Some(blockers.to_owned());
+    }
+
+    /// Nothing is being created any more; gives what ends what was.
+    fn end(&self) -> Option<Canceller> {
+        std::mem::take(&mut *self.lock()).canceller
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Creating> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -264,11 +335,13 @@ impl WalStream {
     /// # Errors
     /// Each variant says what to do.
     pub async fn open(login: &Login, settings: &Replication, resume: Lsn) -> Result<Self, Error> {
-        Self::open_as(login, settings, resume, Format::Text, false).await
+        let opening = Opening::default();
+        Self::open_as(login, settings, resume, (Format::Text, false), &opening).await
     }
 
-    /// As [`WalStream::open`], with values in the given format. `messages`: with the publication
-    /// of messages, if it exists.
+    /// As [`WalStream::open`], with values in the given format, and, where `true`, with the
+    /// publication of messages, if it exists. `opening` tells what is waited for. Dropping this
+    /// future takes a slot back that is only being made.
     ///
     /// # Errors
     /// Each variant says what to do.
@@ -276,9 +349,10 @@ impl WalStream {
         login: &Login,
         settings: &Replication,
         resume: Lsn,
-        format: Format,
-        messages: bool,
+        (format, messages): (Format, bool),
+        opening: &Opening,
     ) -> Result<Self, Error> {
+        let waits = opening.clone();
         let (sender, batches) = mpsc::channel(settings.batches_ahead.max(1));
         let (opened, opening) = oneshot::channel();
         let (ending, ended) = oneshot::channel();
@@ -288,10 +362,19 @@ impl WalStream {
         let (login, settings) = (login.clone(), settings.clone());
         let reader_positions = Arc::clone(&positions);
         let reading = async move {
-            let attaching = attach(&login, &settings, resume, (format, messages), reader_positions);
+            let as_asked = (format, messages);
+            let attaching = attach(&login, &settings, resume, as_asked, reader_positions, &waits);
             let attached = token.run_until_cancelled(attaching).await;
+            let creating = waits.end();
             let (identity, reader) = match attached {
-                None => return, // The caller gave up.
+                None => {
+                    // The caller gave up. The server would go on waiting, and leave a slot behind
+                    // that nobody reads.
+                    if let Some(canceller) = creating {
+                        canceller.cancel().await.ok();
+                    }
+                    return;
+                }
                 Some(Ok(attached)) => attached,
                 Some(Err(error)) => {
                     opened.send(Err(error)).ok();
@@ -376,6 +459,7 @@ async fn attach(
     resume: Lsn,
     (format, messages): (Format, bool),
     positions: Arc<Positions>,
+    opening: &Opening,
 ) -> Result<(Identity, Reader), Error> {
     let mut connection = Connection::open(login, settings.sender_timeout()).await?;
     let mut identity = slot::identify(&mut connection).await?;
@@ -387,7 +471,7 @@ async fn attach(
     }
     let mut found = slot::find(&mut connection, &settings.slot).await?;
     if found.is_none() {
-        slot::create(&mut connection, login, settings, identity.server_version).await?;
+        slot::create(&mut connection, login, settings, identity.server_version, opening).await?;
         identity.created_slot = true;
         found = slot::find(&mut connection, &settings.slot).await?;
     }
@@ -396,6 +480,7 @@ async fn attach(
         reason: "it was dropped as soon as it was created".into(),
     })?;
     slot::check(&found, login.dbname())?;
+    slot::keep_failover(&mut connection, settings, &found).await?;
     let confirmed = found.confirmed_flush_lsn.unwrap_or(Lsn::ZERO);
     identity.start = start_position(resume, confirmed, identity.head);
 
@@ -416,7 +501,7 @@ async fn attach(
         confirmed,
         identity.start,
         Duration::from_millis(settings.replay_window_ms),
-        settings.replay_window_bytes,
+        settings.replay_window(),
         Instant::now(),
     );
     positions.received.store(identity.start.get(), Ordering::Relaxed);

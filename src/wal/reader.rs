@@ -440,6 +440,7 @@ impl Reader {
         let now = Instant::now();
         let published = Lsn::new(self.positions.published.load(Ordering::Relaxed));
         self.standby.publish(published, now);
+        self.standby.shed(self.positions.shedding.load(Ordering::Relaxed));
         if let Some(flush) = self.standby.advance(now) {
             self.send_status(Some(flush), false).await?;
             self.send_status(None, false).await?;

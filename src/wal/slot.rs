@@ -11,8 +11,8 @@ use postgres_protocol::escape::escape_literal;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::Error;
 use super::connection::{Connection, POOLER, QueryError, Row, ServerError, refused};
+use super::{Error, Opening};
 use crate::config::Replication;
 use crate::db::Login;
 use crate::lsn::Lsn;
@@ -20,8 +20,11 @@ use crate::lsn::Lsn;
 /// The plugin that turns the log into messages: part of every server.
 const PLUGIN: &str = "pgoutput";
 
-/// How often a slot that cannot be made yet says what it waits for.
-const WAITING_REPORT: Duration = Duration::from_secs(2);
+/// How often a slot that cannot be made yet says what it waits for; also how soon.
+const WAITING_REPORT: Duration = Duration::from_secs(1);
+
+/// How long whoever reads a slot that is to be replaced may take to let it go.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Which server and which history this is. Positions of another history mean nothing here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +72,32 @@ pub struct Slot {
     pub retained_bytes: Option<u64>,
     /// Log that may still be written before it is lost; none where the server sets no limit.
     pub safe_wal_bytes: Option<i64>,
+    /// Copied to standbys; none before version 17.
+    pub failover: Option<bool>,
+    /// Why it is lost, such as `wal_removed`; none before version 17.
+    pub invalidation: Option<String>,
+}
+
+impl Slot {
+    /// Whether it is one that this program makes, for this database; not whose reader it has.
+    pub fn is_ours(&self, database: &str) -> bool {
+        matches!(
+            check(self, database),
+            Ok(()) | Err(Error::SlotBusy { .. } | Error::SlotLost { .. })
+        )
+    }
+
+    /// Why it is lost, in a word that stays: as the server says it, from version 17 on.
+    pub fn loss(&self) -> &'static str {
+        match self.invalidation.as_deref() {
+            // Before 17 nothing else befalls a slot of a primary.
+            None | Some("wal_removed") => "wal_removed",
+            Some("rows_removed") => "rows_removed",
+            Some("wal_level_insufficient") => "wal_level_insufficient",
+            Some("idle_timeout") => "idle_timeout",
+            Some(_) => "slot_invalidated",
+        }
+    }
 }
 
 /// Reads what server this is, and refuses one that cannot decode its log.
@@ -175,7 +204,9 @@ pub(super) async fn find(connection: &mut Connection, name: &str) -> Result<Opti
              s.restart_lsn, s.confirmed_flush_lsn, \
              pg_catalog.pg_wal_lsn_diff(case when pg_catalog.pg_is_in_recovery() \
              then pg_catalog.pg_last_wal_replay_lsn() else pg_catalog.pg_current_wal_lsn() end, \
-             s.restart_lsn)::bigint, s.safe_wal_size \
+             s.restart_lsn)::bigint, s.safe_wal_size, \
+             pg_catalog.to_jsonb(s) operator(pg_catalog.->>) 'failover', \
+             pg_catalog.to_jsonb(s) operator(pg_catalog.->>) 'invalidation_reason' \
              from pg_catalog.pg_replication_slots as s where s.slot_name = {}",
             escape_literal(name)
         ))
@@ -194,6 +225,8 @@ pub(super) async fn find(connection: &mut Connection, name: &str) -> Result<Opti
         confirmed_flush_lsn: fields.optional()?,
         retained_bytes: fields.optional::<i64>()?.and_then(|bytes| u64::try_from(bytes).ok()),
         safe_wal_bytes: fields.optional()?,
+        failover: fields.optional()?,
+        invalidation: fields.optional()?,
     }))
 }
 
@@ -271,8 +304,13 @@ pub(super) fn check(slot: &Slot, database: &str) -> Result<(), Error> {
         )));
     }
     if slot.wal_status.as_deref() == Some("lost") {
-        let reason = "the server removed log that it still needed (max_slot_wal_keep_size)";
-        return Err(Error::SlotLost { slot: name.clone(), reason: reason.into() });
+        let reason = match slot.invalidation.as_deref() {
+            None | Some("wal_removed") => {
+                "the server removed log that it still needed (max_slot_wal_keep_size)".into()
+            }
+            Some(reason) => format!("the server invalidated it ({reason})"),
+        };
+        return Err(Error::SlotLost { slot: name.clone(), reason });
     }
     if slot.active_pid.is_some() {
         return Err(Error::SlotBusy { slot: name.clone(), pid: slot.active_pid });
@@ -286,15 +324,17 @@ pub(super) async fn create(
     login: &Login,
     settings: &Replication,
     server_version: u32,
+    opening: &Opening,
 ) -> Result<(), Error> {
     let name = &settings.slot;
     check_name(name)?;
-    let failover = server_version >= 170_000;
-    let created = create_once(connection, login, settings, server_version, failover).await;
+    let failover = settings.failover && server_version >= 170_000;
+    let options = |failover| options(server_version, failover);
+    let created = create_once(connection, login, settings, options(failover), opening).await;
     let created = match created {
         // A standby cannot make a slot that is copied to standbys.
         Err(QueryError::Server(error)) if failover && error.code == "0A000" => {
-            create_once(connection, login, settings, server_version, false).await
+            create_once(connection, login, settings, options(false), opening).await
         }
         other => other,
     };
@@ -317,47 +357,119 @@ pub(super) async fn create(
     Err(Error::Refused { problem: problem.to_owned(), source: Some(Box::new(error)) })
 }
 
+fn options(server_version: u32, failover: bool) -> &'static str {
+    match (server_version, failover) {
+        (..150_000, _) => "NOEXPORT_SNAPSHOT",
+        (_, false) => "(SNAPSHOT 'nothing')",
+        (_, true) => "(SNAPSHOT 'nothing', FAILOVER)",
+    }
+}
+
+/// Brings the slot's failover property in line with the setting, where there is one.
+pub(super) async fn keep_failover(
+    connection: &mut Connection,
+    settings: &Replication,
+    found: &Slot,
+) -> Result<(), Error> {
+    let name = &settings.slot;
+    if found.failover.is_none_or(|failover| failover == settings.failover) {
+        return Ok(());
+    }
+    let alter = format!("ALTER_REPLICATION_SLOT {} (FAILOVER {})", quoted(name), settings.failover);
+    match connection.query(&alter).await {
+        Ok(_) => info!(slot = %name, failover = settings.failover, "slot altered"),
+        // It works without, too; it may only not outlive its server.
+        Err(QueryError::Server(error)) => warn!(slot = %name, %error, "slot not altered"),
+        Err(QueryError::Connection(error)) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Drops the slot, and with it the claim to every change it still held, and makes a new one that
+/// starts now. Whether there was one. Whoever reads it has some seconds to let it go: a service that
+/// tries in vain has it for a moment a second.
+///
+/// # Errors
+/// [`Error::SlotBusy`] while somebody reads it; [`Error::PublicationMissing`], because the new slot
+/// would be wedged like the old one; otherwise as when a slot is made.
+pub async fn replace(login: &Login, settings: &Replication) -> Result<bool, Error> {
+    let mut connection = Connection::open(login, login.timeout()).await?;
+    let replaced = replace_with(&mut connection, login, settings).await;
+    connection.terminate().await;
+    replaced
+}
+
+async fn replace_with(
+    connection: &mut Connection,
+    login: &Login,
+    settings: &Replication,
+) -> Result<bool, Error> {
+    let identity = identify(connection).await?;
+    check_publications(connection, &settings.publications).await?;
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    let existed = loop {
+        let Some(slot) = find(connection, &settings.slot).await? else { break false };
+        match check(&slot, login.dbname()) {
+            Ok(()) | Err(Error::SlotLost { .. }) => {}
+            Err(Error::SlotBusy { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
+        let drop = format!("DROP_REPLICATION_SLOT {}", quoted(&settings.slot));
+        match connection.query(&drop).await {
+            Ok(_) => break true,
+            Err(QueryError::Server(error)) if error.code == "42704" => break false,
+            Err(QueryError::Server(error)) if error.code == "55006" => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let opening = Opening::default();
+    create(connection, login, settings, identity.server_version, &opening).await?;
+    Ok(existed)
+}
+
 async fn create_once(
     connection: &mut Connection,
     login: &Login,
     settings: &Replication,
-    server_version: u32,
-    failover: bool,
+    options: &str,
+    opening: &Opening,
 ) -> Result<(), QueryError> {
-    let options = match (server_version, failover) {
-        (..150_000, _) => "NOEXPORT_SNAPSHOT",
-        (_, false) => "(SNAPSHOT 'nothing')",
-        (_, true) => "(SNAPSHOT 'nothing', FAILOVER)",
-    };
     let name = quoted(&settings.slot);
     let command = format!("CREATE_REPLICATION_SLOT {name} LOGICAL {PLUGIN} {options}");
     let (process_id, canceller) = (connection.process_id(), connection.canceller());
     let deadline = Instant::now() + Duration::from_millis(settings.create_timeout_ms);
     let mut creating = std::pin::pin!(connection.query_for_long(&command));
     let mut blockers = String::new();
+    opening.begin(canceller.clone());
     loop {
         let report = deadline.min(Instant::now() + WAITING_REPORT);
         match tokio::time::timeout_at(report, &mut creating).await {
-            Ok(created) => return created.map(|_rows| ()),
+            Ok(created) => {
+                opening.end();
+                return created.map(|_rows| ());
+            }
             Err(_elapsed) if Instant::now() < deadline => {}
             Err(_elapsed) => break,
         }
+        opening.waits_for(&blockers);
         blockers = tokio::time::timeout_at(deadline, blocking(login, process_id))
             .await
             .unwrap_or_default();
+        opening.waits_for(&blockers);
         warn!(slot = %settings.slot, %blockers, "creating the slot waits for open transactions");
     }
     canceller.cancel().await?;
     // Not left behind half made: the server answers the cancellation, or the slot is there.
-    match tokio::time::timeout(login.timeout(), creating).await {
+    let answer = tokio::time::timeout(login.timeout(), creating).await;
+    opening.end();
+    match answer {
         Ok(Ok(_rows)) => Ok(()),
         Ok(Err(QueryError::Server(error))) if error.code == "57014" => {
-            let problem = format!(
-                "the slot {} could not be created within {} ms, because transactions were open{}: \
-                 end them, or raise create_timeout_ms",
-                settings.slot, settings.create_timeout_ms, blockers
-            );
-            Err(QueryError::Connection(Error::Refused { problem, source: Some(Box::new(error)) }))
+            let (slot, waited_ms) = (settings.slot.clone(), settings.create_timeout_ms);
+            Err(QueryError::Connection(Error::SlotWaits { slot, waited_ms, blockers }))
         }
         Ok(Err(error)) => Err(error),
         Err(_elapsed) => Err(Error::Disconnected(std::io::ErrorKind::TimedOut.into()).into()),
@@ -433,10 +545,10 @@ pub(super) async fn stream_error(
             Err(missing @ Error::PublicationMissing { .. }) => missing,
             Ok(()) | Err(_) => match find(connection, &slot).await {
                 Ok(None) => Error::SlotLost { slot, reason: "it was dropped".into() },
-                Ok(Some(_)) => Error::SlotLost {
-                    slot,
-                    reason: "it has reached a place where a publication did not exist".into(),
-                },
+                Ok(Some(found)) => {
+                    let stands = found.confirmed_flush_lsn.unwrap_or(Lsn::ZERO);
+                    Error::SlotWedged { slot, lsn: error.place.unwrap_or(stands) }
+                }
                 Err(error) => error,
             },
         },
@@ -523,6 +635,8 @@ mod tests {
             confirmed_flush_lsn: None,
             retained_bytes: None,
             safe_wal_bytes: None,
+            failover: None,
+            invalidation: None,
         }
     }
 

@@ -54,6 +54,8 @@ pub(super) struct Standby {
     steps: VecDeque<Step>,
     window: Duration,
     window_bytes: u64,
+    /// The window is let go, because the server's disk matters more.
+    shedding: bool,
     replies_since: Option<Instant>,
     replies: u32,
 }
@@ -87,9 +89,15 @@ impl Standby {
             steps: replayed.into_iter().collect(),
             window,
             window_bytes,
+            shedding: false,
             replies_since: None,
             replies: 0,
         }
+    }
+
+    /// Lets the window go, or keeps one again from now on.
+    pub(super) fn shed(&mut self, shedding: bool) {
+        self.shedding = shedding;
     }
 
     /// Some record at this position arrived.
@@ -163,7 +171,7 @@ impl Standby {
         let safe = self.settled();
         let mut target = self.flushed;
         while let Some(step) = self.steps.front() {
-            let old = now.saturating_duration_since(step.last.1) >= self.window;
+            let old = self.shedding || now.saturating_duration_since(step.last.1) >= self.window;
             if !old && safe.bytes_since(target) <= self.window_bytes {
                 break;
             }
@@ -258,6 +266,20 @@ mod tests {
             assert!(end - standby.flushed().get() <= 1000, "{end} {:?}", standby.flushed());
         }
         assert!(standby.flushed() < Lsn::new(4900), "some of the window is kept");
+    }
+
+    #[test]
+    fn a_window_that_is_let_go_holds_nothing_back() {
+        let (mut standby, start) = standby(1 << 30);
+        transaction(&mut standby, 200);
+        standby.publish(Lsn::new(200), start);
+        transaction(&mut standby, 300);
+        assert_eq!(standby.advance(start), None);
+        standby.shed(true);
+        assert_eq!(standby.advance(start), Some(Lsn::new(200)), "what was published, no more");
+        standby.publish(Lsn::new(300), start);
+        standby.shed(false);
+        assert_eq!(standby.advance(start), None, "and there is a window again");
     }
 
     #[test]

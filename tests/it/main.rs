@@ -43,6 +43,7 @@ mod spine;
 mod values;
 mod wal;
 mod filter;
+mod guardian;
 mod http_broadcast;
 mod subscribe;
 
