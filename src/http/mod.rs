@@ -25,7 +25,7 @@ use serde::Serialize;
 use crate::transport::admit::Admit;
 use crate::transport::listener::Connections;
 
-pub use broadcast::Broadcasts;
+pub use broadcast::{Broadcasts, batch};
 pub use cors::Origins;
 pub use probes::{Health, Operations};
 pub use proxy::Proxy;

@@ -8,6 +8,7 @@
 //! Source: postgresql.org/docs/17/protocol-replication.html
 
 mod connection;
+mod framing;
 pub mod pgoutput;
 mod reader;
 mod slot;
@@ -33,6 +34,7 @@ use crate::db::Login;
 use crate::lsn::Lsn;
 
 pub use self::connection::ServerError;
+pub use self::framing::Survey;
 pub use self::slot::{
     Identity, Publications, Slot, drop_slot, inspect, look_for_publications, replace,
 };

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connection::{Connection, ServerError, Socket, frame_header, lost, unexpected};
-use super::pgoutput::{DecodeError, Input};
+use super::framing::{self, Found};
 use super::slot::stream_error;
 use super::standby::{Answer, Standby};
 use super::{Batch, Error, Positions};
@@ -60,9 +60,6 @@ const COPIED_BYTES_MAX: usize = 16 * 1024;
 
 /// Room that must be left for a read to be worth its system call.
 const READ_BYTES_MIN: usize = 16 * 1024;
-
-/// Postgres builds no message larger than 1 GiB; the headers come on top.
-const FRAME_BYTES_MAX: usize = (1 << 30) + 64;
 
 /// Between looks at what the caller has published.
 const TICK: Duration = Duration::from_millis(500);
@@ -303,23 +300,24 @@ impl Reader {
     /// Finds the whole messages that have arrived, and notes what they say of our position.
     fn scan(&mut self) -> Result<(), Error> {
         loop {
-            let rest = &self.connection.input[self.scanned..];
-            let Some((tag, length)) = frame_header(rest)? else { break };
-            if length > FRAME_BYTES_MAX {
-                return Err(Error::Malformed(DecodeError::Length));
+            match framing::first(&self.connection.input[self.scanned..])? {
+                Found::CopyData(message, length) => {
+                    if framing::copy_data(&mut self.standby, message, &mut self.answer)? {
+                        self.waiting_since.get_or_insert_with(Instant::now);
+                    }
+                    self.scanned += length;
+                }
+                Found::Control => {
+                    self.next = Next::Control;
+                    break;
+                }
+                Found::Part(missing) => {
+                    if missing > 0 {
+                        self.missing = missing;
+                    }
+                    break;
+                }
             }
-            let Some(message) = rest.get(5..=length) else {
-                self.missing = length + 1 - rest.len();
-                break;
-            };
-            if tag != b'd' {
-                self.next = Next::Control;
-                break;
-            }
-            if copy_data(&mut self.standby, message, &mut self.answer)? {
-                self.waiting_since.get_or_insert_with(Instant::now);
-            }
-            self.scanned += length + 1;
         }
         if self.waiting_since.is_none() {
             self.connection.input.advance(self.scanned);
@@ -494,38 +492,6 @@ impl Reader {
         });
         tokio::time::timeout(super::GOODBYE_TIMEOUT, discarding).await.ok();
         Ok(())
-    }
-}
-
-/// Notes what one `CopyData` message says of our position. True when it carries a message.
-fn copy_data(
-    standby: &mut Standby,
-    message: &[u8],
-    answer: &mut Answer,
-) -> Result<bool, DecodeError> {
-    let mut input = Input(message);
-    match input.u8()? {
-        b'w' => {
-            standby.receive(input.lsn()?);
-            input.take(16)?; // the same position again, and the server's clock
-            match input.u8()? {
-                b'B' => standby.begin(),
-                b'C' => {
-                    input.take(9)?; // flags and the record's start
-                    standby.commit(input.lsn()?);
-                }
-                _row_or_other => {}
-            }
-            Ok(true)
-        }
-        b'k' => {
-            let head = input.lsn()?;
-            input.take(8)?; // the server's clock
-            let reply_requested = input.u8()? != 0;
-            *answer = standby.keepalive(head, reply_requested, Instant::now()).max(*answer);
-            Ok(false)
-        }
-        tag => Err(DecodeError::Tag { what: "stream", tag }),
     }
 }
 

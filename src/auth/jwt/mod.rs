@@ -248,6 +248,15 @@ impl Verifier {
     }
 }
 
+/// What a key set that was fetched is good for: how many keys of it can be used, and how many of a
+/// known kind are left out.
+///
+/// # Errors
+/// Why it is of no use as a whole.
+pub fn usable_keys(body: &[u8]) -> Result<(usize, usize), &'static str> {
+    keys::fetched_set(body).map(|set| (set.keys.len(), set.left_out))
+}
+
 /// The claims of everybody who has an API key of this role. They never expire.
 fn bearer(role: &str) -> Claims {
     let claims = Map::from_iter([

@@ -24,27 +24,31 @@ pub(super) const TOO_LARGE: &str = "Payload size exceeds tenant limit";
 
 /// What a batch may be.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    pub(super) messages_max: usize,
-    /// Of one message.
-    pub(super) payload_bytes_max: usize,
+pub struct Limits {
+    /// Messages of one batch.
+    pub messages_max: usize,
+    /// Bytes of one message's payload.
+    pub payload_bytes_max: usize,
 }
 
 /// A message that can be sent.
 #[derive(Debug)]
-pub(super) struct Message<'a> {
-    pub(super) topic: Topic,
-    pub(super) event: Box<str>,
+pub struct Message<'a> {
+    /// Where it is said.
+    pub topic: Topic,
+    /// Its name.
+    pub event: Box<str>,
     /// An object.
-    pub(super) payload: &'a RawValue,
-    pub(super) private: bool,
+    pub payload: &'a RawValue,
+    /// Whether it is for the private room of that name.
+    pub private: bool,
     /// The sender's own name for it.
-    pub(super) id: Option<Box<str>>,
+    pub id: Option<Box<str>>,
 }
 
 /// Why a batch cannot be sent.
 #[derive(Debug)]
-pub(super) enum Unusable {
+pub enum Unusable {
     /// It is not JSON, or names something twice.
     Malformed,
     /// It has too many messages; nothing is known of any.
@@ -55,7 +59,7 @@ pub(super) enum Unusable {
 
 /// The body that says what is wrong.
 #[derive(Debug, Serialize)]
-pub(super) struct Errors {
+pub struct Errors {
     errors: Listed,
 }
 
@@ -112,7 +116,10 @@ struct Fields<'a> {
 }
 
 /// The messages of `body`; all can be sent.
-pub(super) fn parse(body: &[u8], limits: Limits) -> Result<Vec<Message<'_>>, Unusable> {
+///
+/// # Errors
+/// [`Unusable`]: none of them can be.
+pub fn parse(body: &[u8], limits: Limits) -> Result<Vec<Message<'_>>, Unusable> {
     let of_list =
         |text| Unusable::Invalid(Errors { errors: Listed { messages: Wrong::List([text]) } });
     if body.is_empty() {

@@ -12,7 +12,7 @@
 //! Policies see the headers of the request, without those that hold credentials: who is asking is in
 //! the claims, and a token has no business in a setting, a log line or an error of Postgres.
 
-mod batch;
+pub mod batch;
 
 use std::borrow::Cow;
 use std::net::IpAddr;

@@ -227,7 +227,8 @@ impl Preferences {
                 },
             ),
             "timezone" => {
-                let is_name = !value.is_empty() && !value.contains('\0');
+                // No name has a quote in it, and one that had could not be told again.
+                let is_name = !value.is_empty() && !value.contains(['\0', '"', '\\']);
                 first(&mut self.timezone, is_name.then(|| value.to_owned()))
             }
             "max-affected" => first(&mut self.max_affected, value.parse().ok()),
@@ -269,7 +270,11 @@ impl Preferences {
                 Handling::Strict => "handling=strict",
             },
             Preference::Timezone => {
-                return self.timezone.as_ref().map(|name| format!("timezone={name}").into());
+                let name = self.timezone.as_deref()?;
+                // `EST5EDT,M3.2.0,M11.1.0` is a name, too.
+                let is_token = name == name.trim() && !name.contains([',', ';']);
+                let quote = if is_token { "" } else { "\"" };
+                return Some(format!("timezone={quote}{name}{quote}").into());
             }
             Preference::MaxAffected => {
                 return self.affected_max().map(|rows| format!("max-affected={rows}").into());
@@ -336,6 +341,21 @@ mod tests {
         assert_eq!(preferences.count, Some(Count::Planned));
         assert_eq!(parse(&["max-affected=-1,max-affected=2"]).unwrap().max_affected, Some(2));
         assert_eq!(parse(&["timezone=,timezone=UTC"]).unwrap().timezone.unwrap(), "UTC");
+    }
+
+    #[test]
+    fn a_time_zone_is_told_so_that_it_can_be_read_again() {
+        let check = |said: &'static str, expected: Option<&str>| {
+            let applied = parse(&[said]).unwrap().applied(|_| true);
+            assert_eq!(applied.as_ref().map(|applied| applied.to_str().unwrap()), expected);
+        };
+        let rule = r#"timezone="EST5EDT,M3.2.0,M11.1.0""#;
+        check(rule, Some(rule));
+        check(r#"timezone="UTC""#, Some("timezone=UTC"));
+        check(r#"timezone=" a;b ""#, Some(r#"timezone=" a;b ""#));
+        for no_name in [r#"timezone=a"b""#, r#"timezone=""""#, r#"timezone="a\"b""#] {
+            check(no_name, None);
+        }
     }
 
     #[test]
