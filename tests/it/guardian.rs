@@ -209,6 +209,7 @@ async fn f23_a_slot_over_its_budget_warns_sheds_and_is_given_up_before_the_disk_
     says(&mut program, "(waiting_for_snapshot): creating the slot waits for open").await;
     program.line("could not be created within 2000 ms").await;
     lock.batch_execute("commit").await.unwrap();
+    socket.expect("system").await;
     assert_eq!(socket.closed().await, Some(1012), "and was told");
     program.ready().await;
     reaches(&mut program, "walcast_gaps_total{reason=\"wal_budget\"}", 1.0).await;

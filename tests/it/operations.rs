@@ -480,6 +480,7 @@ async fn a_lost_slot_is_replaced_and_everybody_told_to_read_again() {
         ))
         .await
         .unwrap();
+    socket.expect("system").await;
     assert_eq!(socket.closed().await, Some(1012));
     program.ready().await;
     let mut socket = program.subscribe(&anon(), "t").await;
