@@ -179,7 +179,10 @@ fn every_target_is_tested_and_has_a_file() {
         .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
     files.sort();
-    assert_eq!(files, names);
+    // It shares what it checks with a test of its own, `rest_statement.rs`.
+    let names: Vec<&str> = files.iter().map(String::as_str).collect();
+    let own: Vec<&str> = names.iter().copied().filter(|name| *name != "rest_statement").collect();
+    assert_eq!(own, TESTED);
     for name in names {
         assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
     }
