@@ -459,6 +459,43 @@ async fn nothing_that_a_function_leaves_reaches_the_next_request() {
     }
 }
 
+/// What runs in a write that calls nothing, and a write that fails as it commits.
+const TRAP: &str = "
+    create table traps (id bigint primary key,
+        todo bigint references traps deferrable initially deferred);
+    grant select, insert on traps to anon;
+    create function spring() returns trigger language plpgsql as $$ begin
+        perform shadow();
+        perform characterise();
+        return new;
+    end $$;
+    create trigger spring before insert on traps for each row execute function spring();
+";
+
+#[tokio::test]
+async fn nothing_that_a_trigger_leaves_reaches_the_next_request() {
+    let service = world_with(|config| config.rest.pool_size = 1).await;
+    let admin = service.admin().await;
+    admin.batch_execute(LITTER).await.unwrap();
+    admin.batch_execute(TRAP).await.unwrap();
+    let name = &service.database.name;
+    admin.batch_execute(&format!("grant temporary on database \"{name}\" to anon")).await.unwrap();
+    let state = async || ask("POST", "/rpc/state").send(&service).await.json();
+    let clean = state().await;
+    for (trap, status) in [
+        (json!({ "id": 1, "todo": 1 }), 201),
+        (json!({ "id": 2, "todo": 999 }), 409),
+        (json!({ "id": 1, "todo": 1 }), 409),
+    ] {
+        let answer = ask("POST", "/traps").json(&trap).send(&service).await;
+        assert_eq!(answer.status, status, "{trap}: {answer:?}");
+        // Also the process is the same.
+        assert_eq!(state().await, clean, "{trap}");
+        let answer = ask("GET", "/open?id=eq.666").send(&service).await;
+        assert_eq!((answer.status, answer.json()), (200, json!([])), "{trap}");
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_ended_is_replaced() {
     let service = world_with(|config| config.rest.pool_size = 2).await;
