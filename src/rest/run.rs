@@ -235,7 +235,8 @@ impl Runner {
     /// Runs it, and commits unless it only reads.
     ///
     /// # Errors
-    /// [`Failure`]; nothing was written, unless the connection was lost during a commit.
+    /// [`Failure`]; nothing was written, unless the connection was lost, or the time was over, during
+    /// a commit and what follows it.
     pub async fn run(&self, job: &Job<'_>) -> Result<Done, Failure> {
         let mut job = *job;
         let mut knows_time_zone = job.time_zone.is_some();
