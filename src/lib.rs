@@ -4,6 +4,7 @@
 pub mod config;
 pub mod telemetry;
 pub mod lsn;
+pub mod cursor;
 pub mod snapshot;
 pub mod topic;
 pub mod db;
