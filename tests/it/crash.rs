@@ -13,7 +13,9 @@ use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Database, connect};
-use crate::service::{ALICE, DEADLINE, SECRET, Service, Socket, Version, anon, service_role, user};
+use crate::service::{
+    ALICE, DEADLINE, PATIENT, SECRET, Service, Socket, Version, anon, service_role, user,
+};
 use crate::stream::all_of;
 
 /// Everybody may do everything with it.
@@ -41,6 +43,7 @@ impl Program {
         let child = Command::new(env!("CARGO_BIN_EXE_walcast"))
             .arg("serve")
             .env_clear()
+            .envs(PATIENT)
             .env("DATABASE_URL", &database.url)
             .env("WALCAST_JWT_SECRET", SECRET)
             .env("WALCAST_SLOT", &database.name)
