@@ -1,7 +1,7 @@
 //! What dies: the service, the server, their links. Nothing committed after SUBSCRIBED is missed.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Database, connect};
 use crate::service::{
-    ALICE, DEADLINE, PATIENT, SECRET, Service, Socket, Version, anon, service_role, user,
+    ALICE, DEADLINE, PATIENT, SECRET, Service, Socket, Version, anon, listen, service_role, user,
 };
 use crate::stream::all_of;
 
@@ -33,8 +33,7 @@ struct Program {
 
 /// A port that was free a moment ago.
 async fn free_address() -> SocketAddr {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    tokio::net::TcpListener::bind(any).await.unwrap().local_addr().unwrap()
+    listen().await.local_addr().unwrap()
 }
 
 impl Program {

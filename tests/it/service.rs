@@ -81,7 +81,7 @@ impl Service {
         config.server.join_error_backoff_ms = 0;
         config.server.connect_error_backoff_ms = 0;
         change(&mut config);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = listen().await;
         let address = listener.local_addr().unwrap();
         let mut service =
             Self { address, config, shutdown: CancellationToken::new(), task: None, database };
@@ -186,6 +186,17 @@ impl Service {
         let mut socket = self.connect(version, token).await;
         socket.subscribe("realtime:test", parameters).await;
         socket
+    }
+}
+
+/// A listening socket whose port may be let go and taken again: it is below those that the kernel
+/// gives to other sockets of this machine, which could take it in between.
+pub(crate) async fn listen() -> TcpListener {
+    loop {
+        let port = rand::random_range(10_000..20_000);
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await {
+            return listener;
+        }
     }
 }
 
