@@ -267,8 +267,24 @@ async fn a_transaction_of_ten_thousand_rows_arrives_whole_and_in_order() {
     finish(stream, &database, &settings).await;
 }
 
+/// Set in the process that runs the next test alone.
+const ALONE: &str = "WALCAST_TEST_ALONE";
+
+/// In a process of its own, whose memory is all this test's.
 #[tokio::test]
 async fn a_row_of_a_hundred_megabytes_passes_and_leaves_no_trace() {
+    if std::env::var_os(ALONE).is_none() {
+        let name = "wal::a_row_of_a_hundred_megabytes_passes_and_leaves_no_trace";
+        let alone = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name])
+            .env(ALONE, "1")
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(DEADLINE, alone).await.unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
     let (database, client) = prepared().await;
     let settings = settings(&database);
     let mut stream = open(&database, &settings).await;
