@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::outbox::{Outbox, Waiting};
+use super::outbox::{Outbox, Waiting, joined};
 
 /// How a channel learns what is not a frame.
 pub trait Inbox: Send + Sync {
@@ -136,6 +136,14 @@ impl Subscriber {
             }
             _gone => false,
         }
+    }
+
+    /// [`Self::offer`] for one frame in two parts, the second one shared with others.
+    pub(super) fn offer_parts(&self, first: Bytes, rest: &Bytes) -> bool {
+        if self.state.load(Ordering::Acquire) == LIVE {
+            return self.outbox.offer_parts(first, rest).unwrap_or(false);
+        }
+        self.offer(&[joined(&first, rest)])
     }
 
     /// The join was answered: what was held follows, then live frames.
