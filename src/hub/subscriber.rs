@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::outbox::{Outbox, Waiting};
+use super::outbox::{Outbox, Waiting, joined};
 use crate::cursor::Place;
 use crate::lsn::Lsn;
 
@@ -326,6 +326,14 @@ impl Subscriber {
             }
             _gone => false,
         }
+    }
+
+    /// [`Self::offer`] for one frame in two parts, the second one shared with others.
+    pub(super) fn offer_parts(&self, first: Bytes, rest: &Bytes) -> bool {
+        if self.state.load(Ordering::Acquire) == LIVE {
+            return self.outbox.offer_parts(first, rest).unwrap_or(false);
+        }
+        self.offer(&[joined(&first, rest)])
     }
 
     /// The join was answered: what was held follows, then live frames.
