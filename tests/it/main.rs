@@ -42,6 +42,7 @@ mod service;
 mod stream;
 mod sockets;
 mod spine;
+mod tail;
 mod values;
 mod wal;
 mod filter;

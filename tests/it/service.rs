@@ -104,14 +104,9 @@ impl Service {
 
     /// Starts again, on the same port, after [`Self::stop`].
     pub(crate) async fn start_again(&mut self) {
-        self.start_unready().await;
-        self.ready().await;
-    }
-
-    /// The same, and does not wait until changes flow.
-    pub(crate) async fn start_unready(&mut self) {
         let listener = TcpListener::bind(self.address).await.unwrap();
         self.run(listener);
+        self.ready().await;
     }
 
     /// A connection to its database as the superuser.

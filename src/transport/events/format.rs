@@ -38,18 +38,8 @@ pub(super) const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
 
 /// Names that say something of their own here, and to a browser's `EventSource`. A broadcast does
 /// not get to say it.
-const OURS: [&str; 10] = [
-    "INSERT",
-    "UPDATE",
-    "DELETE",
-    "ready",
-    "notice",
-    "caught_up",
-    "gap",
-    "close",
-    "open",
-    "error",
-];
+const OURS: [&str; 10] =
+    ["INSERT", "UPDATE", "DELETE", "ready", "notice", "caught_up", "gap", "close", "open", "error"];
 
 /// What a broadcast is called that cannot be called by its name.
 const BROADCAST: &str = "broadcast";
@@ -198,7 +188,8 @@ mod tests {
         let data = br#"{"record":{"id":1}}"#;
         let (topic, ids) = ("events", &[7][..]);
         let shown = Shown { topic, ids, operation: Operation::Update, data, cursor: cursor() };
-        let expected = format!("event: UPDATE\nid: {CURSOR}\ndata: {{\"record\":{{\"id\":1}}}}\n\n");
+        let expected =
+            format!("event: UPDATE\nid: {CURSOR}\ndata: {{\"record\":{{\"id\":1}}}}\n\n");
         assert_eq!(text(&row(&shown)), expected);
     }
 
@@ -232,11 +223,15 @@ mod tests {
 
     #[test]
     fn no_broadcast_passes_for_something_else() {
-        for name in ["INSERT", "close", "ready", "error", "", "broadcast", "a\nevent: INSERT", "\r"] {
-            let json = broadcast("realtime:room", &user(name, Encoding::Json, b"{}"), None).unwrap();
-            let bytes = broadcast("realtime:room", &user(name, Encoding::Bytes, b"x"), None).unwrap();
+        for name in ["INSERT", "close", "ready", "error", "", "broadcast", "a\nevent: INSERT", "\r"]
+        {
+            let json =
+                broadcast("realtime:room", &user(name, Encoding::Json, b"{}"), None).unwrap();
+            let bytes =
+                broadcast("realtime:room", &user(name, Encoding::Bytes, b"x"), None).unwrap();
             for block in [json, bytes] {
-                let rest = text(&block).strip_prefix("event: broadcast\ntopic: room\ndata: ").unwrap();
+                let rest =
+                    text(&block).strip_prefix("event: broadcast\ntopic: room\ndata: ").unwrap();
                 let object: serde_json::Value = serde_json::from_str(rest.trim_end()).unwrap();
                 assert_eq!(object["event"], name);
                 assert_eq!(rest.lines().count(), 2, "{rest}");

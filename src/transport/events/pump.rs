@@ -75,7 +75,9 @@ impl<'a> Pump<'a> {
         {
             // What waits to be taken is a sign of life already.
             if self.outbox.queued_bytes() == 0 {
-                self.outbox.send(HEARTBEAT).map_or_else(ControlFlow::Break, ControlFlow::Continue)?;
+                self.outbox
+                    .send(HEARTBEAT)
+                    .map_or_else(ControlFlow::Break, ControlFlow::Continue)?;
             }
         }
         if self.draining

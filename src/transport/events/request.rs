@@ -96,10 +96,14 @@ impl Wishes {
         let mut rest = Some(text);
         while let Some(text) = rest {
             if self.changes.len() >= limits.subscriptions_max {
-                return Err(format!("more than {} elements of `changes`", limits.subscriptions_max));
+                return Err(format!(
+                    "more than {} elements of `changes`",
+                    limits.subscriptions_max
+                ));
             }
-            let (change, after) = change(text)
-                .map_err(|problem| format!("`changes` cannot be read: {problem}, before `{text}`"))?;
+            let (change, after) = change(text).map_err(|problem| {
+                format!("`changes` cannot be read: {problem}, before `{text}`")
+            })?;
             self.changes.push(change);
             rest = after;
         }
@@ -259,7 +263,8 @@ mod tests {
             .iter()
             .map(|it| {
                 let text = |name: &str| it[name].as_str().unwrap_or("-").to_owned();
-                let select = if it["select"].is_null() { "-".into() } else { it["select"].to_string() };
+                let select =
+                    if it["select"].is_null() { "-".into() } else { it["select"].to_string() };
                 format!(
                     "{} {}.{} {select} {}",
                     text("event"),
