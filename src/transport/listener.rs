@@ -18,7 +18,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::{HeaderMap, Request};
+use axum::http::{HeaderMap, Request, header};
 use hashbrown::HashMap;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -505,7 +505,12 @@ impl HttpConnection {
                 let Some(takeover) = response.extensions_mut().remove::<Takeover>() else {
                     return Ok::<_, Infallible>(response);
                 };
-                wanted.want(std::mem::take(response.headers_mut()), takeover);
+                let mut headers = std::mem::take(response.headers_mut());
+                // Of the response that is not written.
+                for its_own in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
+                    headers.remove(its_own);
+                }
+                wanted.want(headers, takeover);
                 // hyper answers nothing: it is about to lose the connection.
                 std::future::pending().await
             }

@@ -2,15 +2,18 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::process::Command;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use walcast::config::Secret;
 
+use crate::cluster::Database;
 use crate::service::{
     ALICE, BOB, DEADLINE, SECRET, Service, Version, anon, now, service_role, shared, sign, token,
     user,
@@ -235,6 +238,7 @@ async fn row_changes_come_as_they_do_on_a_socket_with_a_cursor_as_their_id() {
     assert_eq!(stream.header("cache-control"), Some("no-store"));
     assert_eq!(stream.header("x-accel-buffering"), Some("no"));
     assert_eq!(stream.header("connection"), Some("close"));
+    assert_eq!(stream.header("content-length"), None);
     assert!(stream.header("date").is_some());
     assert!(matches!(stream.retry[..], [1000..=3000]), "{:?}", stream.retry);
     let admin = service.admin().await;
@@ -260,11 +264,13 @@ async fn row_changes_come_as_they_do_on_a_socket_with_a_cursor_as_their_id() {
 async fn each_user_gets_the_rows_that_policies_show_him() {
     let service = shared().await;
     let table = service.owned_table("value text").await;
+    let admin = service.admin().await;
+    // So that the log tells whose a row was.
+    admin.batch_execute(&format!("alter table {table} replica identity full")).await.unwrap();
     let query = format!("changes={table}");
     let mut alice = Stream::open(service, &user(ALICE), &query).await;
     let mut bob = Stream::open(service, &user(BOB), &query).await;
     let mut everybody = Stream::open(service, &service_role(), &query).await;
-    let admin = service.admin().await;
     let sql = format!(
         "insert into {table} (id, owner) values (1, '{ALICE}'), (2, '{BOB}'), (3, null);
         commit;
@@ -746,4 +752,71 @@ async fn a_key_that_goes_away_takes_its_streams_with_it() {
     timeout(DEADLINE, drop_slot).await.expect("the slot is dropped");
     stream.expect_close("shutdown").await;
     service.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn no_token_reaches_the_log_whatever_is_logged() {
+    let database = Database::create().await;
+    let mut program = Command::new(env!("CARGO_BIN_EXE_walcast"))
+        .arg("serve")
+        .env_clear()
+        .envs([("WALCAST_BIND", "127.0.0.1:0"), ("WALCAST_JWT_SECRET", SECRET)])
+        .envs([("DATABASE_URL", &*database.url), ("WALCAST_SLOT", &*database.name)])
+        .env("WALCAST_LOG", "trace")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(program.stderr.take().unwrap()).lines();
+    let (address, addressed) = tokio::sync::oneshot::channel();
+    let (ready, readied) = tokio::sync::oneshot::channel();
+    // It is read all the time: a pipe that is full would hold the program up.
+    let log = tokio::spawn(async move {
+        let (mut log, mut address, mut ready) = (String::new(), Some(address), Some(ready));
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if let Some((_, found)) = line.split_once("listening address=")
+                && let Some(address) = address.take()
+            {
+                address.send(found.parse::<SocketAddr>().unwrap()).unwrap();
+            }
+            if line.contains("slot attached")
+                && let Some(ready) = ready.take()
+            {
+                ready.send(()).unwrap();
+            }
+            log.extend([&*line, "\n"]);
+        }
+        log
+    });
+    let address = timeout(DEADLINE, addressed).await.expect("it listens").unwrap();
+    timeout(DEADLINE, readied).await.expect("it is ready").unwrap();
+    let good = anon();
+    let bad = sign(&json!({ "role": "anon", "exp": now() + 60 }), &"x".repeat(32));
+    for token in [&good, &bad] {
+        let (bearer, query) = (bearer(token), format!("topics=a&access_token={token}"));
+        let wrong = format!("changes=no_such_table&apikey={token}");
+        for (query, headers) in [
+            ("topics=a", &[("authorization", &*bearer)][..]),
+            ("topics=a", &[("apikey", token)]),
+            (&query, &[]),
+            (&wrong, &[]),
+        ] {
+            let mut stream = Stream::ask_at(address, query, headers).await;
+            if stream.status == 200 {
+                stream.expect("ready").await;
+            }
+        }
+    }
+    let pid = program.id().unwrap().to_string();
+    let kill = std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    assert!(kill.success());
+    let log = timeout(DEADLINE, log).await.expect("it ends").unwrap();
+    // What was asked for is logged, so that there is something to look at.
+    assert!(log.contains("socket open"), "{log}");
+    for token in [&good, &bad] {
+        let signature = token.rsplit('.').next().unwrap();
+        let line = log.lines().find(|line| line.contains(signature));
+        assert_eq!(line, None, "a token in the log");
+    }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use hyper::body::{Body as _, Incoming};
-use hyper::client::conn::http1;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
@@ -56,6 +56,8 @@ pub(super) struct Stream {
     body: Incoming,
     blocks: Blocks,
     silence_max: Duration,
+    /// Without it the connection would take the answer for one that nobody waits for.
+    _sender: SendRequest<String>,
     _connection: JoinSet<()>,
 }
 
@@ -139,12 +141,13 @@ impl Service {
             let _ = connection.await;
         });
         let response = sender.send_request(request).await.with_context(broken)?;
-        self.answer(response, running).await
+        self.answer(response, sender, running).await
     }
 
     async fn answer(
         &self,
         response: Response<Incoming>,
+        sender: SendRequest<String>,
         running: JoinSet<()>,
     ) -> anyhow::Result<Answer> {
         let (head, body) = response.into_parts();
@@ -155,6 +158,7 @@ impl Service {
                 body,
                 blocks: Blocks::default(),
                 silence_max: self.silence_max,
+                _sender: sender,
                 _connection: running,
             })),
             StatusCode::TOO_MANY_REQUESTS
