@@ -90,7 +90,8 @@ async fn each_event_is_a_line_as_policies_allow_until_it_is_interrupted() {
     let changes = format!("{table}@INSERT:value=neq.\"a,b\"");
     let arguments = ["--changes", &*changes, "--changes", &format!("{table}@DELETE")];
     let mut alice = Tail::on(&service, &user(ALICE), &arguments).await;
-    let arguments = ["--changes", &*table, "--topics", "room,other", "--json"];
+    let inserts = format!("{table}@INSERT");
+    let arguments = ["--changes", &*inserts, "--topics", "room,other", "--json"];
     let mut bob = Tail::on(&service, &user(BOB), &arguments).await;
     let admin = service.admin().await;
     let sql = format!(
