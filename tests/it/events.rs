@@ -97,11 +97,9 @@ impl Stream {
 
     /// Reads more; false at the end.
     async fn more(&mut self) -> bool {
-        let mut buffer = [0; 16 * 1024];
-        let count = timeout(DEADLINE, self.stream.read(&mut buffer)).await.expect("in time");
-        let count = count.unwrap_or(0);
-        self.read.extend_from_slice(&buffer[..count]);
-        count > 0
+        self.read.reserve(16 * 1024);
+        let count = timeout(DEADLINE, self.stream.read_buf(&mut self.read)).await.expect("in time");
+        count.unwrap_or(0) > 0
     }
 
     /// The next event; none at the end.

@@ -44,7 +44,7 @@ pub(super) struct Service {
 
 /// What the service said.
 pub(super) enum Answer {
-    Stream(Stream),
+    Stream(Box<Stream>),
     /// Why not now, and how long to wait if it says so.
     Later(String, Option<Duration>),
     /// Why not.
@@ -65,7 +65,7 @@ impl Service {
     pub(super) fn new(
         url: &str,
         query: &str,
-        token: String,
+        token: &str,
         silence_max: Duration,
     ) -> anyhow::Result<Self> {
         let no_url = || anyhow!("--url {url}: is no URL of a service, such as https://host/path");
@@ -154,13 +154,13 @@ impl Service {
         let kind = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
         let is_stream = kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
         match head.status {
-            StatusCode::OK if is_stream => Ok(Answer::Stream(Stream {
+            StatusCode::OK if is_stream => Ok(Answer::Stream(Box::new(Stream {
                 body,
                 blocks: Blocks::default(),
                 silence_max: self.silence_max,
                 _sender: sender,
                 _connection: running,
-            })),
+            }))),
             StatusCode::TOO_MANY_REQUESTS
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE

@@ -86,7 +86,7 @@ enum End {
 pub(crate) async fn run(flags: Flags, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
     let token = token(&flags.token)?;
     let silence_max = Duration::from_secs(flags.silence_max);
-    let service = Service::new(&flags.url, &query(&flags), token, silence_max)?;
+    let service = Service::new(&flags.url, &query(&flags), &token, silence_max)?;
     let mut place = Place { last_id: flags.since.clone(), pause: PAUSE, attempts: 0, begun: false };
     loop {
         let ended = tokio::select! {
@@ -274,7 +274,9 @@ fn query(flags: &Flags) -> String {
     for (name, values) in
         [("changes", &flags.changes), ("topics", &flags.topics), ("topic", &flags.topic)]
     {
-        values.iter().for_each(|value| add(name, value));
+        for value in values {
+            add(name, value);
+        }
     }
     if flags.private {
         add("private", "true");

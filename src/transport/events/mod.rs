@@ -15,7 +15,7 @@
 
 mod format;
 mod pump;
-mod request;
+pub mod request;
 
 use std::borrow::Cow;
 use std::future::poll_fn;
@@ -507,13 +507,13 @@ struct Deadline {
 impl Deadline {
     fn new(deadlines: &Arc<Deadlines>, mailbox: &Arc<Mailbox>, at: SystemTime) -> Self {
         let mailbox = Arc::downgrade(mailbox);
-        let id = deadlines.add(at, mailbox.clone(), 0);
+        let id = deadlines.add(at, Weak::<Mailbox>::clone(&mailbox), 0);
         Self { deadlines: Arc::clone(deadlines), mailbox, at, id }
     }
 
     /// It was called before its time.
     fn set(&mut self) {
-        self.id = self.deadlines.add(self.at, self.mailbox.clone(), 0);
+        self.id = self.deadlines.add(self.at, Weak::<Mailbox>::clone(&self.mailbox), 0);
     }
 }
 

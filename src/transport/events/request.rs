@@ -21,20 +21,20 @@ use crate::topic::{ParseTopicError, Topic};
 
 /// What a stream is about.
 #[derive(Debug)]
-pub(super) struct Wishes {
+pub struct Wishes {
     /// The rooms, each once.
-    pub(super) topics: Vec<Topic>,
+    pub topics: Vec<Topic>,
     /// Whether policies decide about them.
-    pub(super) private: bool,
+    pub private: bool,
     /// Subscriptions to row changes, as the sockets' protocol writes them.
-    pub(super) changes: Vec<Box<RawValue>>,
+    pub changes: Vec<Box<RawValue>>,
     /// Where the client's last stream ended, by the query.
-    pub(super) cursor: Option<String>,
+    pub cursor: Option<String>,
 }
 
 /// The token in a query; `access_token` wins over `apikey`, which is also the key of nobody in
 /// particular.
-pub(super) fn token(query: &str) -> Option<Cow<'_, str>> {
+pub fn token(query: &str) -> Option<Cow<'_, str>> {
     ["access_token", "apikey"].into_iter().find_map(|wanted| {
         let mut tokens = pairs(query).filter(|(name, _)| name == wanted);
         tokens.next().and_then(|(_, value)| decoded(value)).filter(|token| !token.is_empty())
@@ -45,7 +45,7 @@ pub(super) fn token(query: &str) -> Option<Cow<'_, str>> {
 ///
 /// # Errors
 /// Why it is refused.
-pub(super) fn wishes(query: &str, limits: &Limits) -> Result<Wishes, String> {
+pub fn wishes(query: &str, limits: &Limits) -> Result<Wishes, String> {
     let (topics, changes) = (Vec::new(), Vec::new());
     let mut wishes = Wishes { topics, private: false, changes, cursor: None };
     for (name, value) in pairs(query) {
