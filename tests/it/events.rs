@@ -36,7 +36,7 @@ impl Event {
 
 /// A client that reads an answer as it comes.
 pub(crate) struct Stream {
-    stream: TcpStream,
+    socket: TcpStream,
     read: Vec<u8>,
     pub(crate) status: u16,
     pub(crate) head: String,
@@ -57,11 +57,11 @@ fn get(path: &str, headers: &[(&str, &str)]) -> String {
 }
 
 impl Stream {
-    async fn send(stream: TcpStream, request: &str) -> Self {
+    async fn send(socket: TcpStream, request: &str) -> Self {
         let (read, events, retry) = (Vec::new(), VecDeque::new(), Vec::new());
         let mut client =
-            Self { stream, read, status: 0, head: String::new(), events, retry, comments: 0 };
-        client.stream.write_all(request.as_bytes()).await.unwrap();
+            Self { socket, read, status: 0, head: String::new(), events, retry, comments: 0 };
+        client.socket.write_all(request.as_bytes()).await.unwrap();
         let end = loop {
             if let Some(at) = client.read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                 break at + 4;
@@ -98,7 +98,7 @@ impl Stream {
     /// Reads more; false at the end.
     async fn more(&mut self) -> bool {
         self.read.reserve(16 * 1024);
-        let count = timeout(DEADLINE, self.stream.read_buf(&mut self.read)).await.expect("in time");
+        let count = timeout(DEADLINE, self.socket.read_buf(&mut self.read)).await.expect("in time");
         count.unwrap_or(0) > 0
     }
 
@@ -184,7 +184,7 @@ async fn request(service: &Service, head: &str, headers: &[(&str, &str)], body: 
     for (name, value) in headers {
         request.extend([name, ": ", value, "\r\n"]);
     }
-    request += &format!("content-length: {}\r\n\r\n", body.len());
+    request.extend(["content-length: ", &body.len().to_string(), "\r\n\r\n"]);
     stream.write_all(&[request.as_bytes(), body].concat()).await.unwrap();
     let mut answer = Vec::new();
     timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
