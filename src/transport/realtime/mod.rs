@@ -91,7 +91,7 @@ impl Realtime {
 /// What comes back to a socket from elsewhere.
 #[derive(Debug)]
 enum Mail {
-    Joined(ChannelId, Joined),
+    Joined(ChannelId, Box<Joined>),
     /// None: it came to nothing, for a later one.
     Refreshed(ChannelId, Option<Result<(), String>>),
     Notice(ChannelId, String),
@@ -456,7 +456,7 @@ impl Socket {
         self.realtime.spawn(async move {
             let outcome = joiner.join(ask).await;
             if let Some(mailbox) = mailbox.upgrade() {
-                mailbox.post(Mail::Joined(channel, outcome));
+                mailbox.post(Mail::Joined(channel, Box::new(outcome)));
             }
         });
     }
@@ -474,6 +474,7 @@ impl Socket {
             replay: kept.replay.clone(),
             presence: kept.presence.enabled,
             headers: Arc::clone(&self.headers),
+            cursor: None,
             wait: kept.wait,
         }
     }
@@ -626,7 +627,8 @@ impl Socket {
         let Some(request) = self.joining.get(&channel).map(Arc::clone) else {
             return ControlFlow::Continue(());
         };
-        let Joined { subscriptions, membership, asked, entered, problem, unavailable } = joined;
+        let Joined { subscriptions, membership, asked, begins, resume, .. } = joined;
+        let Joined { entered, problem, unavailable, .. } = joined;
         let membership = membership.map(Arc::new);
         let joining = Arc::clone(&request);
         let replicates = *self.realtime.joiner.readiness().borrow();
@@ -659,7 +661,7 @@ impl Socket {
             self.joined.insert(channel, place);
             let acknowledged = |(id, extra)| Subscribed { id, extra };
             let subscriptions = subscriptions.into_iter().map(acknowledged).collect();
-            JoinOutcome::Ok { subscriptions, replays, system }
+            JoinOutcome::Ok { subscriptions, begins, replays, system }
         } else {
             let reason = unavailable.unwrap_or_else(|| "Unknown Error on Channel".into());
             JoinOutcome::Error { reason }
@@ -672,6 +674,9 @@ impl Socket {
         if self.joined.contains_key(&channel) {
             metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
             joining.subscriber.go_live();
+            if let (Some(membership), Some(resume)) = (&membership, resume) {
+                self.realtime.joiner.resume(membership, resume);
+            }
             if joining.presence.enabled {
                 self.watch(channel);
             }
@@ -838,7 +843,7 @@ impl Peer for Socket {
         };
         for mail in mail {
             match mail {
-                Mail::Joined(channel, joined) => self.joined(channel, joined)?,
+                Mail::Joined(channel, joined) => self.joined(channel, *joined)?,
                 Mail::Refreshed(channel, refreshed) => self.refreshed(channel, refreshed)?,
                 Mail::Notice(channel, problem) => {
                     let message = SystemMessage::not_subscribed(problem);
