@@ -19,11 +19,12 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
+use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::cursor::Cursor;
 use crate::event::broadcast::{Broadcast, Encoding};
-use crate::hub::{Format, Shown};
+use crate::hub::{Format, Shown, Word};
 
 /// The wire format of every stream.
 pub(super) const FORMAT: Format = Format {
@@ -31,7 +32,13 @@ pub(super) const FORMAT: Format = Format {
     encode: row,
     broadcast,
     push: |_topic, event, payload| Event::named(event).data(payload).finish(),
+    word: |_topic, said| word(said),
 };
+
+/// The same, of rooms beside row changes that are behind them: whoever came back with the place of a
+/// broadcast would miss the row changes before it.
+pub(super) const BESIDE: Format =
+    Format { id: 17, broadcast: |topic, said, _cursor| broadcast(topic, said, None), ..FORMAT };
 
 /// A comment: nothing but a sign of life.
 pub(super) const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
@@ -96,6 +103,24 @@ impl Event {
     }
 }
 
+/// How a stream that came back goes on.
+pub(super) fn word(word: &Word) -> Bytes {
+    match word {
+        Word::CaughtUp(cursor) => {
+            let data = json!({ "cursor": cursor.to_string() }).to_string();
+            Event::named("caught_up").id(Some(*cursor)).data(data.as_bytes()).finish()
+        }
+        Word::Gap { from, to, reason } => gap(*from, *to, reason).id(Some(*to)).finish(),
+    }
+}
+
+/// What is missing, and why: whoever hears it has to read again. It may have a place of its own.
+pub(super) fn gap(from: Option<Cursor>, to: Cursor, reason: &str) -> Event {
+    let from = from.map(|from| from.to_string());
+    let data = json!({ "from": from, "to": to.to_string(), "reason": reason }).to_string();
+    Event::named("gap").data(data.as_bytes())
+}
+
 fn row(shown: &Shown<'_>) -> Bytes {
     Event::named(shown.operation.as_str()).id(Some(shown.cursor)).data(shown.data).finish()
 }
@@ -118,7 +143,7 @@ fn broadcast(topic: &str, broadcast: &Broadcast, cursor: Option<Cursor>) -> Opti
                 }
                 (Encoding::Bytes, false) => {
                     let payload = data_url(&user.data);
-                    let whole = serde_json::json!({
+                    let whole = json!({
                         "event": user.event, "payload": payload, "type": BROADCAST,
                     });
                     (BROADCAST.into(), whole.to_string().into_bytes().into())
@@ -209,6 +234,20 @@ mod tests {
         check(&Broadcast::Whole(Bytes::from_static(whole)), None, expected);
         let stored = format!("event: moved\nid: {CURSOR}\ntopic: room\ndata: 7\n\n");
         check(&user("moved", Encoding::Json, b"7"), Some(cursor()), &stored);
+    }
+
+    #[test]
+    fn who_came_back_is_told_how_it_goes_on_and_from_where() {
+        let (cursor, to) = (cursor(), "00000000016B3749-00000000-1f9ac02b");
+        let caught_up =
+            format!("event: caught_up\nid: {CURSOR}\ndata: {{\"cursor\":\"{CURSOR}\"}}\n\n");
+        assert_eq!(text(&word(&Word::CaughtUp(cursor))), caught_up);
+        let lost = Word::Gap { from: Some(cursor), to: to.parse().unwrap(), reason: "x" };
+        let data = format!(r#"{{"from":"{CURSOR}","to":"{to}","reason":"x"}}"#);
+        assert_eq!(text(&word(&lost)), format!("event: gap\ndata: {data}\nid: {to}\n\n"));
+        let stored = user("moved", Encoding::Json, b"7");
+        let beside = (BESIDE.broadcast)("realtime:room", &stored, Some(cursor)).unwrap();
+        assert_eq!(text(&beside), "event: moved\ntopic: room\ndata: 7\n\n");
     }
 
     #[test]

@@ -28,7 +28,6 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::json;
-use serde_json::value::RawValue;
 
 use super::deadlines::{DeadlineId, Deadlines, Expires};
 use super::realtime::{Realtime, policy_headers};
@@ -37,13 +36,15 @@ use crate::auth::Claims;
 use crate::auth::access::Asker;
 use crate::auth::jwt::TokenError;
 use crate::config;
+use crate::cursor::Cursor;
+use crate::feed::Resume;
 use crate::hub::outbox::{CloseReason, Outbox};
-use crate::hub::{Inbox, Membership, Occupancy, Subscriber};
+use crate::hub::{Hub, Inbox, Membership, Occupancy, Subscriber};
 use crate::join::{Joined, Joiner, Request};
 use crate::session::UserPlace;
 use crate::telemetry;
 
-use format::{Event, FORMAT};
+use format::{BESIDE, Event, FORMAT};
 use pump::Pump;
 use request::Wishes;
 
@@ -59,6 +60,9 @@ const EXPIRED: CloseReason = CloseReason::Session { code: 4401, text: "the token
 
 /// It never began.
 const REFUSED: CloseReason = CloseReason::Session { code: 4400, text: "refused" };
+
+/// Why broadcasts are missing after a return: nobody keeps those of public rooms.
+const BROADCASTS_NOT_KEPT: &str = "broadcasts_not_kept";
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -112,12 +116,14 @@ pub struct Events {
 pub struct Admitted {
     claims: Arc<Claims>,
     wishes: Wishes,
+    /// How far the client has come, as it says.
+    since: Option<Box<str>>,
     /// What policies read as `request.headers`.
     headers: Arc<str>,
     /// The verifier's when the token was verified.
     epoch: u64,
     reconnects: bool,
-    user: Option<UserPlace>,
+    _user: Option<UserPlace>,
 }
 
 impl Events {
@@ -173,7 +179,12 @@ impl Events {
         }
         let (claims, headers) = (Arc::new(claims), policy_headers(&request.headers));
         let reconnects = Self::reconnects(&request.headers);
-        Ok(Admitted { claims, wishes, headers, epoch, reconnects, user })
+        // What a client says when it comes back is newer than the URL it comes back to.
+        let told =
+            request.headers.get(LAST_EVENT_ID).map(|id| String::from_utf8_lossy(id.as_bytes()));
+        let since = told.as_deref().or(wishes.cursor.as_deref());
+        let since = since.filter(|since| !since.is_empty()).map(Into::into);
+        Ok(Admitted { claims, wishes, since, headers, epoch, reconnects, _user: user })
     }
 
     /// What runs on the socket of an admitted request; it gets the headers that its answer needs
@@ -248,11 +259,12 @@ impl Events {
         mut headers: HeaderMap,
         outbox: &Arc<Outbox>,
     ) -> (CloseReason, Option<Bytes>) {
-        let Admitted { claims, wishes, headers: shown, epoch, reconnects, user: _user } = admitted;
+        let Admitted { claims, wishes, since, headers: shown, epoch, reconnects, .. } = &admitted;
+        let (epoch, reconnects) = (*epoch, *reconnects);
         let mailbox = Arc::new(Mailbox { outbox: Arc::clone(outbox), mail: Mutex::default() });
         let mut pump = Pump::new(outbox);
         let joining = async {
-            let channel = self.join(&claims, wishes, shown, &mailbox).await?;
+            let channel = self.join(claims, wishes, since.as_deref(), shown, &mailbox).await?;
             // A key that went away meanwhile takes its tokens with it.
             if epoch != self.realtime.verifier.epoch() {
                 return Err(Refused::unauthorized(&TokenError::Signature));
@@ -267,7 +279,7 @@ impl Events {
             reason = poll_fn(|context| pump.poll_end(context)) => Err(reason),
             joined = Box::pin(joining) => Ok(joined),
         };
-        let channel = match joined {
+        let mut channel = match joined {
             Ok(Ok(channel)) => channel,
             Ok(Err(refused)) => {
                 metrics::counter!(telemetry::JOINS, telemetry::RESULT => "error").increment(1);
@@ -287,7 +299,7 @@ impl Events {
         let mut first = head(StatusCode::OK, &headers);
         drop(headers);
         first.extend_from_slice(self.retry_line().as_bytes());
-        first.extend_from_slice(&Event::named("ready").data(b"{}").finish());
+        first.extend_from_slice(&channel.ready);
         pump.beat(self.heartbeat);
         let deadlines = &self.realtime.deadlines;
         let mut deadline = Deadline::new(deadlines, &mailbox, claims.expires_at);
@@ -296,6 +308,9 @@ impl Events {
         }
         drop(instead);
         channel.subscriber.go_live();
+        if let (Some(membership), Some(resume)) = (&channel.membership, channel.resume.take()) {
+            self.realtime.joiner.resume(membership, resume);
+        }
         let mut flow = Ok(());
         let reason = loop {
             // Before the first wait too: something may have come during the join.
@@ -313,55 +328,88 @@ impl Events {
     async fn join(
         &self,
         claims: &Arc<Claims>,
-        wishes: Wishes,
-        headers: Arc<str>,
+        wishes: &Wishes,
+        since: Option<&str>,
+        headers: &Arc<str>,
         mailbox: &Arc<Mailbox>,
     ) -> Result<Channel, Refused> {
-        let Wishes { topics, private, changes, cursor: _ } = wishes;
         let inbox = Box::new(Notices(Arc::downgrade(mailbox)));
         let outbox = Arc::clone(&mailbox.outbox);
         // One for all: what is held until the answer stays in its order.
         let subscriber = Subscriber::new(outbox, inbox, claims.expires_at);
         let asker = Leaving(Asker::default());
-        let request = |topic: Arc<str>, parameters: Arc<[Box<RawValue>]>, private| Request {
+        let request = |format, topic| Request {
             subscriber: Arc::clone(&subscriber),
-            format: FORMAT,
+            format,
             topic,
             claims: Arc::clone(claims),
             asker: asker.0.clone(),
-            parameters,
+            parameters: [].into(),
             legacy: false,
-            private,
+            private: false,
             replay: None,
             presence: false,
-            headers: Arc::clone(&headers),
+            headers: Arc::clone(headers),
+            cursor: None,
             wait: None,
         };
+        let Wishes { topics, private, changes, .. } = wishes;
         let joiner: &Joiner = &self.realtime.joiner;
-        let rows = (!changes.is_empty()).then(|| request(ROWS.into(), changes.into(), false));
-        let rooms = topics.iter().map(|topic| request(topic.to_shared(), [].into(), private));
         let rows = async {
-            match rows {
-                Some(rows) => Some(joiner.join(rows).await),
-                None => None,
+            if changes.is_empty() {
+                return None;
             }
+            let (parameters, cursor) = (changes.as_slice().into(), since.map(Into::into));
+            let rows = Request { parameters, cursor, ..request(FORMAT, ROWS.into()) };
+            Some(joiner.join(rows).await)
         };
-        let (rows, rooms) = tokio::join!(rows, join_all(rooms.map(|room| joiner.join(room))));
+        let format = if since.is_some() && !changes.is_empty() { BESIDE } else { FORMAT };
+        let rooms = topics.iter().map(|topic| {
+            let room = request(format, topic.to_shared());
+            joiner.join(Request { private: *private, ..room })
+        });
+        let (rows, rooms) = tokio::join!(rows, join_all(rooms));
         let joins = rooms.len() + usize::from(rows.is_some());
-        let counted = Counted::new(joins);
-        let mut channel =
-            Channel { subscriber, memberships: Vec::new(), rooms: Vec::new(), _counted: counted };
-        if let Some(rows) = rows {
-            // It need not be in the room of that topic, where nothing is ever said.
+        let mut channel = Channel {
+            hub: Arc::clone(&self.realtime.hub),
+            subscriber,
+            membership: None,
+            resume: None,
+            rooms: Vec::new(),
+            ready: Bytes::new(),
+            _counted: Counted::new(joins),
+        };
+        let mut begins = None;
+        if let Some(mut rows) = rows {
+            (begins, channel.resume) = (rows.begins, rows.resume.take());
             channel.take(rows)?;
+            // It need not be in the room of that topic, where nothing is ever said.
             channel.rooms.clear();
         }
         for room in rooms {
             channel.take(room)?;
         }
+        channel.ready = self.ready(since, begins, !topics.is_empty());
         let joins = u64::try_from(joins).unwrap_or(u64::MAX);
         metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(joins);
         Ok(channel)
+    }
+
+    /// The first event: where the stream begins. What was said in rooms before that is not kept,
+    /// which a client that comes back is told.
+    fn ready(&self, since: Option<&str>, begins: Option<Cursor>, has_rooms: bool) -> Bytes {
+        let now = self.realtime.hub.read_to();
+        let from = since.and_then(|since| since.parse().ok());
+        let data = json!({ "cursor": begins.unwrap_or(now).to_string() }).to_string();
+        // A place that the client never named is none that it may come back with, before it is told
+        // what it missed up to there.
+        let at = if since.is_some() { from } else { Some(begins.unwrap_or(now)) };
+        let mut ready = Event::named("ready").id(at).data(data.as_bytes()).finish().to_vec();
+        if has_rooms && since.is_some() {
+            let own = if begins.is_none() { Some(now) } else { None };
+            ready.extend_from_slice(&format::gap(from, now, BROADCASTS_NOT_KEPT).id(own).finish());
+        }
+        ready.into()
     }
 
     /// The whole answer to a request that is refused when it has the socket.
@@ -379,10 +427,24 @@ impl Events {
 
 /// All that a stream has in the hub; dropping it leaves.
 struct Channel {
+    hub: Arc<Hub>,
     subscriber: Arc<Subscriber>,
-    memberships: Vec<Membership>,
+    membership: Option<Arc<Membership>>,
+    /// To be begun when the answer is out.
+    resume: Option<Resume>,
     rooms: Vec<Occupancy>,
+    /// The first event.
+    ready: Bytes,
     _counted: Counted,
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // A replay under way may hold it for longer.
+        if let Some(membership) = &self.membership {
+            self.hub.leave(membership);
+        }
+    }
 }
 
 impl Channel {
@@ -395,7 +457,7 @@ impl Channel {
         if let Some(problem) = problem {
             return Err(Refused::new(StatusCode::BAD_REQUEST, problem));
         }
-        self.memberships.extend(membership);
+        self.membership = membership.map(Arc::new).or(self.membership.take());
         self.rooms.extend(entered.map(|entered| entered.occupancy));
         Ok(())
     }
