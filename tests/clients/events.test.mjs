@@ -123,18 +123,20 @@ describe("event streams", () => {
       const from = stream.events.length;
       await service.server.end(signal);
       await stream.next("error", from);
+      await insert(signal === "SIGTERM" ? 21 : 22, ALICE, "meanwhile");
       await service.server.start();
-      await stream.next("ready", from);
+      await stream.next("caught_up", from);
     }
-    await insert(21, ALICE, "after");
+    await insert(23, ALICE, "after");
     const rows = () => stream.of("INSERT").map((event) => JSON.parse(event.data).record.id);
     await within(
       (async () => {
-        while (!rows().includes(21)) await stream.next("INSERT", stream.events.length);
+        while (!rows().includes(23)) await stream.next("INSERT", stream.events.length);
       })(),
-      () => `row 21 among ${rows()}`,
+      () => `row 23 among ${rows()}`,
     );
-    assert.deepEqual(rows(), [20, 21]);
+    assert.deepEqual(rows(), [20, 21, 22, 23]);
+    assert.deepEqual(stream.of("gap"), []);
   });
 
   test("an expired token ends it for good", async () => {

@@ -12,6 +12,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use walcast::config::Secret;
+use walcast::cursor::Cursor;
 
 use crate::cluster::Database;
 use crate::service::{
@@ -44,6 +45,8 @@ pub(crate) struct Stream {
     /// `retry:` fields and comments so far.
     retry: Vec<u64>,
     comments: usize,
+    /// What a browser would come back with.
+    last_id: Option<String>,
 }
 
 fn get(path: &str, headers: &[(&str, &str)]) -> String {
@@ -59,8 +62,16 @@ fn get(path: &str, headers: &[(&str, &str)]) -> String {
 impl Stream {
     async fn send(socket: TcpStream, request: &str) -> Self {
         let (read, events, retry) = (Vec::new(), VecDeque::new(), Vec::new());
-        let mut client =
-            Self { socket, read, status: 0, head: String::new(), events, retry, comments: 0 };
+        let mut client = Self {
+            socket,
+            read,
+            status: 0,
+            head: String::new(),
+            events,
+            retry,
+            comments: 0,
+            last_id: None,
+        };
         client.socket.write_all(request.as_bytes()).await.unwrap();
         let end = loop {
             if let Some(at) = client.read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
@@ -131,6 +142,7 @@ impl Stream {
                 _ => panic!("no field: {line:?}"),
             }
         }
+        self.last_id = id.clone().or(self.last_id.take());
         if let Some(name) = name {
             self.events.push_back(Event { name, id, topic, data: data.join("\n") });
         }
@@ -750,6 +762,171 @@ async fn a_key_that_goes_away_takes_its_streams_with_it() {
     timeout(DEADLINE, drop_slot).await.expect("the slot is dropped");
     stream.expect_close("shutdown").await;
     service.stop().await.unwrap();
+}
+
+/// Ids of the rows up to the word that nothing is missing any more, with the id of each event.
+async fn replayed(stream: &mut Stream) -> (Vec<(i64, String)>, Event) {
+    let mut rows = Vec::new();
+    loop {
+        let event = stream.next().await;
+        match &*event.name {
+            "INSERT" => {
+                let id = event.json()["record"]["id"].as_i64().unwrap();
+                rows.push((id, event.id.unwrap()));
+            }
+            "caught_up" | "gap" => return (rows, event),
+            other => panic!("{other}: {event:?}"),
+        }
+    }
+}
+
+/// Comes back to a stream on one table, after `last`.
+async fn again(service: &Service, token: &str, query: &str, last: &str) -> Stream {
+    let headers = [("authorization", &*bearer(token)), ("last-event-id", last)];
+    let mut stream = Stream::ask(service, query, &headers).await;
+    let ready = stream.expect("ready").await;
+    assert_eq!(ready.id, last.parse::<Cursor>().is_ok().then(|| last.to_owned()));
+    stream
+}
+
+#[tokio::test]
+async fn whoever_comes_back_is_sent_what_he_missed_once_and_goes_on() {
+    let service = shared().await;
+    let table = service.owned_table("value text").await;
+    let query = format!("changes={table}@INSERT");
+    let admin = service.admin().await;
+    let insert = async |from: i64, to: i64, owner: &str| {
+        let sql = format!(
+            "insert into {table} (id, owner) select n, '{owner}' from generate_series({from}, {to}) n"
+        );
+        admin.batch_execute(&sql).await.unwrap();
+    };
+    let mut stream =
+        Stream::ask(service, &query, &[("authorization", &*bearer(&user(ALICE)))]).await;
+    let ready = stream.expect("ready").await;
+    assert_eq!(ready.json(), json!({ "cursor": ready.id }));
+    // Nothing came yet: the stream begins where it began.
+    drop(stream);
+    insert(1, 3, ALICE).await;
+    insert(4, 4, BOB).await;
+    let mut stream = again(service, &user(ALICE), &query, &ready.id.unwrap()).await;
+    let (first, cursor) = (id_of(&mut stream, "INSERT").await, stream.last_id.clone().unwrap());
+    assert_eq!(first, 1);
+    drop(stream);
+    insert(5, 6, ALICE).await;
+    // In the query, where there is no header; the header wins.
+    let from_query = format!("{query}&cursor={cursor}");
+    let bearer = bearer(&user(ALICE));
+    let mut streams = vec![again(service, &user(ALICE), &query, &cursor).await];
+    streams.push(again(service, &user(ALICE), &format!("{query}&cursor=x"), &cursor).await);
+    let mut asked = Stream::ask(service, &from_query, &[("authorization", &bearer)]).await;
+    assert_eq!(asked.expect("ready").await.id.as_ref(), Some(&cursor));
+    streams.push(asked);
+    insert(7, 7, ALICE).await;
+    for mut stream in streams {
+        let (mut rows, word) = replayed(&mut stream).await;
+        assert_eq!(word.name, "caught_up");
+        assert_eq!(word.id.as_deref(), word.json()["cursor"].as_str());
+        while rows.len() < 5 {
+            let event = stream.expect("INSERT").await;
+            assert!(event.id > word.id);
+            rows.push((event.json()["record"]["id"].as_i64().unwrap(), event.id.unwrap()));
+        }
+        assert_eq!(rows.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 3, 5, 6, 7]);
+        assert!(rows.is_sorted_by(|(_, one), (_, next)| one < next), "{rows:?}");
+    }
+    // Decided as of now: somebody else sees his own.
+    let mut bob = again(service, &user(BOB), &query, &cursor).await;
+    let (rows, _) = replayed(&mut bob).await;
+    assert_eq!(rows.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [4]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_any_more_is_one_gap() {
+    let service = shared().await;
+    let table = service.table("value text").await;
+    let query = format!("changes={table}@INSERT");
+    let open = [("authorization", &*bearer(&anon()))];
+    let begins = Stream::ask(service, &query, &open).await.expect("ready").await.id.unwrap();
+    let (place, epoch) = begins.rsplit_once('-').unwrap();
+    let other = if epoch.starts_with('0') { "1" } else { "0" };
+    let admin = service.admin().await;
+    for (n, (last, reason)) in (1_i64..).zip([
+        ("not a cursor".to_owned(), "malformed_cursor"),
+        ("x".repeat(5000), "malformed_cursor"),
+        (format!("{place}-{other}{}", &epoch[1..]), "another_history"),
+        (format!("FFFFFFFFFFFFFFFF-ffffffff-{epoch}"), "ahead_of_the_log"),
+        (format!("{:016X}-00000000-{epoch}", 0), "history_expired"),
+    ]) {
+        let mut stream = again(service, &anon(), &query, &last).await;
+        let gap = stream.expect("gap").await;
+        let data = gap.json();
+        assert_eq!((&data["reason"], data["to"].as_str()), (&json!(reason), gap.id.as_deref()));
+        assert_eq!(data["from"].as_str(), last.parse::<Cursor>().is_ok().then_some(&*last));
+        stream.expect("caught_up").await;
+        admin.batch_execute(&format!("insert into {table} values ({n})")).await.unwrap();
+        assert_eq!(id_of(&mut stream, "INSERT").await, n);
+        // From where it went on nothing is missing.
+        let mut stream = again(service, &anon(), &query, &gap.id.unwrap()).await;
+        let (mut rows, word) = replayed(&mut stream).await;
+        assert_eq!(word.name, "caught_up");
+        if rows.is_empty() {
+            rows.push((id_of(&mut stream, "INSERT").await, String::new()));
+        }
+        assert_eq!(rows[0].0, n);
+    }
+}
+
+#[tokio::test]
+async fn rooms_are_not_replayed_and_say_so_without_harm_to_the_rows() {
+    let service = shared().await;
+    let table = service.table("value text").await;
+    let topic = format!("resume-{table}");
+    let query = format!("changes={table}@INSERT&topics={topic}");
+    let open = [("authorization", &*bearer(&anon()))];
+    let begins = Stream::ask(service, &query, &open).await.expect("ready").await.id.unwrap();
+    let admin = service.admin().await;
+    let both = async |n: i64| {
+        let sql = format!(
+            "insert into {table} values ({n});
+            select realtime.send('{{\"n\":{n}}}', 'said', '{topic}', false);"
+        );
+        admin.batch_execute(&sql).await.unwrap();
+    };
+    both(1).await;
+    let mut stream = again(service, &anon(), &query, &begins).await;
+    let gap = stream.expect("gap").await;
+    assert_eq!((&gap.json()["reason"], gap.id), (&json!("broadcasts_not_kept"), None));
+    let (mut rows, word) = (
+        Vec::new(),
+        loop {
+            let event = stream.next().await;
+            match &*event.name {
+                "INSERT" => assert_eq!(event.json()["record"]["id"], 1),
+                // What was read before the stream was there may still have been on its way.
+                "said" => assert_eq!((&event.json()["n"], event.id), (&json!(1), None)),
+                "caught_up" => break event,
+                other => panic!("{other}"),
+            }
+        },
+    );
+    assert!(word.id.is_some());
+    both(2).await;
+    while rows.len() < 2 {
+        let event = stream.next().await;
+        // The place of a broadcast would be ahead of rows that are still to come.
+        assert_eq!(event.id.is_some(), event.name == "INSERT");
+        let data = event.json();
+        if data["record"]["id"] == 2 || data["n"] == 2 {
+            rows.push(event.name);
+        }
+    }
+    assert_eq!(rows, ["INSERT", "said"]);
+    // Without rows, the gap is the place to come back from.
+    let mut stream = again(service, &anon(), &format!("topics={topic}"), &begins).await;
+    let gap = stream.expect("gap").await;
+    assert_eq!(gap.id.as_deref(), gap.json()["to"].as_str());
+    assert!(gap.id.as_ref() >= Some(&begins));
 }
 
 #[tokio::test]

@@ -128,6 +128,9 @@ async fn it_comes_back_by_itself() {
         service.stop().await.unwrap();
         let told = tail.told().await;
         assert!(told.starts_with("walcast: server restarts; back in "), "{told}");
+        let meanwhile = id + 100;
+        let sql = format!("insert into {table} values ({meanwhile}, 'x')");
+        admin.batch_execute(&sql).await.unwrap();
         service.start_again().await;
         loop {
             let told = tail.told().await;
@@ -136,7 +139,35 @@ async fn it_comes_back_by_itself() {
             }
             assert!(told.contains("; back in "), "{told}");
         }
+        // Once, and nothing before it a second time.
+        let row = format!(r#"INSERT public.{table} {{"id":{meanwhile},"value":"x"}}"#);
+        assert_eq!(tail.printed().await, row);
+        let told = tail.told().await;
+        assert!(told.starts_with("walcast: caught up at 0"), "{told}");
     }
+}
+
+#[tokio::test]
+async fn it_begins_where_it_is_told_to_or_says_what_is_missing() {
+    let service = Service::start().await;
+    let table = service.table("value text").await;
+    let arguments = ["--changes", &*table, "--json"];
+    let mut tail = Tail::on(&service, &anon(), &arguments).await;
+    let admin = service.admin().await;
+    let sql = format!("insert into {table} values (1, 'x'); insert into {table} values (2, 'x')");
+    admin.batch_execute(&sql).await.unwrap();
+    let first: Value = serde_json::from_str(&tail.printed().await).unwrap();
+    let cursor = first["id"].as_str().unwrap();
+    let since = [arguments.as_slice(), &["--since", cursor]].concat();
+    let mut tail = Tail::on(&service, &anon(), &since).await;
+    let second: Value = serde_json::from_str(&tail.printed().await).unwrap();
+    assert_eq!(second["data"]["record"]["id"], 2);
+    let foreign = format!("{}ffffffff", &cursor[..cursor.len() - 8]);
+    let since = [arguments.as_slice(), &["--since", &foreign]].concat();
+    let mut tail = Tail::on(&service, &anon(), &since).await;
+    let told = tail.told().await;
+    let begin = format!("walcast: gap: what came after {foreign}, up to ");
+    assert!(told.starts_with(&begin) && told.ends_with("(another_history)"), "{told}");
 }
 
 #[tokio::test]
