@@ -172,11 +172,12 @@ async fn serve(
         history: Arc::clone(&history),
         hub: Arc::clone(&hub),
         feed: Arc::clone(&status),
+        catalog: Arc::clone(&catalog),
         publisher: Publisher {
             changes: config.changes.clone(),
             payload_bytes_max: config.limits.payload_bytes_max,
             catalog: Arc::new(new_catalog()),
-            authorizer: Arc::new(new_authorizer()),
+            authorizer: Arc::new(new_authorizer().of_the_past()),
             filters: Filters::new(logins.check.clone(), check_timeout),
             hub: Arc::default(),
             status: Arc::default(),

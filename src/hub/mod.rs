@@ -750,6 +750,16 @@ impl Hub {
         }
     }
 
+    /// Something at this place could not be decided for these claims.
+    pub fn miss(&self, claims: ClaimsId, place: Place) {
+        let registry = self.lock();
+        for audience in registry.audiences() {
+            for subscriber in registry.party(audience, claims) {
+                subscriber.miss(place);
+            }
+        }
+    }
+
     /// Tells every subscriber of the audience something in words.
     pub fn notice_all(&self, audience: AudienceId, message: &str) {
         let everybody = self.lock().everybody(audience);

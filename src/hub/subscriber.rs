@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::outbox::{Outbox, Waiting};
+use super::outbox::{Outbox, Waiting, joined};
 use crate::cursor::Place;
 use crate::lsn::Lsn;
 
@@ -49,6 +49,8 @@ pub struct Subscriber {
     until: AtomicPlace,
     /// The last one it was offered, of a channel in the past.
     reached: AtomicPlace,
+    /// Of such a channel, between which places something could not be decided.
+    missed: Mutex<Option<(Place, Place)>>,
     /// It catches up: row changes go into `later`.
     catching_up: AtomicBool,
     later: Mutex<Later>,
@@ -124,6 +126,7 @@ impl Subscriber {
             after: AtomicPlace::new(Place::ZERO),
             until: AtomicPlace::new(Place::LAST),
             reached: AtomicPlace::new(Place::ZERO),
+            missed: Mutex::default(),
             catching_up: AtomicBool::new(false),
             later: Mutex::new(Later { waiting, let_go: None }),
         }
@@ -153,6 +156,21 @@ impl Subscriber {
     /// Of a channel in the past: up to where it has everything that it was offered.
     pub fn reached(&self) -> Place {
         self.reached.load()
+    }
+
+    /// Something at this place could not be decided for it.
+    pub(super) fn miss(&self, place: Place) {
+        if self.after.load() < place && place <= self.until.load() {
+            let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+            let (first, _) = missed.unwrap_or((place, place));
+            *missed = Some((first, place));
+        }
+    }
+
+    /// Of a channel in the past: between which places something could not be decided for it, since
+    /// this was last asked.
+    pub fn take_missed(&self) -> Option<(Place, Place)> {
+        self.missed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Has row changes wait until [`Self::caught_up`]. To be called before it can be found.
@@ -308,6 +326,14 @@ impl Subscriber {
             }
             _gone => false,
         }
+    }
+
+    /// [`Self::offer`] for one frame in two parts, the second one shared with others.
+    pub(super) fn offer_parts(&self, first: Bytes, rest: &Bytes) -> bool {
+        if self.state.load(Ordering::Acquire) == LIVE {
+            return self.outbox.offer_parts(first, rest).unwrap_or(false);
+        }
+        self.offer(&[joined(&first, rest)])
     }
 
     /// The join was answered: what was held follows, then live frames.
