@@ -38,7 +38,9 @@ use crate::config;
 use crate::cursor::{Cursor, Epoch, Place};
 use crate::event::broadcast::Broadcast;
 
-pub use filter::{CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse};
+pub use filter::{
+    CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse, segments,
+};
 pub use index::TableIndex;
 pub use predicate::{Bound, Image, Is, Match, Operand, Predicate, Question, Unbound, canonical};
 pub use presence::{MemberId, Presence, Supply, TrackError};

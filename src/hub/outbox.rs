@@ -138,6 +138,8 @@ pub struct Outbox {
     opened: Instant,
     /// When something last came in, in milliseconds since `opened`.
     last_seen_ms: AtomicU64,
+    /// Its peer says something now and then, and is gone if it does not.
+    speaks: bool,
 }
 
 /// One frame of the queue.
@@ -220,6 +222,15 @@ impl Signals {
 impl Outbox {
     /// An empty outbox for an open socket; `bytes_max` as in `server.outbox_bytes_max`.
     pub fn new(stream: TcpStream, bytes_max: usize) -> Self {
+        Self::with(stream, bytes_max, true)
+    }
+
+    /// The same for a peer that has nothing to say: however long it is silent, it is not idle.
+    pub fn of_listener(stream: TcpStream, bytes_max: usize) -> Self {
+        Self::with(stream, bytes_max, false)
+    }
+
+    fn with(stream: TcpStream, bytes_max: usize, speaks: bool) -> Self {
         Self {
             stream,
             bytes_max,
@@ -235,6 +246,7 @@ impl Outbox {
             signals: AtomicU8::new(0),
             opened: Instant::now(),
             last_seen_ms: AtomicU64::new(0),
+            speaks,
         }
     }
 
@@ -319,8 +331,11 @@ impl Outbox {
         self.lock().bytes
     }
 
-    /// How long nothing has come in.
+    /// How long nothing has come in of what should.
     pub fn idle(&self) -> Duration {
+        if !self.speaks {
+            return Duration::ZERO;
+        }
         let seen = Duration::from_millis(self.last_seen_ms.load(Ordering::Relaxed));
         self.opened.elapsed().saturating_sub(seen)
     }

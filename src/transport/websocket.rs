@@ -284,8 +284,8 @@ pub async fn run<P: Peer>(
 }
 
 /// Shuts the socket down, however the connection ends.
-struct End {
-    outbox: Arc<Outbox>,
+pub(super) struct End {
+    pub(super) outbox: Arc<Outbox>,
 }
 
 impl Drop for End {
@@ -294,8 +294,8 @@ impl Drop for End {
     }
 }
 
-/// Gives the queue and the Close frame a short time to leave, then the peer one to answer.
-async fn say_goodbye(outbox: &Outbox, reason: CloseReason, grace: Duration) {
+/// Gives the queue and the last words a short time to leave, then the peer one to answer.
+pub(super) async fn say_goodbye(outbox: &Outbox, reason: CloseReason, grace: Duration) {
     let goodbye = async {
         poll_fn(|context| outbox.poll_drain(context)).await?;
         outbox.shut_down_writing();
@@ -461,7 +461,7 @@ fn give_way(context: &mut Context<'_>) {
 }
 
 /// Lends this thread's read buffer.
-fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+pub(super) fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
     thread_local! {
         static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     }

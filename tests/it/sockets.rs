@@ -116,6 +116,7 @@ impl Server {
             metrics: Box::new(|| "walcast_up 1\n".into()),
             gate: Gate::default(),
             operations: Operations::default(),
+            events: None,
             broadcasts: None,
             rows: None,
             proxy: None,

@@ -39,6 +39,7 @@ use crate::session::{
 use crate::telemetry;
 
 pub use endpoint::Endpoint;
+pub(super) use endpoint::policy_headers;
 use format::{encode_broadcast, format};
 use held::{Held, Raw};
 
