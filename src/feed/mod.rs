@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::config;
-use crate::cursor::{Epoch, Place};
+use crate::cursor::{Cursor, Epoch, Place};
 use crate::db::Login;
 use crate::lsn::Lsn;
 use crate::telemetry;
@@ -101,6 +101,8 @@ pub struct Status {
     pub catalog_changes: AtomicU64,
     /// End of the last published commit.
     published: AtomicU64,
+    /// Everything up to there was published, and new snapshots see it.
+    cursor: Mutex<Option<Cursor>>,
     /// End of the server's log, when it was last asked.
     current: AtomicU64,
     /// The positions of the stream of now.
@@ -174,6 +176,16 @@ impl Status {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PASSED.1);
         }
+    }
+
+    /// How far the feed came: whoever reads the database after this call finds everything up to
+    /// there. None before the first connection.
+    pub fn cursor(&self) -> Option<Cursor> {
+        *self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn came_to(&self, cursor: Cursor) {
+        *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor);
     }
 
     /// Takes note of where the server's log ends.
@@ -489,6 +501,7 @@ impl Feed {
                     }
                 }
             }
+            self.status.came_to(Cursor { place: reader.at(), epoch });
             if reader.relations() > RELATIONS_MAX {
                 // The server describes again what is still used.
                 return Ok(Ended::Reopen);
@@ -526,6 +539,9 @@ impl Feed {
         let (begins, horizon) = (Place::before(identity.start), identity.catalog_xmin);
         self.history.attach(epoch, begins, live_from, horizon, anew);
         self.publisher.catalog.begin_after(horizon);
+        if anew || self.status.cursor().is_none() {
+            self.status.came_to(Cursor { place: begins, epoch });
+        }
         self.publisher.hub.read_at(epoch, Place::before(live_from), anew);
         epoch
     }

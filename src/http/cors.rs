@@ -29,7 +29,7 @@ const HEADERS: HeaderValue = HeaderValue::from_static(
 /// row is and when it was written.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "x-rate-rolling, x-rate-limit, x-rate-limit-remaining, content-range, preference-applied, \
-     location, content-location, feed-lsn, idempotent-replayed, retry-after, www-authenticate",
+     location, content-location, feed-lsn, feed-cursor, idempotent-replayed, retry-after, www-authenticate",
 );
 
 const METHODS: HeaderValue =

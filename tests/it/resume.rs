@@ -386,3 +386,39 @@ async fn columns_are_known_after_a_restart_though_some_were_dropped_before() {
     join(&mut socket, from(&t, &begins)).await;
     assert_eq!(socket.change().await["record"], live);
 }
+
+#[tokio::test]
+async fn a_list_and_the_changes_after_it_have_no_hole_between_them() {
+    let service = shared().await;
+    let t = service.table("value text").await;
+    let admin = service.admin().await;
+    let statement = format!("insert into {t} values (nextval('{t}_ids'))");
+    run(service, &format!("create sequence {t}_ids")).await;
+    let writing = async {
+        for _ in 0..100 {
+            admin.batch_execute(&statement).await.unwrap();
+        }
+    };
+    let reading = async {
+        let request = service.request(&format!("/rest/v1/{t}?select=id&order=id")).await;
+        let (head, body) = request.split_once("\r\n\r\n").unwrap();
+        let cursor = head.lines().find_map(|line| line.strip_prefix("feed-cursor: "));
+        let rows: Vec<Value> = serde_json::from_str(body).unwrap();
+        let mut seen: Vec<i64> = rows.iter().map(id_of).collect();
+        let mut socket = service.connect(Version::V2, &anon()).await;
+        join(&mut socket, from(&t, cursor.expect("where the list stands"))).await;
+        while !(1..=100).all(|id| seen.contains(&id)) {
+            let next = socket.next().await;
+            if next.event == "postgres_changes" {
+                seen.push(id(&next.payload["data"]));
+            } else {
+                assert_ne!(next.payload["kind"], "gap", "{}", next.payload);
+            }
+        }
+    };
+    tokio::join!(writing, reading);
+}
+
+fn id_of(row: &Value) -> i64 {
+    row["id"].as_i64().unwrap()
+}

@@ -35,6 +35,9 @@ use plan::Plan;
 
 /// Where a write ended in the log.
 const FEED_LSN: HeaderName = HeaderName::from_static("feed-lsn");
+
+/// Of what was read: everything up to this place of the feed is in it.
+const FEED_CURSOR: HeaderName = HeaderName::from_static("feed-cursor");
 /// The write was made before, under the same key.
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
@@ -110,6 +113,8 @@ impl Rest {
         } else {
             author::author(&asked, &self.settings)?
         };
+        // Before anything is read: what is published by now is in the snapshot.
+        let cursor = self.published.status.cursor();
         let mut picture = self.schemas.current().await?;
         let first = picture.number;
         loop {
@@ -150,7 +155,13 @@ impl Rest {
                         done.lsn = Some(place);
                         plan.honours.push(Preference::WaitForFeed);
                     }
-                    return Ok(respond(&asked, &plan, &done));
+                    let mut response = respond(&asked, &plan, &done);
+                    if let Some(cursor) = cursor.filter(|_| plan.is_read_only)
+                        && let Ok(cursor) = HeaderValue::from_str(&cursor.to_string())
+                    {
+                        response.headers_mut().insert(FEED_CURSOR, cursor);
+                    }
+                    return Ok(response);
                 }
                 Err(failure) => failure,
             };
