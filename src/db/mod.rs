@@ -7,6 +7,7 @@
 pub mod install;
 mod login;
 pub mod pool;
+pub mod socket;
 pub mod tls;
 pub mod logins;
 
