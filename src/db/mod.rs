@@ -6,6 +6,7 @@
 
 pub mod install;
 mod login;
+pub mod pipeline;
 pub mod pool;
 pub mod socket;
 pub mod tls;
