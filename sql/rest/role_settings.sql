@@ -15,7 +15,7 @@ from pg_catalog.pg_db_role_setting as s
     cross join pg_catalog.unnest(s.setconfig) as c (setting)
     join pg_catalog.pg_settings as p
         on pg_catalog.lower(p.name) = pg_catalog.lower(pg_catalog.split_part(c.setting, '=', 1))
-where r.rolname = any ($1)
+where r.rolname = any ($1::text[])
     and p.context = 'user'
     and p.name not in (
         'role', 'session_authorization', 'transaction_isolation', 'transaction_read_only',

@@ -44,6 +44,15 @@ pub enum Error {
     /// The server did not let us in.
     #[error("cannot connect to Postgres")]
     Connect(#[source] tokio_postgres::Error),
+    /// It cannot be reached, or went away.
+    #[error("cannot connect to Postgres")]
+    Lost(#[source] std::io::Error),
+    /// A person must act; the sentence says how.
+    #[error("cannot connect to Postgres: {problem}")]
+    Refused {
+        /// What is wrong.
+        problem: String,
+    },
     /// No answer in time.
     #[error("Postgres did not answer within {} ms", .0.as_millis())]
     Timeout(Duration),
@@ -180,6 +189,11 @@ impl Login {
     /// How long one attempt to connect may take.
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// All of it, for whoever makes the socket.
+    pub(super) fn config(&self) -> &tokio_postgres::Config {
+        &self.config
     }
 
     /// The password, for whoever speaks the protocol.

@@ -6,7 +6,9 @@
 
 pub mod install;
 mod login;
+pub mod pipeline;
 pub mod pool;
+pub mod socket;
 pub mod tls;
 pub mod logins;
 

@@ -1,18 +1,19 @@
 //! Connections of one login, lent one request at a time, and the end of those that do not answer.
 //!
 //! In:     a login, how many at once, what is asked of each when it is new.
-//! Out:    a [`Lease`]: a connection that nobody else has, in the state of a new one.
-//! Never:  a connection back in the pool while anything runs on it, or before it was reset; more
-//!         connections than the size, those that are being ended included.
+//! Out:    a [`Lease`]: a connection that nobody else has, in the state of a new one, or with what is
+//!         left to do for that.
+//! Never:  a connection back in the pool while anything runs on it, or left there for long before it
+//!         was reset; more connections than the size, those that are being ended included.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{CancelToken, Client};
 use tracing::{debug, warn};
@@ -26,6 +27,11 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take to be in the state of a new one again, before it is ended.
 const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a connection may be idle before it is reset, if whoever has it next may do that. Shorter
+/// and under load more are reset by themselves, which costs each a round trip; longer and what a
+/// transaction left, such as a lock, stays that long.
+const OWING_MAX: Duration = Duration::from_millis(20);
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -37,26 +43,96 @@ pub enum Error {
     Connect(#[from] super::Error),
     /// A new one did not answer what is asked of each.
     #[error("a new connection gave no answer")]
-    Open(#[source] tokio_postgres::Error),
+    Open(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The same, in time.
     #[error("a new connection gave no answer in time")]
     Timeout,
 }
 
-/// What is asked of a new connection.
-pub type Opening<T> = Pin<Box<dyn Future<Output = Result<T, tokio_postgres::Error>> + Send>>;
+/// A connection that is made, and what is asked of it first.
+pub type Opening<C> = Pin<Box<dyn Future<Output = Result<C, Error>> + Send>>;
 
-/// What ends with whether a connection is in the state of a new one.
-pub type Reset = Pin<Box<dyn Future<Output = bool> + Send>>;
+/// What a pool can keep.
+pub trait Connection: Send + Sync + 'static {
+    /// What is left to do until it is in the state of a new one.
+    type Reset: Send;
 
-/// One connection.
-struct Session<T> {
+    /// Which process serves it; a number is used again, but not with the same start.
+    fn process(&self) -> &(i32, String);
+
+    /// Whether nothing can be asked on it any more.
+    fn is_closed(&mut self) -> bool;
+
+    /// Asks the server to give up what runs on it.
+    fn cancel(&self, login: &Login) -> impl Future<Output = Result<(), super::Error>> + Send;
+
+    /// Ends when nothing runs on it any more.
+    fn settle(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Whether it is in the state of a new one, when it is known.
+    fn reset(&mut self, reset: Self::Reset) -> impl Future<Output = bool> + Send;
+}
+
+/// A connection of `tokio-postgres`, for pools whose users reset it themselves.
+pub struct Plain {
     client: Arc<Client>,
     cancel: CancelToken,
-    /// Which process serves it; a number is used again, but not with the same start.
     process: (i32, String),
+}
+
+impl Plain {
+    /// A new one, called `name` in `pg_stat_activity`.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn open(login: &Login, name: &str) -> Result<Self, Error> {
+        const PROCESS: &str = "select a.pid, a.backend_start::text \
+                               from pg_catalog.pg_stat_activity as a \
+                               where a.pid = pg_catalog.pg_backend_pid()";
+        let client = Arc::new(login.connect(name).await?);
+        let row = client.query_typed_one(PROCESS, &[]).await;
+        let process = row.and_then(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+        let process = process.map_err(|error| Error::Open(error.into()))?;
+        let cancel = client.cancel_token();
+        Ok(Self { client, cancel, process })
+    }
+
+    /// What asks on it.
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// See [`Connection::process`].
+    pub fn process(&self) -> &(i32, String) {
+        &self.process
+    }
+
+    /// See [`Connection::is_closed`].
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// See [`Connection::cancel`].
+    ///
+    /// # Errors
+    /// When the server cannot be reached a second time.
+    pub async fn cancel(&self, login: &Login) -> Result<(), super::Error> {
+        login.cancel(&self.cancel).await
+    }
+
+    /// See [`Connection::settle`].
+    pub async fn settle(&self) {
+        // Answered with an error, or not any more: it is over either way.
+        let _ = self.client.batch_execute("rollback").await;
+    }
+}
+
+/// One connection.
+struct Session<C: Connection> {
+    connection: C,
     uses: u32,
-    state: T,
+    /// What is left to do until it is in the state of a new one, and since when.
+    owed: Option<(C::Reset, Instant)>,
 }
 
 /// What a use has until its connection is free again, or gone.
@@ -70,36 +146,32 @@ struct Permits {
 
 /// A connection in use, and one place of the pool. Dropped before it is given back, also with the
 /// future that uses it, the connection is ended, and its place is free once it has.
-pub struct Lease<T: Send + 'static> {
-    session: Option<Session<T>>,
+pub struct Lease<C: Connection> {
+    session: Option<Session<C>>,
     permits: Permits,
-    inbox: mpsc::Sender<Left<T>>,
-    idle: Idle<T>,
+    inbox: mpsc::Sender<Left<C>>,
+    idle: Idle<C>,
+    owing: Arc<Notify>,
     uses_max: u32,
 }
 
 /// A connection whose user has gone.
-enum Left<T> {
+enum Left<C: Connection> {
     /// Something may still run on it.
-    Abandoned(Session<T>, Permits),
+    Abandoned(Session<C>, Permits),
     /// It is being reset.
-    Returning(Session<T>, Permits, Reset),
+    Returning(Session<C>, Permits, C::Reset),
 }
 
-impl<T: Send + 'static> Lease<T> {
+impl<C: Connection> Lease<C> {
     /// The connection.
-    pub fn client(&self) -> &Arc<Client> {
-        &self.session.as_ref().expect("it is taken only by what consumes the lease").client
+    pub fn connection(&self) -> &C {
+        &self.session.as_ref().expect("it is taken only by what consumes the lease").connection
     }
 
-    /// What is known about it.
-    pub fn state(&self) -> &T {
-        &self.session.as_ref().expect("it is taken only by what consumes the lease").state
-    }
-
-    /// The same, to be changed.
-    pub fn state_mut(&mut self) -> &mut T {
-        &mut self.session.as_mut().expect("it is taken only by what consumes the lease").state
+    /// The same, to be used.
+    pub fn connection_mut(&mut self) -> &mut C {
+        &mut self.session.as_mut().expect("it is taken only by what consumes the lease").connection
     }
 
     /// Keeps a permit of the user's until the connection is free again, or gone.
@@ -107,11 +179,17 @@ impl<T: Send + 'static> Lease<T> {
         self.permits.held = Some(permit);
     }
 
+    /// What must be done before anything else, if the last user left that.
+    pub fn take_owed(&mut self) -> Option<C::Reset> {
+        Some(self.session.as_mut()?.owed.take()?.0)
+    }
+
     /// Gives it back at once: nothing runs on it, and it was reset.
     pub fn give_back_reset(mut self) {
         let Some(session) = &mut self.session else { return };
         session.uses += 1;
-        if session.uses >= self.uses_max || session.client.is_closed() {
+        if session.uses >= self.uses_max || session.owed.is_some() || session.connection.is_closed()
+        {
             // Dropped, it is ended.
             return;
         }
@@ -122,8 +200,24 @@ impl<T: Send + 'static> Lease<T> {
         drop(std::mem::take(&mut self.permits));
     }
 
+    /// Gives it back at once: nothing runs on it, and `reset` is what its next user does first. If
+    /// there is none soon, that is done without one.
+    pub fn give_back_owing(mut self, reset: C::Reset) {
+        let Some(session) = &mut self.session else { return };
+        if session.uses + 1 >= self.uses_max {
+            return self.give_back(reset);
+        }
+        session.uses += 1;
+        session.owed = Some((reset, Instant::now()));
+        if let Some(session) = self.session.take() {
+            lock(&self.idle).push(session);
+        }
+        self.owing.notify_one();
+        drop(std::mem::take(&mut self.permits));
+    }
+
     /// Gives it back once `reset` has ended, if it says that nothing is left of this use.
-    pub fn give_back(mut self, reset: Reset) {
+    pub fn give_back(mut self, reset: C::Reset) {
         let Some(session) = self.session.take() else { return };
         // There is room for every place of the pool. Without a keeper everything ends anyway.
         let _ =
@@ -131,10 +225,10 @@ impl<T: Send + 'static> Lease<T> {
     }
 }
 
-impl<T: Send + 'static> Drop for Lease<T> {
+impl<C: Connection> Drop for Lease<C> {
     fn drop(&mut self) {
-        let Some(session) = self.session.take() else { return };
-        if session.client.is_closed() {
+        let Some(mut session) = self.session.take() else { return };
+        if session.connection.is_closed() {
             return;
         }
         let _ = self.inbox.try_send(Left::Abandoned(session, std::mem::take(&mut self.permits)));
@@ -142,21 +236,21 @@ impl<T: Send + 'static> Drop for Lease<T> {
 }
 
 /// The connections of one login.
-pub struct Pool<T: Send + 'static> {
+pub struct Pool<C: Connection> {
     login: Login,
-    name: &'static str,
     wait: Duration,
-    open: Box<dyn Fn(Arc<Client>) -> Opening<T> + Send + Sync>,
+    open: Box<dyn Fn(Login) -> Opening<C> + Send + Sync>,
     places: Arc<Semaphore>,
-    idle: Idle<T>,
+    idle: Idle<C>,
+    owing: Arc<Notify>,
     uses_max: u32,
-    inbox: mpsc::Sender<Left<T>>,
+    inbox: mpsc::Sender<Left<C>>,
     keeper: JoinHandle<()>,
 }
 
-type Idle<T> = Arc<Mutex<Vec<Session<T>>>>;
+type Idle<C> = Arc<Mutex<Vec<Session<C>>>>;
 
-impl<T: Send + 'static> Drop for Pool<T> {
+impl<C: Connection> Drop for Pool<C> {
     fn drop(&mut self) {
         self.keeper.abort();
     }
@@ -175,36 +269,41 @@ pub struct Size {
     pub uses_max: u32,
 }
 
-impl<T: Send + 'static> Pool<T> {
-    /// Connects nothing yet. `name` is what its connections are called in `pg_stat_activity`;
-    /// `open` is what each is asked first.
+impl<C: Connection> Pool<C> {
+    /// Connects nothing yet. `open` makes a connection, and asks it what is to be known of it.
     pub fn new(
         login: Login,
-        name: &'static str,
         size: Size,
-        open: impl Fn(Arc<Client>) -> Opening<T> + Send + Sync + 'static,
+        open: impl Fn(Login) -> Opening<C> + Send + Sync + 'static,
     ) -> Self {
         let (inbox, left) = mpsc::channel(size.connections.max(1));
-        let idle: Idle<T> = Arc::default();
+        let idle: Idle<C> = Arc::default();
+        let places = Arc::new(Semaphore::new(size.connections));
+        let owing = Arc::<Notify>::default();
         let kept = keep(login.clone(), left, Arc::clone(&idle), size.uses_max);
+        let looked_after =
+            look_after(Arc::clone(&idle), Arc::clone(&places), Arc::clone(&owing), inbox.clone());
+        let kept = async { tokio::join!(kept, looked_after) };
         Self {
             login,
-            name,
             wait: size.wait,
             open: Box::new(open),
-            places: Arc::new(Semaphore::new(size.connections)),
+            places,
             idle,
+            owing,
             uses_max: size.uses_max,
             inbox,
-            keeper: tokio::spawn(kept),
+            keeper: tokio::spawn(async move {
+                kept.await;
+            }),
         }
     }
 
-    /// A connection in the state of a new one.
+    /// A connection in the state of a new one, once [`Lease::take_owed`] is done.
     ///
     /// # Errors
     /// [`Error::Busy`] when none is free in time, others when none can be made.
-    pub async fn lease(&self) -> Result<Lease<T>, Error> {
+    pub async fn lease(&self) -> Result<Lease<C>, Error> {
         self.lease_until(Instant::now() + self.wait).await
     }
 
@@ -212,15 +311,18 @@ impl<T: Send + 'static> Pool<T> {
     ///
     /// # Errors
     /// As [`Self::lease`].
-    pub async fn lease_until(&self, deadline: Instant) -> Result<Lease<T>, Error> {
+    pub async fn lease_until(&self, deadline: Instant) -> Result<Lease<C>, Error> {
         let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned()).await;
         let place = place.map_err(|_| Error::Busy)?;
         let place = place.expect("the semaphore is never closed");
         let session = loop {
             let idle = lock(&self.idle).pop();
             match idle {
-                Some(session) if session.client.is_closed() => {}
-                Some(session) => break session,
+                Some(mut session) => {
+                    if !session.connection.is_closed() {
+                        break session;
+                    }
+                }
                 None => break self.connect().await?,
             }
         };
@@ -230,23 +332,17 @@ impl<T: Send + 'static> Pool<T> {
             permits,
             inbox: self.inbox.clone(),
             idle: Arc::clone(&self.idle),
+            owing: Arc::clone(&self.owing),
             uses_max: self.uses_max,
         })
     }
 
-    async fn connect(&self) -> Result<Session<T>, Error> {
-        const PROCESS: &str = "select a.pid, a.backend_start::text \
-                               from pg_catalog.pg_stat_activity as a \
-                               where a.pid = pg_catalog.pg_backend_pid()";
-        let client = Arc::new(self.login.connect(self.name).await?);
-        let opening = (self.open)(Arc::clone(&client));
-        let asked = async { tokio::try_join!(client.query_typed_one(PROCESS, &[]), opening) };
-        let answer = timeout(self.login.timeout(), asked).await.map_err(|_| Error::Timeout)?;
-        let (row, state) = answer.map_err(Error::Open)?;
-        let process = row.try_get(0).and_then(|pid| Ok((pid, row.try_get(1)?)));
-        let process = process.map_err(Error::Open)?;
-        let cancel = client.cancel_token();
-        Ok(Session { client, cancel, process, uses: 0, state })
+    async fn connect(&self) -> Result<Session<C>, Error> {
+        // Connecting has a deadline of its own.
+        let time = self.login.timeout() * 2;
+        let opened = timeout(time, (self.open)(self.login.clone())).await;
+        let connection = opened.map_err(|_| Error::Timeout)??;
+        Ok(Session { connection, uses: 0, owed: None })
     }
 }
 
@@ -255,12 +351,48 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Has those reset that nobody took in time to do it.
+async fn look_after<C: Connection>(
+    idle: Idle<C>,
+    places: Arc<Semaphore>,
+    owing: Arc<Notify>,
+    inbox: mpsc::Sender<Left<C>>,
+) {
+    loop {
+        owing.notified().await;
+        let mut is_owing = true;
+        while is_owing {
+            sleep(OWING_MAX).await;
+            let mut overdue = Vec::new();
+            {
+                let mut idle = lock(&idle);
+                let is_late = |session: &Session<C>| {
+                    session.owed.as_ref().is_some_and(|(_, since)| since.elapsed() >= OWING_MAX)
+                };
+                while let Some(at) = idle.iter().position(is_late)
+                    // Whoever has the last place is about to take it.
+                    && let Ok(place) = Arc::clone(&places).try_acquire_owned()
+                {
+                    overdue.push((idle.swap_remove(at), place));
+                }
+                is_owing = idle.iter().any(|session| session.owed.is_some());
+            }
+            for (mut session, place) in overdue {
+                let Some((reset, _)) = session.owed.take() else { continue };
+                let permits = Permits { _place: Some(place), held: None };
+                // There is room for every place of the pool.
+                let _ = inbox.try_send(Left::Returning(session, permits, reset));
+            }
+        }
+    }
+}
+
 /// Takes connections back, and ends those that nobody waits for: told to stop, then ended by force,
 /// which functions cannot catch. No more than the pool has places, because each keeps its own.
-async fn keep<T: Send + 'static>(
+async fn keep<C: Connection>(
     login: Login,
-    mut left: mpsc::Receiver<Left<T>>,
-    idle: Idle<T>,
+    mut left: mpsc::Receiver<Left<C>>,
+    idle: Idle<C>,
     uses_max: u32,
 ) {
     // One at a time, so that the login needs one connection more and no second pool.
@@ -270,9 +402,9 @@ async fn keep<T: Send + 'static>(
             let (session, _permits) = match left {
                 Left::Abandoned(session, permits) => (session, permits),
                 Left::Returning(mut session, permits, reset) => {
-                    let is_reset = timeout(RESET_TIMEOUT, reset).await;
+                    let is_reset = timeout(RESET_TIMEOUT, session.connection.reset(reset)).await;
                     session.uses += 1;
-                    if session.client.is_closed() {
+                    if session.connection.is_closed() {
                         return;
                     }
                     if is_reset == Ok(true) && session.uses < uses_max {
@@ -283,19 +415,20 @@ async fn keep<T: Send + 'static>(
                     (session, permits)
                 }
             };
-            let Session { client, cancel, process, .. } = session;
-            if let Err(error) = login.cancel(&cancel).await {
+            let mut connection = session.connection;
+            if let Err(error) = connection.cancel(&login).await {
                 debug!(%error, "a statement that nobody waits for could not be told to stop");
             }
-            if timeout(CANCEL_TIMEOUT, client.batch_execute("rollback")).await.is_err() {
+            if timeout(CANCEL_TIMEOUT, connection.settle()).await.is_err() {
                 let _turn = executioner.lock().await;
-                terminate(&login, &client, &process).await;
+                terminate(&login, &mut connection).await;
             }
         })
         .await;
 }
 
-async fn terminate(login: &Login, hung: &Client, (pid, started): &(i32, String)) {
+async fn terminate<C: Connection>(login: &Login, hung: &mut C) {
+    let (pid, started) = hung.process().clone();
     warn!(pid, "a statement did not stop when told to; its process is ended");
     let ended = async {
         let client = login.connect("walcast end").await?;
@@ -304,10 +437,9 @@ async fn terminate(login: &Login, hung: &Client, (pid, started): &(i32, String))
                    from pg_catalog.pg_stat_activity as a \
                    where a.pid = $1 and a.backend_start::text = $2";
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
-            [(pid, Type::INT4), (started, Type::TEXT)];
+            [(&pid, Type::INT4), (&started, Type::TEXT)];
         client.query_typed(sql, &parameters).await?;
-        // Answered with an error, or not any more: it is over either way.
-        let _ = hung.batch_execute("rollback").await;
+        hung.settle().await;
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
     };
     match timeout(END_TIMEOUT, ended).await {

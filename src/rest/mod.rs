@@ -18,6 +18,7 @@ pub mod problem;
 pub mod request;
 mod roles;
 pub mod route;
+pub mod rows;
 pub mod run;
 pub mod schema;
 pub mod sql;

@@ -10,9 +10,9 @@ use std::borrow::Cow;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tokio_postgres::error::DbError;
 
 use crate::auth::jwt::TokenError;
+use crate::db::pipeline::Said;
 
 /// What a client of a database that is away is told to wait.
 /// `feature_not_supported`
@@ -105,14 +105,13 @@ impl Problem {
 impl Problem {
     /// What Postgres says. `is_anonymous`: nobody has signed in, so that more could be allowed to
     /// somebody who does.
-    pub fn postgres(error: &DbError, is_anonymous: bool) -> Self {
-        let code = error.code().code();
+    pub fn postgres(said: &Said, is_anonymous: bool) -> Self {
         Self {
-            status: status(code, error.message(), is_anonymous),
-            code: code.to_owned().into(),
-            message: error.message().into(),
-            details: error.detail().map(Into::into),
-            hint: error.hint().map(Into::into),
+            status: status(&said.code, &said.message, is_anonymous),
+            code: said.code.clone().into(),
+            message: said.message.clone(),
+            details: said.detail.clone().map(Into::into),
+            hint: said.hint.clone(),
         }
     }
 

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
-use tokio_postgres::Client;
-use tokio_postgres::types::Type;
+
+use super::sql::array_literal;
+use crate::db::pipeline::{AskError, Connection};
 
 /// How old they may be. Changing a role tells nobody.
 const AGE_MAX: Duration = Duration::from_secs(5);
@@ -89,23 +90,29 @@ impl Roles {
         }
     }
 
+    /// The settings of `role`, if they are new enough.
+    pub(super) fn fresh(&self, role: &str) -> Option<Arc<RoleSettings>> {
+        let (all, is_fresh) = self.known()?;
+        is_fresh.then(|| all.get(role).map_or_else(Arc::default, Arc::clone))
+    }
+
     /// The settings of `role`; where they are too old, one request reads them for all.
     pub(super) async fn of(
         &self,
         role: &str,
-        client: &Client,
-    ) -> Result<Arc<RoleSettings>, tokio_postgres::Error> {
+        connection: &mut Connection,
+    ) -> Result<Arc<RoleSettings>, AskError> {
         let all = match self.known() {
             Some((all, true)) => all,
             Some((old, false)) => match self.reading.try_lock() {
-                Ok(_turn) => self.read(client).await?,
+                Ok(_turn) => self.read(connection).await?,
                 Err(_) => old,
             },
             None => {
                 let _turn = self.reading.lock().await;
                 match self.known() {
                     Some((all, _)) => all,
-                    None => self.read(client).await?,
+                    None => self.read(connection).await?,
                 }
             }
         };
@@ -118,13 +125,23 @@ impl Roles {
         known.as_ref().map(|(all, since)| (Arc::clone(all), since.elapsed() < AGE_MAX))
     }
 
-    async fn read(&self, client: &Client) -> Result<Arc<All>, tokio_postgres::Error> {
+    async fn read(&self, connection: &mut Connection) -> Result<Arc<All>, AskError> {
         let asked = Instant::now();
         let sql = include_str!("../../sql/rest/role_settings.sql");
-        let rows = client.query_typed(sql, &[(&self.names, Type::TEXT_ARRAY)]).await?;
+        let roles = array_literal(&self.names);
+        let rows = connection.ask(sql, [Some(roles.as_bytes())]).await?;
         let mut all: HashMap<String, RoleSettings> = HashMap::new();
-        for row in rows {
-            all.entry(row.try_get(0)?).or_default().add(row.try_get(1)?, row.try_get(2)?);
+        for row in rows.iter() {
+            let text = |value: Option<&[u8]>| {
+                String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
+            };
+            let mut values = row.map(text);
+            let (Some(role), Some(name), Some(value)) =
+                (values.next(), values.next(), values.next())
+            else {
+                continue;
+            };
+            all.entry(role).or_default().add(name, value);
         }
         let all = all.into_iter().map(|(role, settings)| (role, Arc::new(settings)));
         let all: Arc<All> = Arc::new(all.collect());

@@ -5,43 +5,42 @@
 //! Never:  a statement as anybody but the caller; a connection given to the next request in
 //!         another state than a new one; a commit of what the caller did not allow.
 //!
-//! All messages of a request are sent at once, in order (each is sent as its future is first
-//! looked at, hence `biased`): begin, who the caller is (`sql/rest/settings.sql`),
-//! the statement, commit, and what makes the connection new again. The answer goes out when the
-//! commit's is here. What makes it new again is in the commit's message; behind a call, which may
-//! leave more, it is one of its own that the pool waits for. Where something fails, Postgres skips what
-//! is in between and the commit rolls back. Only a write whose result must be looked at before it
-//! may stay, and a statement that is being prepared, takes a second round trip.
+//! All messages of a request are sent at once and, up to the one sync behind them, answered at once:
+//! begin, who the caller is (`sql/rest/settings.sql`), the statement, commit. Where something
+//! fails, Postgres skips what follows, and the transaction is rolled back when the answer has gone
+//! out. Only a write whose result must be looked at before it may stay takes a second round trip, and one
+//! with a key a third.
+//!
+//! What makes the connection new again (`sql/rest/reset.sql`) comes behind the commit of a read, in
+//! the same batch. A write is answered as soon as it is committed: its connection is made new again in
+//! front of the next request's statements, or by the pool when there is none soon. Behind a call,
+//! which may leave more, it is sent by itself, and the pool waits for it.
 //!
 //! Functions, triggers and policies are code of somebody else. What they do to their connection
 //! ends with the transaction or with `sql/rest/reset.sql`; a connection that does not reset, or
 //! keeps prepared statements that are not ours, is ended. Whoever hangs up ends his statement.
 
-use std::future::poll_fn;
-use std::pin::pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
-use futures_util::TryStreamExt as _;
-use futures_util::future::{MaybeDone, OptionFuture, maybe_done};
-use serde_json::value::RawValue;
 use tokio::time::timeout;
-use tokio_postgres::types::{Format, IsNull, Json, ToSql, Type, to_sql_checked};
-use tokio_postgres::{Client, Row, SimpleQueryMessage, Statement};
 use tracing::{debug, warn};
 
-use super::pool::{self, Asked, Lease, Plan, Pool};
+use super::pool::{
+    self, Asked, Lease, PLACE, Plan, Pool, ROLLBACK, Reset, SETTINGS, SETTINGS_PLAIN, Statement,
+};
 use super::roles::{RoleSettings, Roles};
-use super::sql;
-use super::statement::Answer;
+use super::rows::Shape;
+use super::sql::{self, array_literal};
 use super::statement::read::planned_rows;
 use super::statement::write::put_mismatch;
+use super::statement::{Answer, Form};
 use super::{Problem, problem};
 use crate::auth::Claims;
 use crate::config;
 use crate::db::Login;
-use crate::db::pool::{Error as PoolError, Reset};
+use crate::db::pipeline::{self, Answers, AskError, Batch, Rows, Said, Standing};
+use crate::db::pool::{Connection as _, Error as PoolError};
 use crate::lsn::Lsn;
 use crate::telemetry;
 
@@ -51,22 +50,6 @@ const TIME_AROUND: Duration = Duration::from_secs(5);
 /// How often a request begins again: on a connection that lost what was prepared on it or that
 /// ended unnoticed, without a time zone that nobody knows.
 const ATTEMPTS_MAX: u32 = 3;
-
-/// Where the log is when something was written before.
-const ROLLBACK: &str = "rollback; select pg_catalog.pg_current_wal_insert_lsn()";
-
-/// Where the write ended in the log. In one message: a commit that fails has no position.
-const COMMIT: &str = "commit; select pg_catalog.pg_current_wal_insert_lsn()";
-
-static RESET: LazyLock<String> = LazyLock::new(|| {
-    let lines = include_str!("../../sql/rest/reset.sql").lines();
-    lines.filter(|line| !line.starts_with("--")).collect::<Vec<_>>().join(" ")
-});
-
-/// One message less is more than what the rest of it costs.
-static COMMIT_READING_AND_RESET: LazyLock<String> = LazyLock::new(|| format!("commit; {}", *RESET));
-
-static COMMIT_AND_RESET: LazyLock<String> = LazyLock::new(|| format!("{COMMIT}; {}", *RESET));
 
 /// What a function can read about the request: PostgREST's `request.*` settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -126,8 +109,10 @@ pub struct Key {
 pub struct Job<'a> {
     /// Who asks.
     pub claims: &'a Claims,
-    /// What is run: its one row has the columns of [`Answer`].
+    /// What is run: its one row has the columns of [`Answer`], unless there are `rows`.
     pub statement: &'a sql::Statement,
+    /// Its rows are those of the answer, to be made JSON in this form.
+    pub rows: Option<Form>,
     /// The schema of the request.
     pub schema: &'a str,
     /// Number of the picture that the statement was made from.
@@ -154,7 +139,7 @@ pub struct Job<'a> {
 }
 
 /// What a request came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Done {
     /// The statement's row.
     pub answer: Answer,
@@ -175,11 +160,13 @@ pub struct Failure {
     pub problem: Problem,
     /// The statement names what is there no more: it may have been made from an old picture.
     pub is_stale: bool,
+    /// Only Postgres can tell the JSON of its rows: ask for that instead.
+    pub needs_json: bool,
 }
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self { problem, is_stale: false }
+        Self { problem, is_stale: false, needs_json: false }
     }
 }
 
@@ -191,12 +178,15 @@ enum Claimed {
     Before(Answer),
 }
 
-/// When a connection is as a new one again.
+/// What is left to do with a connection.
+#[derive(Debug, Clone, Copy)]
 enum Back {
-    /// It is.
+    /// Nothing.
     Now,
-    /// When this has said so.
+    /// This, before anybody has it.
     After(Reset),
+    /// This, by whoever has it next.
+    Owing(Reset),
 }
 
 /// Why one attempt failed.
@@ -272,155 +262,160 @@ impl Runner {
         mut lease: Lease,
         may_be_prepared: bool,
     ) -> Result<Done, Missed> {
-        let client = Arc::clone(lease.client());
+        let lost = |error| self.lost(job, &error);
         let role = &*job.claims.role;
-        let own = self.roles.of(role, &client).await.map_err(|error| self.missed(job, &error))?;
-        let begin = begin(job, &own);
-        let is_plain = own.names.is_empty();
-        let state = lease.state();
-        let settings = if is_plain { &state.settings_plain } else { &state.settings }.clone();
-        let left = job.is_call.then(|| lease.state().left.clone());
-        let timeout_ms = self.timeout_ms(&own, lease.state().statement_timeout_ms).to_string();
-        let search_path = self.search_path(job.schema);
-        let context = job.context;
-        let parameters: [&(dyn ToSql + Sync); 12] = [
-            &search_path,
-            &timeout_ms,
-            &job.time_zone,
-            &context.method,
-            &context.path,
-            &context.headers,
-            &context.cookies,
-            &&*job.claims.json,
-            &role,
-            &job.origin,
-            &own.names,
-            &own.values,
-        ];
-        let parameters = if is_plain { &parameters[..10] } else { &parameters };
-        let begin = match job.key {
-            None => Some(client.batch_execute(begin)),
-            Some(key) => match self.claim(job, &client, begin, key).await {
-                Ok(Claimed::Now) => None,
-                other => {
-                    let (ended, reset) =
-                        followed(client.simple_query(ROLLBACK), reset(&client, left)).await;
-                    let outcome = other.map(|claimed| Done {
-                        answer: match claimed {
-                            Claimed::Now => Answer::default(),
-                            Claimed::Before(answer) => answer,
-                        },
-                        lsn: ended.as_ref().ok().and_then(|messages| position(messages)),
-                        planned: None,
-                        knows_time_zone: false,
-                        is_repeated: true,
-                    });
-                    return give_back(lease, outcome, ended.is_ok(), Back::After(reset));
-                }
-            },
-        };
-        let opening = async {
-            let (started, set) = tokio::join!(
-                biased;
-                OptionFuture::from(begin),
-                client.execute_raw(&settings, parameters.iter().copied())
-            );
-            started.transpose().map_err(|error| self.missed(job, &error))?;
-            set.map_err(|error| match (job.time_zone, error.as_db_error()) {
-                (Some(_), Some(said)) if is_time_zone(said.code().code(), said.message()) => {
-                    Missed::TimeZone
-                }
-                _ => self.missed(job, &error),
-            })
-        };
-        let mut opening = OptionFuture::from(Some(Box::pin(opening)));
-
-        let text = &*job.statement.text;
-        let asked = Asked { role, schema: job.schema, text };
-        let mut plan = if may_be_prepared {
-            lease.state_mut().prepared.plan(job.number, asked)
+        let fresh = self.roles.fresh(role);
+        let mut owed = lease.take_owed();
+        let connection = lease.connection_mut();
+        if (fresh.is_none() || job.key.is_some())
+            && let Some(reset) = owed.take()
+            && !connection.reset(reset).await
+        {
+            return Err(Missed::Connection(Problem::unavailable().into()));
+        }
+        let own = if let Some(own) = fresh {
+            own
         } else {
-            Plan::Once
+            let own = self.roles.of(role, &mut connection.pipeline).await;
+            own.map_err(|error| self.unasked(job, error))?
         };
-        let was_prepared = matches!(plan, Plan::Prepared(_));
-        if matches!(plan, Plan::Prepare) {
-            let prepare = client.prepare(text);
-            let (opened, prepared) = tokio::join!(biased; &mut opening, prepare);
-            opening = OptionFuture::from(None);
-            let prepared = prepared.map_err(|error| self.missed(job, &error));
-            match opened.transpose().and(prepared) {
-                Ok(statement) => {
-                    lease.state_mut().prepared.keep(job.number, asked, statement.clone());
-                    plan = Plan::Prepared(statement);
+        let begin = pool::begin(job.is_read_only || own.is_read_only, own.isolation);
+
+        if let Some(key) = job.key {
+            match self.claim(job, connection, begin, key).await {
+                Ok(Claimed::Now) => {}
+                Ok(Claimed::Before(answer)) => {
+                    let mut batch = Batch::default();
+                    batch.run(ROLLBACK, []).map_err(lost)?;
+                    batch.run(PLACE, []).map_err(lost)?;
+                    batch.sync();
+                    pool::push_reset(&mut batch, false).map_err(lost)?;
+                    connection.pipeline.send(batch);
+                    let answers = connection.pipeline.answers().await.map_err(lost)?;
+                    let lsn = answers.steps.get(1).and_then(position);
+                    let done = Done { answer, lsn, is_repeated: true, ..Done::default() };
+                    return give_back(lease, Ok(done), Back::After(Reset::Sent));
                 }
                 Err(missed) => {
-                    let work = client.simple_query("rollback");
-                    let (rolled_back, reset) = followed(work, reset(&client, left)).await;
-                    return give_back(lease, Err(missed), rolled_back.is_ok(), Back::After(reset));
+                    let reset = Reset::Again { standing: Standing::Failed, asks: false };
+                    return give_back(lease, Err(missed), Back::After(reset));
                 }
             }
         }
-        let main = async {
-            let rows = match &plan {
-                Plan::Prepared(statement) => {
-                    client.query_raw(statement, job.statement.parameters.iter().map(Text)).await?
-                }
-                Plan::Prepare | Plan::Once => {
-                    let parameters = job.statement.parameters.iter();
-                    let typed = parameters.map(|value| (Text(value), Type::UNKNOWN));
-                    client.query_typed_raw(text, typed).await?
-                }
-            };
-            rows.try_collect::<Vec<Row>>().await
+
+        let text = &*job.statement.text;
+        let asked = Asked { role, schema: job.schema, text };
+        let plan =
+            if may_be_prepared { connection.prepared.plan(job.number, asked) } else { Plan::Once };
+        let mut batch = Batch::default();
+        for statement in connection.prepared.take_gone() {
+            batch.close(&statement.name).map_err(lost)?;
+        }
+        let mut steps = 0;
+        if owed.is_some() {
+            steps += pool::push_renewal(&mut batch).map_err(lost)?;
+        }
+        let renewed = steps;
+        if job.key.is_none() {
+            batch.run(begin, []).map_err(lost)?;
+            steps += 1;
+        }
+        self.push_settings(&mut batch, job, &own, connection.statement_timeout_ms).map_err(lost)?;
+        let mut at = Steps { settings: steps, main: steps + 1, commit: steps + 2 };
+        let was_prepared = matches!(plan, Plan::Prepared(_));
+        let name: Arc<str> = match &plan {
+            Plan::Prepared(statement) => Arc::clone(&statement.name),
+            Plan::Prepare => connection.prepared.name().into(),
+            Plan::Once => "".into(),
         };
-        let estimate = OptionFuture::from(job.estimate.map(|estimate| async {
-            let parameters = estimate.parameters.iter();
-            let typed = parameters.map(|value| (Text(value), Type::UNKNOWN));
-            let rows = client.query_typed_raw(&estimate.text, typed).await?;
-            rows.try_collect::<Vec<Row>>().await
-        }));
+        let mut shape = match &plan {
+            Plan::Prepared(statement) => statement.shape.clone(),
+            Plan::Prepare | Plan::Once => {
+                batch.parse(&name, text).map_err(lost)?;
+                None
+            }
+        };
+        let is_described = job.rows.is_some() && shape.is_none();
+        let parameters = job.statement.parameters.iter().map(Option::as_deref);
+        if is_described {
+            batch.run_described(&name, parameters).map_err(lost)?;
+        } else {
+            batch.run(&name, parameters).map_err(lost)?;
+        }
+
         let looks_first =
             !job.is_read_only && (job.demand != Demand::default() || job.key.is_some());
-        let (outcome, ended, reset) = if looks_first {
-            let (opened, rows) = tokio::join!(biased; opening, main);
-            let outcome = self.outcome(job, opened.transpose(), rows);
-            let end = if outcome.is_ok() { COMMIT } else { "rollback" };
-            let kept = OptionFuture::from(
-                job.key
-                    .zip(outcome.as_ref().ok())
-                    .map(|(key, done)| keep(&client, key, role, &done.answer)),
-            );
-            let work = async { tokio::join!(biased; kept, client.simple_query(end)) };
-            let ((kept, ended), reset) = followed(work, reset(&client, left)).await;
-            let kept = kept.transpose().map_err(|error| self.missed(job, &error));
-            let ended = ended.map(|messages| position(&messages));
-            (outcome.and_then(|done| kept.map(|_| done)), ended, Back::After(reset))
-        } else {
-            let (opened, rows, plan, ended, reset) = if left.is_some() {
-                let commit = client.simple_query(if job.is_read_only { "commit" } else { COMMIT });
-                let work = async { tokio::join!(biased; opening, main, estimate, commit) };
-                let ((opened, rows, plan, ended), reset) =
-                    followed(work, reset(&client, left)).await;
-                (opened, rows, plan, ended.map(|messages| position(&messages)), Back::After(reset))
-            } else {
-                let end =
-                    if job.is_read_only { &COMMIT_READING_AND_RESET } else { &COMMIT_AND_RESET };
-                let commit = commit_and_reset(&client, end);
-                let (opened, rows, plan, (ended, back)) =
-                    tokio::join!(biased; opening, main, estimate, commit);
-                (opened, rows, plan, ended, back)
-            };
-            let outcome = self.outcome(job, opened.transpose(), rows);
-            let outcome = outcome.and_then(|done| {
-                let plan = plan.transpose().map_err(|error| self.missed(job, &error))?;
-                Ok(Done { planned: plan.as_deref().and_then(planned), ..done })
-            });
-            (outcome, ended, reset)
+        let is_new_at_once = job.is_read_only && !job.is_call;
+        if let Some(estimate) = job.estimate.filter(|_| !looks_first) {
+            batch.parse("", &estimate.text).map_err(lost)?;
+            let parameters = estimate.parameters.iter().map(Option::as_deref);
+            batch.run("", parameters).map_err(lost)?;
+            at.commit += 1;
+        }
+        if !looks_first {
+            push_commit(&mut batch, job).map_err(lost)?;
+        }
+        if is_new_at_once {
+            pool::push_resets(&mut batch).map_err(lost)?;
+        }
+        batch.sync();
+        if !looks_first && job.is_call {
+            pool::push_reset(&mut batch, true).map_err(lost)?;
+        }
+        connection.pipeline.send(batch);
+        let answers = connection.pipeline.answers().await.map_err(lost)?;
+
+        let has_run = answers.steps.get(at.main);
+        if is_described && let Some(columns) = has_run.and_then(|rows| rows.columns.as_deref()) {
+            shape = Shape::of(columns).map(Arc::new);
+        }
+        let is_kept = match plan {
+            Plan::Prepare => answers.parsed > 0,
+            Plan::Prepared(_) => is_described,
+            Plan::Once => false,
         };
-        let outcome = outcome.and_then(|done| match &ended {
-            Ok(lsn) => Ok(Done { lsn: *lsn, ..done }),
-            Err(error) => Err(self.missed(job, error)),
-        });
+        if is_kept {
+            let statement = Statement { name, shape: shape.clone() };
+            connection.prepared.keep(job.number, asked, statement);
+        }
+        let outcome = match (&answers.failed, has_run) {
+            (_, Some(rows)) => outcome(job, rows, shape.as_deref()),
+            // Nothing of the request was looked at.
+            (Some(_), None) if answers.steps.len() < renewed => {
+                Err(Missed::Connection(Problem::unavailable().into()))
+            }
+            (Some(said), None) => match job.time_zone {
+                Some(_) if answers.steps.len() == at.settings && is_time_zone(said) => {
+                    Err(Missed::TimeZone)
+                }
+                _ => Err(self.said(job, said)),
+            },
+            (None, None) => {
+                warn!(steps = answers.steps.len(), "a statement was not answered");
+                Err(Missed::For(Problem::internal().into()))
+            }
+        };
+        let (outcome, back) = if looks_first {
+            match outcome {
+                Ok(done) => self.stay(job, connection, done).await?,
+                Err(missed) => {
+                    let reset = Reset::Again { standing: answers.standing, asks: job.is_call };
+                    (Err(missed), Back::After(reset))
+                }
+            }
+        } else {
+            let outcome = outcome.and_then(|done| self.ended(job, &answers, at.commit, done));
+            let planned = match job.estimate {
+                Some(_) => answers.steps.get(at.main + 1).and_then(planned),
+                None => None,
+            };
+            let back = if is_new_at_once && answers.failed.is_none() {
+                Back::Now
+            } else {
+                back(job, &answers)
+            };
+            (outcome.map(|done| Done { planned, ..done }), back)
+        };
         let outcome = outcome.map_err(|missed| match missed {
             // What a function raises is not about its caller's plan.
             Missed::For(failure)
@@ -428,98 +423,165 @@ impl Runner {
                     && !job.is_call
                     && problem::is_about_types(&failure.problem.code) =>
             {
-                lease.state_mut().prepared.forget(asked);
+                lease.connection_mut().prepared.forget(asked);
                 Missed::Plan(failure)
             }
             Missed::For(_) | Missed::Connection(_) | Missed::Plan(_) | Missed::TimeZone => missed,
         });
-        let is_alive = ended.as_ref().map_or_else(|error| error.as_db_error().is_some(), |_| true);
-        give_back(lease, outcome, is_alive, reset)
+        give_back(lease, outcome, back)
     }
 
-    fn outcome(
+    /// Makes the transaction the caller's.
+    fn push_settings(
+        &self,
+        batch: &mut Batch,
+        job: &Job<'_>,
+        own: &RoleSettings,
+        login_timeout_ms: u64,
+    ) -> Result<(), pipeline::Error> {
+        let search_path = self.search_path(job.schema);
+        let timeout_ms = self.timeout_ms(own, login_timeout_ms).to_string();
+        let Context { method, path, headers, cookies } = job.context;
+        let parameters = [
+            Some(&*search_path),
+            Some(&timeout_ms),
+            job.time_zone,
+            Some(method),
+            Some(path),
+            Some(headers),
+            Some(cookies),
+            Some(&job.claims.json),
+            Some(&job.claims.role),
+            job.origin,
+        ];
+        let parameters = parameters.into_iter().map(|text| text.map(str::as_bytes));
+        if own.names.is_empty() {
+            return batch.run(SETTINGS_PLAIN, parameters);
+        }
+        let [names, values] = [&own.names, &own.values].map(|texts| array_literal(texts));
+        let lists = [Some(names.as_bytes()), Some(values.as_bytes())];
+        batch.run(SETTINGS, parameters.chain(lists))
+    }
+
+    /// Commits what was looked at, and keeps what a key was answered with.
+    async fn stay(
         &self,
         job: &Job<'_>,
-        opened: Result<Option<u64>, Missed>,
-        rows: Result<Vec<Row>, tokio_postgres::Error>,
+        connection: &mut pool::Connection,
+        done: Done,
+    ) -> Result<(Result<Done, Missed>, Back), Missed> {
+        let lost = |error| self.lost(job, &error);
+        let mut batch = Batch::default();
+        let mut commit = 0;
+        if let Some(key) = job.key {
+            commit += push_keep(&mut batch, key, &job.claims.role, &done.answer).map_err(lost)?;
+        }
+        push_commit(&mut batch, job).map_err(lost)?;
+        batch.sync();
+        if job.is_call {
+            pool::push_reset(&mut batch, true).map_err(lost)?;
+        }
+        connection.pipeline.send(batch);
+        let answers = connection.pipeline.answers().await.map_err(lost)?;
+        Ok((self.ended(job, &answers, commit, done), back(job, &answers)))
+    }
+
+    /// What was done, if it was committed by this step.
+    fn ended(
+        &self,
+        job: &Job<'_>,
+        answers: &Answers,
+        commit: usize,
+        done: Done,
     ) -> Result<Done, Missed> {
-        opened?;
-        let rows = rows.map_err(|error| self.missed(job, &error))?;
-        let answer = answer(&rows).ok_or_else(|| {
-            warn!(rows = rows.len(), "a statement of ours did not return its one row");
-            Missed::For(Problem::internal().into())
-        })?;
-        let checked = job.demand.check(&answer);
-        checked.map_err(|problem| Missed::For(problem.into()))?;
-        Ok(Done { answer, lsn: None, planned: None, knows_time_zone: false, is_repeated: false })
+        if answers.steps.len() > commit {
+            let lsn = if job.is_read_only { None } else { answers.steps.get(commit + 1) };
+            return Ok(Done { lsn: lsn.and_then(position), ..done });
+        }
+        if let Some(said) = &answers.failed {
+            return Err(self.said(job, said));
+        }
+        warn!(steps = answers.steps.len(), "a commit was not answered");
+        Err(Missed::For(Problem::internal().into()))
     }
 
     /// Begins, and makes the key this transaction's. Waits for another one that has it.
     async fn claim(
         &self,
         job: &Job<'_>,
-        client: &Client,
+        connection: &mut pool::Connection,
         begin: &str,
         key: &Key,
     ) -> Result<Claimed, Missed> {
-        let lifetime = i64::try_from(key.lifetime_ms).unwrap_or(i64::MAX);
-        let parameters: [(&(dyn ToSql + Sync), Type); 4] = [
-            (&key.scope, Type::TEXT),
-            (&key.key, Type::TEXT),
-            (&key.request, Type::TEXT),
-            (&lifetime, Type::INT8),
-        ];
-        let sql = include_str!("../../sql/rest/begin_key.sql");
-        let (started, row) = tokio::join!(
-            biased;
-            client.batch_execute(begin),
-            client.query_typed_one(sql, &parameters)
-        );
-        started.map_err(|error| self.missed(job, &error))?;
-        let row =
-            row.map_err(|error| match error.as_db_error().map(|said| said.code().code()) {
-                // No such schema or function, or not for this login.
-                Some("3F000" | "42883" | "42501") => Missed::For(Problem::no_keys().into()),
-                _ => self.missed(job, &error),
-            })?;
-        let column = |error: tokio_postgres::Error| self.missed(job, &error);
-        if row.try_get(0).map_err(column)? {
+        let lost = |error| self.lost(job, &error);
+        let lifetime = i64::try_from(key.lifetime_ms).unwrap_or(i64::MAX).to_string();
+        let parameters = [&key.scope, &key.key, &key.request, &lifetime];
+        let mut batch = Batch::default();
+        batch.run(begin, []).map_err(lost)?;
+        batch.parse("", include_str!("../../sql/rest/begin_key.sql")).map_err(lost)?;
+        batch.run("", parameters.map(|text| Some(text.as_bytes()))).map_err(lost)?;
+        batch.sync();
+        connection.pipeline.send(batch);
+        let answers = connection.pipeline.answers().await.map_err(lost)?;
+        let steps = answers.whole().map_err(|said| match &*said.code {
+            // No such schema or function, or not for this login.
+            "3F000" | "42883" | "42501" => Missed::For(Problem::no_keys().into()),
+            _ => self.said(job, &said),
+        })?;
+        let told = steps.get(1);
+        let is = |column| told.and_then(|rows| rows.text(column)) == Some("t");
+        if is(0) {
             return Ok(Claimed::Now);
         }
-        if !row.try_get::<_, bool>(1).map_err(column)? {
+        if !is(1) {
             return Err(Missed::For(Problem::key_of_another().into()));
         }
-        let answer: Option<&str> = row.try_get(2).map_err(column)?;
-        let answer = answer.and_then(|answer| serde_json::from_str(answer).ok());
+        let answer = told.and_then(|rows| serde_json::from_str(rows.text(2)?).ok());
         answer.map(Claimed::Before).ok_or_else(|| {
             warn!("what a key was answered with cannot be read");
             Missed::For(Problem::internal().into())
         })
     }
 
-    /// What an error means.
-    fn missed(&self, job: &Job<'_>, error: &tokio_postgres::Error) -> Missed {
-        let Some(said) = error.as_db_error() else {
-            if error.is_closed() || std::error::Error::source(error).is_some_and(is_io) {
-                debug!(error = telemetry::chain(error), "a connection ended during a request");
-            } else {
-                warn!(error = telemetry::chain(error), "a request failed");
-            }
-            let failure = Problem::unavailable().into();
-            // Of a write that was sent it is not known what became of it.
-            return if job.is_read_only {
-                Missed::Connection(failure)
-            } else {
-                Missed::For(failure)
-            };
-        };
-        let code = said.code().code();
+    /// What an error of Postgres means.
+    fn said(&self, job: &Job<'_>, said: &Said) -> Missed {
+        let code = &*said.code;
         let problem = Problem::postgres(said, *job.claims.role == *self.anon_role);
-        let failure = Failure { is_stale: problem::is_stale(code), problem };
+        let failure = Failure { is_stale: problem::is_stale(code), problem, needs_json: false };
         match code {
             // Functions may take our prepared statements away, or their names.
             "26000" | "42P05" => Missed::Connection(failure),
             _ => Missed::For(failure),
+        }
+    }
+
+    /// What the end of a connection means.
+    fn lost(&self, job: &Job<'_>, error: &pipeline::Error) -> Missed {
+        match error {
+            pipeline::Error::Lost(_) => {
+                debug!(error = telemetry::chain(error), "a connection ended during a request");
+            }
+            pipeline::Error::TooLong => {
+                let said = Said {
+                    code: "54000".into(),
+                    message: "the answer is too long".into(),
+                    ..Said::default()
+                };
+                return self.said(job, &said);
+            }
+            pipeline::Error::Malformed(_) | pipeline::Error::Unsendable(_) => {
+                warn!(error = telemetry::chain(error), "a request failed");
+            }
+        }
+        let failure = Problem::unavailable().into();
+        // Of a write that was sent it is not known what became of it.
+        if job.is_read_only { Missed::Connection(failure) } else { Missed::For(failure) }
+    }
+
+    fn unasked(&self, job: &Job<'_>, error: AskError) -> Missed {
+        match error {
+            AskError::Said(said) => self.said(job, &said),
+            AskError::Connection(error) => self.lost(job, &error),
         }
     }
 
@@ -538,14 +600,36 @@ impl Runner {
     }
 }
 
+/// Where the answers of steps are.
+#[derive(Debug, Clone, Copy)]
+struct Steps {
+    settings: usize,
+    main: usize,
+    commit: usize,
+}
+
+/// Commits and, of a write, asks where it ended in the log: a commit that fails has no position.
+fn push_commit(batch: &mut Batch, job: &Job<'_>) -> Result<(), pipeline::Error> {
+    // Not prepared: what ran in between may have taken the names away. That of the place only a
+    // function that is called takes.
+    batch.parse("", "commit")?;
+    batch.run("", [])?;
+    if job.is_read_only {
+        return Ok(());
+    }
+    if !job.is_call {
+        return batch.run(PLACE, []);
+    }
+    batch.parse("", pool::PLACE_SQL)?;
+    batch.run("", [])
+}
+
 /// Why there is no connection.
 fn not_leased(error: &PoolError) -> Failure {
     let server = match error {
         PoolError::Busy => return Problem::busy().into(),
-        PoolError::Connect(crate::db::Error::Connect(error)) | PoolError::Open(error) => {
-            error.as_db_error()
-        }
-        PoolError::Connect(_) | PoolError::Timeout => None,
+        PoolError::Connect(crate::db::Error::Connect(error)) => error.as_db_error(),
+        PoolError::Connect(_) | PoolError::Open(_) | PoolError::Timeout => None,
     };
     warn!(error = telemetry::chain(error), "no connection for a request");
     // What the server says to a login is not for its users, but for which kind of trouble it is.
@@ -557,192 +641,107 @@ fn not_leased(error: &PoolError) -> Failure {
 }
 
 /// Gives the connection back, unless it is the problem.
-fn give_back<T>(
-    lease: Lease,
-    outcome: Result<T, Missed>,
-    is_alive: bool,
-    back: Back,
-) -> Result<T, Missed> {
-    if is_alive && !matches!(outcome, Err(Missed::Connection(_))) {
+fn give_back<T>(lease: Lease, outcome: Result<T, Missed>, back: Back) -> Result<T, Missed> {
+    if !matches!(outcome, Err(Missed::Connection(_))) {
         match back {
             Back::Now => lease.give_back_reset(),
             Back::After(reset) => lease.give_back(reset),
+            Back::Owing(reset) => lease.give_back_owing(reset),
         }
     }
     outcome
 }
 
-fn begin(job: &Job<'_>, role: &RoleSettings) -> &'static str {
-    // All of them, so that no text is put together for each request.
-    use super::roles::Isolation::{ReadCommitted, RepeatableRead, Serializable};
-    match (job.is_read_only || role.is_read_only, role.isolation) {
-        (true, None) => "begin read only",
-        (true, Some(ReadCommitted)) => "begin isolation level read committed read only",
-        (true, Some(RepeatableRead)) => "begin isolation level repeatable read read only",
-        (true, Some(Serializable)) => "begin isolation level serializable read only",
-        (false, None) => "begin read write",
-        (false, Some(ReadCommitted)) => "begin isolation level read committed read write",
-        (false, Some(RepeatableRead)) => "begin isolation level repeatable read read write",
-        (false, Some(Serializable)) => "begin isolation level serializable read write",
+/// What is left to do behind answers after which the connection is not as a new one.
+fn back(job: &Job<'_>, answers: &Answers) -> Back {
+    let again = Reset::Again { standing: answers.standing, asks: job.is_call };
+    match answers.failed {
+        Some(_) => Back::After(again),
+        None if job.is_call => Back::After(Reset::Sent),
+        None => Back::Owing(again),
     }
-}
-
-fn is_io(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.is::<std::io::Error>()
 }
 
 /// Whether it is the time zone that is wrong.
-fn is_time_zone(code: &str, message: &str) -> bool {
-    code == "22023" && message.contains("\"TimeZone\"")
+fn is_time_zone(said: &Said) -> bool {
+    said.code == "22023" && said.message.contains("\"TimeZone\"")
 }
 
-/// Commits and resets in one message, `text`: where a write ended in the log.
-async fn commit_and_reset(
-    client: &Arc<Client>,
-    text: &str,
-) -> (Result<Option<Lsn>, tokio_postgres::Error>, Back) {
-    let (mut is_over, mut lsn) = (false, None);
-    let run = async {
-        let mut messages = pin!(client.simple_query_raw(text).await?);
-        while let Some(message) = messages.try_next().await? {
-            // The first of it is the commit's.
-            is_over |= matches!(message, SimpleQueryMessage::CommandComplete(_));
-            lsn = lsn.or_else(|| position(std::slice::from_ref(&message)));
-        }
-        Ok(())
-    };
-    match run.await {
-        Ok(()) => (Ok(lsn), Back::Now),
-        Err(error) if is_over => {
-            debug!(error = telemetry::chain(&error), "a connection could not be reset");
-            (Ok(lsn), Back::After(Box::pin(std::future::ready(false))))
-        }
-        // Postgres left out what came after the commit that failed.
-        Err(error) => (Err(error), Back::After(reset(client, None))),
-    }
-}
-
-/// Puts the connection into the state of a new one; whether nothing is left. `left` asks for
-/// prepared statements of functions.
-fn reset(client: &Arc<Client>, left: Option<Statement>) -> Reset {
-    let client = Arc::clone(client);
-    Box::pin(async move {
-        let look = OptionFuture::from(left.as_ref().map(|left| client.query_one(left, &[])));
-        let (cleaned, looked) = tokio::join!(biased; client.batch_execute(&RESET), look);
-        let looked = looked.transpose().and_then(|row| row.map(|row| row.try_get(0)).transpose());
-        match (cleaned, looked) {
-            (Ok(()), Ok(is_left)) => is_left != Some(true),
-            (Err(error), _) | (_, Err(error)) => {
-                debug!(error = telemetry::chain(&error), "a connection could not be reset");
-                false
-            }
-        }
-    })
-}
-
-/// What `work` gives, with the messages of `reset` sent behind its own.
-async fn followed<F: Future>(work: F, reset: Reset) -> (F::Output, Reset) {
-    let mut work = pin!(work);
-    let mut reset = Box::pin(maybe_done(reset));
-    let mut is_sent = false;
-    let output = poll_fn(|context| {
-        let output = work.as_mut().poll(context);
-        if !is_sent {
-            // Its first look sends; that it is not through is no wonder.
-            let _ = reset.as_mut().poll(context);
-            is_sent = true;
-        }
-        output
-    })
-    .await;
-    let remaining = Box::pin(async move {
-        reset.as_mut().await;
-        MaybeDone::take_output(reset.as_mut()).unwrap_or(false)
-    });
-    (output, remaining)
-}
-
-/// Keeps what a key was answered with. Only the login itself may; what runs at the commit is the
-/// caller's again.
-async fn keep(
-    client: &Client,
+/// Keeps what a key was answered with; in how many steps. Only the login itself may; what runs at
+/// the commit is the caller's again.
+fn push_keep(
+    batch: &mut Batch,
     key: &Key,
     role: &str,
     answer: &Answer,
-) -> Result<(), tokio_postgres::Error> {
+) -> Result<usize, pipeline::Error> {
     let answer = serde_json::to_string(answer).expect("its fields are texts and numbers");
-    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-        [(&key.scope, Type::TEXT), (&key.key, Type::TEXT), (&answer, Type::TEXT)];
-    let set_role: [(&(dyn ToSql + Sync), Type); 1] = [(&role, Type::TEXT)];
-    let sql = include_str!("../../sql/rest/end_key.sql");
-    let (left, kept, returned) = tokio::join!(
-        biased;
-        client.batch_execute("set local role none"),
-        client.query_typed(sql, &parameters),
-        client.query_typed("select pg_catalog.set_config('role', $1, true)", &set_role)
-    );
-    left?;
-    kept?;
-    returned.map(drop)
+    batch.parse("", "set local role none")?;
+    batch.run("", [])?;
+    batch.parse("", include_str!("../../sql/rest/end_key.sql"))?;
+    batch.run("", [&key.scope, &key.key, &answer].map(|text| Some(text.as_bytes())))?;
+    batch.parse("", "select pg_catalog.set_config('role', $1, true)")?;
+    batch.run("", [Some(role.as_bytes())])?;
+    Ok(3)
+}
+
+/// What the rows of a statement come to, if they are as demanded.
+fn outcome(job: &Job<'_>, rows: &Rows, shape: Option<&Shape>) -> Result<Done, Missed> {
+    let answer = match job.rows {
+        None => answer(rows).ok_or_else(|| {
+            warn!(rows = rows.len(), "a statement of ours did not return its one row");
+            Missed::For(Problem::internal().into())
+        }),
+        Some(form) => shape.and_then(|shape| shaped(form, shape, rows)).ok_or_else(|| {
+            debug!("rows are to be made JSON by the server");
+            let failure = Failure::from(Problem::internal());
+            Missed::For(Failure { needs_json: true, ..failure })
+        }),
+    }?;
+    let checked = job.demand.check(&answer);
+    checked.map_err(|problem| Missed::For(problem.into()))?;
+    Ok(Done { answer, ..Done::default() })
 }
 
 /// The one row of a statement.
-fn answer(rows: &[Row]) -> Option<Answer> {
-    let [row] = rows else { return None };
-    let text = |column| row.try_get::<_, Option<&str>>(column).ok();
-    let number = |column| match text(column)? {
+fn answer(rows: &Rows) -> Option<Answer> {
+    if rows.len() != 1 {
+        return None;
+    }
+    let mut row = rows.first()?;
+    let mut text = || {
+        let value = row.next()?;
+        value.map(|bytes| std::str::from_utf8(bytes).map(str::to_owned)).transpose().ok()
+    };
+    let body = text()?;
+    let mut number = || match text()? {
         None => Some(None),
         Some(digits) => digits.parse::<u64>().ok().map(Some),
     };
-    Some(Answer {
-        body: text(0)?.map(str::to_owned),
-        page_total: number(1)?.unwrap_or(0),
-        total: number(2)?,
-        inserted: number(3)?,
-        location: text(4)?.map(str::to_owned),
-    })
+    let (page_total, total, inserted) = (number()?.unwrap_or(0), number()?, number()?);
+    Some(Answer { body, page_total, total, inserted, location: text()? })
+}
+
+/// The answer that rows are, if their JSON is certain.
+fn shaped(form: Form, shape: &Shape, rows: &Rows) -> Option<Answer> {
+    let body = match form {
+        Form::Array => Some(shape.array(rows)?),
+        Form::Object => match rows.first() {
+            None => None,
+            Some(row) => Some(shape.object(row)?),
+        },
+        Form::Csv | Form::None => return None,
+    };
+    let page_total = u64::try_from(rows.len()).unwrap_or(u64::MAX);
+    Some(Answer { body, page_total, ..Answer::default() })
 }
 
 /// The planner's guess.
-fn planned(rows: &[Row]) -> Option<u64> {
-    let plan: Json<&RawValue> = rows.first()?.try_get(0).ok()?;
-    planned_rows(plan.0.get())
+fn planned(rows: &Rows) -> Option<u64> {
+    planned_rows(rows.text(0)?)
 }
 
 /// The position behind a commit.
-fn position(messages: &[SimpleQueryMessage]) -> Option<Lsn> {
-    messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
-        SimpleQueryMessage::CommandComplete(_) | SimpleQueryMessage::RowDescription(_) | _ => None,
-    })
-}
-
-/// A value as text, for Postgres to read as whatever type it stands for.
-#[derive(Debug)]
-struct Text<'a>(&'a Option<Bytes>);
-
-impl ToSql for Text<'_> {
-    fn to_sql(
-        &self,
-        _: &Type,
-        out: &mut BytesMut,
-    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        match self.0 {
-            None => Ok(IsNull::Yes),
-            Some(bytes) => {
-                out.put_slice(bytes);
-                Ok(IsNull::No)
-            }
-        }
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    fn encode_format(&self, _: &Type) -> Format {
-        Format::Text
-    }
-
-    to_sql_checked!();
+fn position(rows: &Rows) -> Option<Lsn> {
+    rows.text(0)?.parse().ok()
 }

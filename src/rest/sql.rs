@@ -78,6 +78,25 @@ impl Sql {
     }
 }
 
+/// `{"a","b"}`: every element quoted, so that none is NULL or another array.
+pub fn array_literal(values: &[String]) -> String {
+    let bytes = values.iter().map(|value| value.len() + 3).sum::<usize>();
+    let mut literal = String::with_capacity(bytes + 2);
+    literal.push('{');
+    for (position, value) in values.iter().enumerate() {
+        literal.push_str(if position == 0 { "\"" } else { ",\"" });
+        for character in value.chars() {
+            if matches!(character, '"' | '\\') {
+                literal.push('\\');
+            }
+            literal.push(character);
+        }
+        literal.push('"');
+    }
+    literal.push('}');
+    literal
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +109,12 @@ mod tests {
         let statement = sql.finish();
         assert_eq!(statement.text, r#"select "a""b"."c" = $1, $2"#);
         assert_eq!(statement.parameters, [Some(Bytes::from("'; drop")), Some(Bytes::from("x"))]);
+    }
+
+    #[test]
+    fn elements_of_a_list_are_quoted() {
+        let values = ["a", "b,c", "NULL", "", r#"q"\"#].map(str::to_owned);
+        assert_eq!(array_literal(&values), r#"{"a","b,c","NULL","","q\"\\"}"#);
+        assert_eq!(array_literal(&[]), "{}");
     }
 }

@@ -7,22 +7,18 @@
 
 use std::fmt;
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::frontend;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_postgres::config::ChannelBinding;
-use tokio_rustls::client::TlsStream;
 
 use super::Error;
 use super::pgoutput::{DecodeError, Input};
-use crate::db::tls::{self, Demand};
+use crate::db::socket::{self, Socket};
+use crate::db::tls;
 use crate::db::{Endpoint, Login, OUTPUT_SETTINGS};
 use crate::lsn::Lsn;
 
@@ -76,111 +72,6 @@ impl ServerError {
 fn last_place(context: &str) -> Option<Lsn> {
     let words = context.rsplit(|c: char| !(c.is_ascii_hexdigit() || c == '/'));
     words.filter(|word| word.contains('/')).find_map(|word| word.parse().ok())
-}
-
-/// The bytes' way to the server.
-#[derive(Debug)]
-pub(super) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_read(context, buffer),
-            Self::Unix(socket) => Pin::new(socket).poll_read(context, buffer),
-            Self::Tls(socket) => Pin::new(socket).poll_read(context, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_write(context, bytes),
-            Self::Unix(socket) => Pin::new(socket).poll_write(context, bytes),
-            Self::Tls(socket) => Pin::new(socket).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_flush(context),
-            Self::Unix(socket) => Pin::new(socket).poll_flush(context),
-            Self::Tls(socket) => Pin::new(socket).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(socket) => Pin::new(socket).poll_shutdown(context),
-            Self::Unix(socket) => Pin::new(socket).poll_shutdown(context),
-            Self::Tls(socket) => Pin::new(socket).poll_shutdown(context),
-        }
-    }
-}
-
-impl Socket {
-    /// Connects, asks for TLS as the login says, and makes a dead link show.
-    async fn open(login: &Login, endpoint: &Endpoint, dead_after: Duration) -> Result<Self, Error> {
-        let (host, address, port) = match endpoint {
-            Endpoint::Unix(path) => {
-                return Ok(Self::Unix(UnixStream::connect(path).await.map_err(lost)?));
-            }
-            Endpoint::Tcp { host, address, port } => (host, *address, *port),
-        };
-        let mut socket = match address {
-            Some(address) => TcpStream::connect((address, port)).await,
-            None => TcpStream::connect((host.as_str(), port)).await,
-        }
-        .map_err(lost)?;
-        socket.set_nodelay(true).map_err(lost)?;
-        let quarter = (dead_after / 4).max(Duration::from_secs(1));
-        let keepalive =
-            TcpKeepalive::new().with_time(quarter).with_interval(quarter).with_retries(3);
-        let options = SockRef::from(&socket);
-        options.set_tcp_keepalive(&keepalive).map_err(lost)?;
-        // Something is sent every third of the time, so that a cut link shows within it.
-        #[cfg(target_os = "linux")]
-        options.set_tcp_user_timeout(Some(dead_after * 2 / 3)).map_err(lost)?;
-
-        let tls = login.tls();
-        if tls.demand() == Demand::Never {
-            return Ok(Self::Tcp(socket));
-        }
-        let mut request = BytesMut::new();
-        frontend::ssl_request(&mut request);
-        socket.write_all(&request).await.map_err(lost)?;
-        // Exactly one byte: what an attacker could slip in after it goes into the handshake.
-        match (socket.read_u8().await.map_err(lost)?, tls.demand()) {
-            (b'S', _) => {}
-            (b'N', Demand::Prefer) => return Ok(Self::Tcp(socket)),
-            (b'N', _) => {
-                return Err(refused("the server has no TLS, and sslmode demands it"));
-            }
-            (_, _) => {
-                return Err(refused(&format!("{endpoint} is not a Postgres server")));
-            }
-        }
-        match tls.handshake(socket, host).await {
-            Ok(socket) => Ok(Self::Tls(Box::new(socket))),
-            Err(error) if tls::is_refused_certificate(&error) => Err(Error::Refused {
-                problem: format!("the certificate of {endpoint} is not one we trust: {error}"),
-                source: None,
-            }),
-            Err(error) => Err(lost(error)),
-        }
-    }
 }
 
 /// One row of a result; a null column is none.
@@ -579,6 +470,15 @@ impl From<QueryError> for Error {
         match error {
             QueryError::Server(error) => lost(io::Error::other(error)),
             QueryError::Connection(error) => error,
+        }
+    }
+}
+
+impl From<socket::Error> for Error {
+    fn from(error: socket::Error) -> Self {
+        match error {
+            socket::Error::Lost(error) => lost(error),
+            socket::Error::Refused(problem) => refused(&problem),
         }
     }
 }

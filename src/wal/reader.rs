@@ -27,12 +27,13 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::connection::{Connection, ServerError, Socket, frame_header, lost, unexpected};
+use super::connection::{Connection, ServerError, frame_header, lost, unexpected};
 use super::framing::{self, Found};
 use super::slot::stream_error;
 use super::standby::{Answer, Standby};
 use super::{Batch, Error, Positions};
 use crate::config::Replication;
+use crate::db::socket::Socket;
 use crate::lsn::Lsn;
 
 /// How long a TCP socket is left to fill, at first. Measured on single-row transactions: 0.3 ms

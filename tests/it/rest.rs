@@ -497,6 +497,31 @@ async fn nothing_that_a_trigger_leaves_reaches_the_next_request() {
 }
 
 #[tokio::test]
+async fn what_a_write_leaves_ends_though_nobody_asks_again() {
+    let service = world_with(|config| config.rest.pool_size = 1).await;
+    let admin = service.admin().await;
+    admin.batch_execute(LITTER).await.unwrap();
+    admin.batch_execute(TRAP).await.unwrap();
+    let name = &service.database.name;
+    admin.batch_execute(&format!("grant temporary on database \"{name}\" to anon")).await.unwrap();
+    let left = "pg_locks where locktype = 'advisory' and objid = 4711 and database =
+        (select oid from pg_database where datname = current_database())";
+    for id in 1..=3 {
+        let answer = ask("POST", "/traps").json(&json!({ "id": id })).send(&service).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        let wait = async {
+            while count(&admin, left).await > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(DEADLINE, wait).await.expect("the lock is given up");
+    }
+    let used = "pg_stat_activity where application_name = 'walcast rest'
+        and datname = current_database()";
+    assert_eq!(count(&admin, used).await, 1);
+}
+
+#[tokio::test]
 async fn a_connection_that_ended_is_replaced() {
     let service = world_with(|config| config.rest.pool_size = 2).await;
     let admin = service.admin().await;

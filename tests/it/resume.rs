@@ -354,9 +354,9 @@ async fn who_saw_a_row_before_its_transaction_changed_that_too_is_told_of_a_gap(
     let mut socket = service.connect(Version::V2, &user(ALICE)).await;
     let begins = join(&mut socket, all_of(&t)).await;
     run(service, &format!("delete from {t} where id = 1")).await;
-    run(service, &format!("begin; delete from {t}; delete from {members}; commit")).await;
     let first = socket.change().await;
     assert_eq!(id(&first), 1);
+    run(service, &format!("begin; delete from {t}; delete from {members}; commit")).await;
     for _ in 0..2 {
         let mut socket = service.connect(Version::V2, &user(ALICE)).await;
         join(&mut socket, from(&t, &begins)).await;

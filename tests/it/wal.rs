@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use walcast::config::{Replication, Secret};
 use walcast::db::Login;
+use walcast::db::pipeline;
 use walcast::lsn::Lsn;
 use walcast::wal::pgoutput::{Message, OldKind, TupleColumn, TupleData};
 use walcast::wal::{self, Batch, Error, Format, Opening, WalStream};
@@ -760,14 +761,23 @@ fn openssl(directory: &std::path::Path, arguments: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Both kinds of connection: the ordinary one, and the one that replicates.
+/// All kinds of connection: the ordinary one, the one that is answered once, and the one that
+/// replicates.
 async fn try_login(url: &str) -> Result<(), String> {
     let login = Login::parse(url, Duration::from_secs(10)).map_err(|error| error.to_string())?;
     let replicating = wal::inspect(&login, "none").await;
     let ordinary = login.connect("test").await;
     assert_eq!(replicating.is_ok(), ordinary.is_ok(), "{url}: {replicating:?}, {ordinary:?}");
+    let sql = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
+    let answered_once = pipeline::Connection::open(&login, "test").await;
+    assert_eq!(replicating.is_ok(), answered_once.is_ok(), "{url}: {answered_once:?}");
+    if let Ok(mut connection) = answered_once {
+        let rows = connection.ask(sql, []).await.unwrap();
+        let encrypted = if url.contains("sslmode=disable") { "f" } else { "t" };
+        assert_eq!(rows.text(0), Some(encrypted), "{url}");
+        connection.cancel(&login).await.unwrap();
+    }
     if let Ok(client) = ordinary {
-        let sql = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
         let encrypted: bool = client.query_one(sql, &[]).await.unwrap().get(0);
         assert_eq!(encrypted, !url.contains("sslmode=disable"), "{url}");
     }

@@ -4,18 +4,18 @@
 //! Out:    a [`Lease`]: a connection that nobody else has, in the state of a new one.
 //! Never:  more than one check of an asker, those that are being ended included.
 
-use std::sync::Arc;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::time::{Instant, timeout_at};
+use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::{Asker, Error};
 use crate::config;
-use crate::db::Login;
-use crate::db::pool::{self, Size};
+use crate::db::pool::{self, Plain, Size};
+use crate::db::{self, Login};
 
 /// Checks on one connection before a new one takes its place: what a policy may leave in a
 /// process, such as the variables of a procedural language, does not stay for good. Fewer cost a
@@ -24,7 +24,7 @@ const USES_MAX: u32 = 1000;
 
 /// What is known about one connection.
 pub(super) struct Session {
-    client: Arc<Client>,
+    connection: Plain,
     /// Whether there was a table `realtime.messages`.
     pub(super) found: bool,
     /// The role that inserts probe rows past the policies, if one may.
@@ -35,19 +35,47 @@ pub(super) struct Session {
 pub(super) type Reply = Result<Vec<SimpleQueryMessage>, tokio_postgres::Error>;
 
 impl Session {
-    async fn ask(client: Arc<Client>, roles: Vec<String>) -> Result<Self, tokio_postgres::Error> {
+    async fn open(login: Login, roles: Vec<String>) -> Result<Self, pool::Error> {
+        let connection = Plain::open(&login, "walcast channels").await?;
         let sql = include_str!("../../../sql/access/prober.sql");
         let parameters: [(&(dyn ToSql + Sync), Type); 2] =
             [(&roles, Type::TEXT_ARRAY), (&false, Type::BOOL)];
-        let row = client.query_typed_one(sql, &parameters).await?;
-        let (found, prober) = (row.try_get("found")?, row.try_get("prober")?);
-        Ok(Self { client, found, prober })
+        let row = connection.client().query_typed_one(sql, &parameters).await;
+        let row = row.and_then(|row| Ok((row.try_get("found")?, row.try_get("prober")?)));
+        let (found, prober) = row.map_err(|error| pool::Error::Open(error.into()))?;
+        Ok(Self { connection, found, prober })
     }
 
     /// Sends all messages at once, and returns what each was answered with. The server goes
     /// through them in order; one that fails stops at its first error, the next ones begin.
     pub(super) async fn pipeline(&self, messages: &[String]) -> Vec<Reply> {
-        join_all(messages.iter().map(|message| self.client.simple_query(message))).await
+        let client = self.connection.client();
+        join_all(messages.iter().map(|message| client.simple_query(message))).await
+    }
+}
+
+impl pool::Connection for Session {
+    /// A check resets it itself.
+    type Reset = Infallible;
+
+    fn process(&self) -> &(i32, String) {
+        self.connection.process()
+    }
+
+    fn is_closed(&mut self) -> bool {
+        self.connection.is_closed()
+    }
+
+    async fn cancel(&self, login: &Login) -> Result<(), db::Error> {
+        self.connection.cancel(login).await
+    }
+
+    async fn settle(&mut self) {
+        self.connection.settle().await;
+    }
+
+    async fn reset(&mut self, reset: Infallible) -> bool {
+        match reset {}
     }
 }
 
@@ -58,7 +86,7 @@ pub(super) struct Lease(pool::Lease<Session>);
 
 impl Lease {
     pub(super) fn session(&self) -> &Session {
-        self.0.state()
+        self.0.connection()
     }
 
     /// For a connection on which nothing runs and that was reset.
@@ -82,10 +110,10 @@ impl Pool {
         let wait = Duration::from_millis(settings.channel_wait_timeout_ms);
         let size = Size { connections: settings.channel_pool_size, wait, uses_max: USES_MAX };
         let roles = settings.roles.clone();
-        let open = move |client| -> pool::Opening<Session> {
-            Box::pin(Session::ask(client, roles.clone()))
+        let open = move |login| -> pool::Opening<Session> {
+            Box::pin(Session::open(login, roles.clone()))
         };
-        Self { connections: pool::Pool::new(login, "walcast channels", size, open), wait }
+        Self { connections: pool::Pool::new(login, size, open), wait }
     }
 
     /// A connection in the state of a new one, when it is this asker's turn.

@@ -38,6 +38,7 @@ impl Rest {
         let job = Job {
             claims,
             statement: &statement,
+            rows: None,
             schema,
             number: picture.number,
             is_read_only: true,

@@ -107,7 +107,14 @@ impl Rest {
         }
         let body = plan::body(request)?;
         let context = context::context(request);
-        let asked = plan::Asked { request, preferences: &preferences, media, schema, body: &body };
+        let mut asked = plan::Asked {
+            request,
+            preferences: &preferences,
+            media,
+            schema,
+            body: &body,
+            needs_json: false,
+        };
         let mut author = if request.verb.is_read_only() {
             Author::default()
         } else {
@@ -129,6 +136,7 @@ impl Rest {
                     let job = Job {
                         claims: request.claims,
                         statement: &plan.statement,
+                        rows: plan.rows,
                         schema,
                         number: picture.number,
                         is_read_only: plan.is_read_only,
@@ -146,7 +154,7 @@ impl Rest {
                 }
                 Err(problem) => {
                     let is_stale = is_about_names(&problem);
-                    Err(Failure { problem, is_stale })
+                    Err(Failure { problem, is_stale, needs_json: false })
                 }
             };
             let failure = match outcome {
@@ -155,8 +163,9 @@ impl Rest {
                         done.lsn = Some(place);
                         plan.honours.push(Preference::WaitForFeed);
                     }
-                    let mut response = respond(&asked, &plan, &done);
-                    if let Some(cursor) = cursor.filter(|_| plan.is_read_only)
+                    let is_read_only = plan.is_read_only;
+                    let mut response = respond(&asked, &plan, done);
+                    if let Some(cursor) = cursor.filter(|_| is_read_only)
                         && let Ok(cursor) = HeaderValue::from_str(&cursor.to_string())
                     {
                         response.headers_mut().insert(FEED_CURSOR, cursor);
@@ -167,6 +176,10 @@ impl Rest {
             };
             if failure.problem.is_no_keys() && !author.needs_key && author.key.is_some() {
                 author.key = None;
+                continue;
+            }
+            if failure.needs_json && !asked.needs_json {
+                asked.needs_json = true;
                 continue;
             }
             if !failure.is_stale || picture.number != first {
@@ -252,7 +265,7 @@ fn is_about_names(problem: &Problem) -> bool {
 }
 
 /// The answer to what was done.
-fn respond(asked: &plan::Asked<'_>, plan: &Plan, done: &Done) -> Response {
+fn respond(asked: &plan::Asked<'_>, plan: &Plan, done: Done) -> Response {
     let (answer, preferences) = (&done.answer, asked.preferences);
     let rows = answer.page_total;
     let total = plan.total(answer, done.planned);
@@ -326,8 +339,8 @@ fn respond(asked: &plan::Asked<'_>, plan: &Plan, done: &Done) -> Response {
     let body = if has_body && status != StatusCode::NO_CONTENT {
         let kind = HeaderValue::from_static(asked.media.content_type());
         headers.insert(header::CONTENT_TYPE, kind);
-        match &answer.body {
-            Some(body) => Stream::from(body.clone()),
+        match done.answer.body {
+            Some(body) => Stream::from(body),
             None => Stream::from("null"),
         }
     } else {

@@ -25,12 +25,16 @@ pub(super) struct Asked<'a> {
     pub(super) media: Media,
     pub(super) schema: &'a str,
     pub(super) body: &'a Body,
+    /// Whether Postgres must make the JSON of rows.
+    pub(super) needs_json: bool,
 }
 
 /// What is run, and what its result means.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) statement: Statement,
+    /// The statement's rows are those of the answer, to be made JSON in this form.
+    pub(super) rows: Option<Form>,
     pub(super) estimate: Option<Statement>,
     pub(super) is_read_only: bool,
     pub(super) is_call: bool,
@@ -194,8 +198,12 @@ fn reading(
         Some(Count::Planned | Count::Estimated) => Some(read::estimate(&reading)?),
         Some(Count::Exact) | None => None,
     };
+    let bare = if asked.needs_json { None } else { read::rows(&reading)? };
+    let rows = bare.is_some().then_some(form);
+    let statement = bare.map_or_else(|| read::read(&reading), Ok)?;
     Ok(Plan {
-        statement: read::read(&reading)?,
+        statement,
+        rows,
         estimate,
         is_read_only: true,
         is_call: false,
@@ -258,6 +266,7 @@ fn writing(
     let writing = Writing { schema: picture, relation, query, action, form, count, wants_location };
     Ok(Plan {
         statement: write::write(&writing)?,
+        rows: None,
         estimate: None,
         is_read_only: false,
         is_call: false,
@@ -323,6 +332,7 @@ fn calling(
         Calling { schema: picture, function, arguments, query: &query, form, count, rows_max };
     Ok(Plan {
         statement: call::call(&calling)?,
+        rows: None,
         estimate: None,
         is_read_only: request.verb == Verb::CallReading
             || function.volatility != Volatility::Volatile,

@@ -76,12 +76,11 @@ impl Checker {
                 sheet.get(*user, item.change).is_some_and(|verdict| verdict.old == doubted)
             };
             let asked: Vec<usize> = users.iter().copied().filter(doubts).collect();
-            let otherwise = match doubt.otherwise() {
-                Visibility::No if sheet.job.of_the_past && self.reads_others(table) => {
-                    Visibility::Forgotten
-                }
-                otherwise => otherwise,
-            };
+            let mut otherwise = doubt.otherwise();
+            let is_no = otherwise == Visibility::No;
+            if is_no && sheet.job.of_the_past && self.reads_others(table) {
+                otherwise = Visibility::Forgotten;
+            }
             for &user in &asked {
                 sheet.set(user, item.change, Side::Old, otherwise);
             }

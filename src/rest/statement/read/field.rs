@@ -46,6 +46,11 @@ impl<'a> Place<'a> {
         key.unwrap_or(&self.column.name)
     }
 
+    /// Whether it is the column itself.
+    pub(super) fn is_whole(&self) -> bool {
+        self.steps.is_empty()
+    }
+
     /// Whether the text search operators take it as it is.
     pub(super) fn is_tsvector(&self) -> bool {
         self.steps.is_empty() && &*self.column.base_type == "tsvector"

@@ -11,7 +11,7 @@ use super::render::Alias;
 use crate::rest::Problem;
 use crate::rest::request::{Condition, Is, Operator, Quantifier, Search, Test};
 use crate::rest::schema::{Relation, Schema};
-use crate::rest::sql::Sql;
+use crate::rest::sql::{Sql, array_literal};
 
 /// A tree of tests whose names there are.
 #[derive(Debug)]
@@ -163,36 +163,5 @@ const fn symbol(operator: Operator) -> &'static str {
         Operator::NotRightOf => "&<",
         Operator::NotLeftOf => "&>",
         Operator::Adjacent => "-|-",
-    }
-}
-
-/// `{"a","b"}`: every element quoted, so that none is NULL or another array.
-fn array_literal(values: &[String]) -> String {
-    let bytes = values.iter().map(|value| value.len() + 3).sum::<usize>();
-    let mut literal = String::with_capacity(bytes + 2);
-    literal.push('{');
-    for (position, value) in values.iter().enumerate() {
-        literal.push_str(if position == 0 { "\"" } else { ",\"" });
-        for character in value.chars() {
-            if matches!(character, '"' | '\\') {
-                literal.push('\\');
-            }
-            literal.push(character);
-        }
-        literal.push('"');
-    }
-    literal.push('}');
-    literal
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn elements_of_a_list_are_quoted() {
-        let values = ["a", "b,c", "NULL", "", r#"q"\"#].map(str::to_owned);
-        assert_eq!(array_literal(&values), r#"{"a","b,c","NULL","","q\"\\"}"#);
-        assert_eq!(array_literal(&[]), "{}");
     }
 }

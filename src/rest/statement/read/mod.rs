@@ -32,6 +32,7 @@ use self::resolve::{By, Node, Output, Window};
 use super::{Count, Form};
 use crate::rest::Problem;
 use crate::rest::request::Query;
+use crate::rest::rows::is_certain;
 use crate::rest::schema::{Relation, Schema};
 use crate::rest::sql::{PARAMETERS_MAX, Sql, Statement};
 
@@ -75,6 +76,33 @@ pub fn read(reading: &Reading<'_>) -> Result<Statement, Problem> {
     selection.render(Source::Relation, true, &mut sql);
     sql.push(") as s");
     finish(sql)
+}
+
+/// The statement whose rows are those of the answer, where their JSON can be made of them as they
+/// come; none where Postgres must make it, or has to count.
+///
+/// # Errors
+/// As [`read`].
+pub fn rows(reading: &Reading<'_>) -> Result<Option<Statement>, Problem> {
+    let Reading { schema, relation, query, form, count, rows_max } = *reading;
+    let counts = matches!(count, Some(Count::Exact | Count::Estimated));
+    if counts || !matches!(form, Form::Array | Form::Object) {
+        return Ok(None);
+    }
+    let selection = Selection::resolve(schema, relation, query, rows_max)?;
+    let is_certain = selection.node.outputs.iter().all(|output| match output {
+        Output::All => relation.columns.iter().all(|column| is_certain(column.type_oid)),
+        Output::Field { place, cast, .. } => {
+            cast.is_none() && place.is_whole() && is_certain(place.column.type_oid)
+        }
+        Output::Embedded(_) => false,
+    });
+    if !is_certain {
+        return Ok(None);
+    }
+    let mut sql = Sql::new();
+    selection.render(Source::Relation, true, &mut sql);
+    finish(sql).map(Some)
 }
 
 /// The statement that tells how many rows the planner expects without limit and offset.
