@@ -610,7 +610,7 @@ impl<T> Waiting<T> {
 
     /// Keeps a frame, if there is room for it within `bytes_max` too.
     pub(super) fn try_push(&mut self, name: T, frame: &Bytes, bytes_max: usize) -> bool {
-        let bytes = cost(frame) + size_of::<T>();
+        let bytes = frame.len() + FRAME_OVERHEAD + size_of::<T>();
         let fits = self.bytes + bytes <= bytes_max && self.outbox.may_wait(bytes);
         if fits {
             self.bytes += bytes;
