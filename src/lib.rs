@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod telemetry;
+pub mod kill;
 pub mod lsn;
 pub mod snapshot;
 pub mod topic;

@@ -29,6 +29,7 @@ use crate::catalog::Catalog;
 use crate::config;
 use crate::db::Login;
 use crate::hub::{Hub, RoomName};
+use crate::kill;
 use crate::lsn::Lsn;
 use crate::telemetry;
 use crate::wal::{self, Format, WalStream};
@@ -477,6 +478,7 @@ impl Feed {
             let segments = reader.read(&batch, generation, listening, one, hears, wants)?;
             let decoded = reader.changes_decoded - decoded;
             metrics::counter!(telemetry::CHANGES).increment(decoded);
+            kill::point(kill::Point::AfterDecode);
             for segment in segments {
                 if segment.catalog_changed && !with_messages {
                     look_now.notify_one();

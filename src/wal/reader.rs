@@ -33,6 +33,7 @@ use super::slot::stream_error;
 use super::standby::{Answer, Standby};
 use super::{Batch, Error, Positions};
 use crate::config::Replication;
+use crate::kill;
 use crate::lsn::Lsn;
 
 /// How long a TCP socket is left to fill, at first. Measured on single-row transactions: 0.3 ms
@@ -440,8 +441,10 @@ impl Reader {
         self.standby.publish(published, now);
         self.standby.shed(self.positions.shedding.load(Ordering::Relaxed));
         if let Some(flush) = self.standby.advance(now) {
+            kill::point(kill::Point::BeforeAcknowledge);
             self.send_status(Some(flush), false).await?;
             self.send_status(None, false).await?;
+            kill::point(kill::Point::AfterAcknowledge);
         }
         let flushed = self.standby.flushed().get();
         self.positions.flushed.store(flushed, Ordering::Relaxed);
