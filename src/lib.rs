@@ -5,6 +5,7 @@ pub mod config;
 pub mod telemetry;
 pub mod kill;
 pub mod lsn;
+pub mod cursor;
 pub mod snapshot;
 pub mod topic;
 pub mod db;

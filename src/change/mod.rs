@@ -15,6 +15,7 @@ pub mod value;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::cursor::Place;
 use crate::lsn::Lsn;
 
 pub use builtin::builtin;
@@ -82,4 +83,11 @@ pub struct Change {
     pub ordinal: u32,
     /// Who made its transaction, if that was said.
     pub origin: Option<Arc<Origin>>,
+}
+
+impl Change {
+    /// Where it stands in the log.
+    pub const fn place(&self) -> Place {
+        Place { commit: self.commit.lsn, ordinal: self.ordinal }
+    }
 }

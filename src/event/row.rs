@@ -2,15 +2,17 @@
 //!
 //! In:     a [`Change`], the columns that may be shown, and how much of the old row.
 //! Out:    `{"schema":…,"table":…,"type":…,"commit_timestamp":…,"columns":[…],"record":{…},
-//!         "old_record":{…},"errors":null}`, appended to the caller's buffer; with
+//!         "old_record":{…},"errors":null,"cursor":"…"}`, appended to the caller's buffer; with
 //!         `"origin":{"sub","connection_id","mutation_id"}` when the writer said who it is.
 //! Never:  null for a value the log did not carry: such a column is absent.
 //! Source: supabase/walrus, `apply_rls`; Supabase Realtime, `postgres_changes`.
 
+use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::change::value::{self, Type};
 use crate::change::{Change, ColumnSet, OldImage, Operation, ReplicaIdentity, Tuple, Value};
+use crate::cursor::{Cursor, Epoch};
 
 /// Bytes of a value that is kept in a row too large to be shown whole.
 const KEPT_BYTES_MAX: usize = 64;
@@ -40,6 +42,8 @@ pub struct RowEvent<'a> {
     pub old: OldColumns,
     /// Bytes of the shown values' text above which those of more than 64 bytes are left out.
     pub record_bytes_max: usize,
+    /// Of the log that the change's place is in.
+    pub epoch: Epoch,
 }
 
 /// Appends the event.
@@ -82,12 +86,13 @@ pub fn render(event: &RowEvent<'_>, out: &mut Vec<u8>) {
         out.extend_from_slice(br#","origin":"#);
         serde_json::to_writer(&mut *out, &**origin).expect("a buffer takes every string");
     }
+    cursor(change, event.epoch, out);
     out.push(b'}');
 }
 
 /// Appends an event that says only that something happened to a row of this table, and why no
 /// more: `text` is one of `Error 400: Bad Request, no primary key` and `Error 401: Unauthorized`.
-pub fn render_error(change: &Change, text: &str, out: &mut Vec<u8>) {
+pub fn render_error(change: &Change, epoch: Epoch, text: &str, out: &mut Vec<u8>) {
     head(change, change.operation, out);
     out.extend_from_slice(br#"null,"columns":[]"#);
     if change.operation != Operation::Delete {
@@ -98,7 +103,15 @@ pub fn render_error(change: &Change, text: &str, out: &mut Vec<u8>) {
     }
     out.extend_from_slice(br#","errors":["#);
     value::string(text.as_bytes(), out);
-    out.extend_from_slice(b"]}");
+    out.push(b']');
+    cursor(change, epoch, out);
+    out.push(b'}');
+}
+
+/// `,"cursor":…`
+fn cursor(change: &Change, epoch: Epoch, out: &mut Vec<u8>) {
+    let cursor = Cursor { place: change.place(), epoch };
+    write!(out, r#","cursor":"{cursor}""#).expect("memory takes every write");
 }
 
 /// Whether the row's primary key is after the change what it was before: then the old key says
@@ -391,9 +404,14 @@ mod tests {
         record_bytes_max: usize,
     ) -> String {
         let mut out = Vec::new();
-        render(&RowEvent { change, operation, columns, old, record_bytes_max }, &mut out);
+        let epoch = Epoch::default();
+        render(&RowEvent { change, operation, columns, old, record_bytes_max, epoch }, &mut out);
         serde_json::from_slice::<serde_json::Value>(&out).unwrap();
-        String::from_utf8(out).unwrap()
+        let event = String::from_utf8(out).unwrap();
+        // The same for all of them.
+        let (event, cursor) = event.rsplit_once(",\"cursor\":").unwrap();
+        assert_eq!(cursor, "\"0000000000000010-00000000-00000000\"}");
+        format!("{event}}}")
     }
 
     /// From `"record"` or `"old_record"` on.
@@ -661,12 +679,13 @@ mod tests {
             None,
         );
         let mut out = Vec::new();
-        render_error(&change, "Error 401: Unauthorized", &mut out);
+        render_error(&change, Epoch::default(), "Error 401: Unauthorized", &mut out);
         assert_eq!(
             String::from_utf8(out).unwrap(),
             concat!(
                 r#"{"schema":"public","table":"todos","type":"UPDATE","commit_timestamp":null,"#,
-                r#""columns":[],"record":{},"old_record":{},"errors":["Error 401: Unauthorized"]}"#,
+                r#""columns":[],"record":{},"old_record":{},"errors":["Error 401: Unauthorized"],"#,
+                r#""cursor":"0000000000000010-00000000-00000000"}"#,
             )
         );
     }

@@ -508,7 +508,7 @@ impl Feed {
         answers: &Answers,
         memory: &mut Memory,
     ) -> Vec<Outgoing> {
-        let mut frames = Frames::default();
+        let mut frames = Frames::new(memory.epoch);
         let mut messages = messages.iter().peekable();
         let mut rest = candidates;
         let mut wanted = Vec::new();
@@ -517,10 +517,9 @@ impl Feed {
             let (of_change, after) = rest.split_at(count);
             rest = after;
             let change = &changes[place(first.change)];
-            let before =
-                |message: &&&Message| message.place() < (change.commit.lsn, change.ordinal);
+            let before = |message: &&&Message| message.place() < change.place();
             while let Some(message) = messages.next_if(before) {
-                frames.say(message.room.clone(), message.what.clone());
+                frames.say(message);
             }
             let Some(table) = memory.table(change.relation.oid) else {
                 // Dropped meanwhile: nobody can be asked who may see its rows.
@@ -583,7 +582,7 @@ impl Feed {
             }
         }
         for message in messages {
-            frames.say(message.room.clone(), message.what.clone());
+            frames.say(message);
         }
         frames.finish()
     }

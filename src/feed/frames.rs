@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::messages::Message;
 use crate::auth::rls::{Shown, Verdict, Visibility, decide};
 use crate::change::{Change, ColumnSet, Operation};
 use crate::config::DeleteMode;
-use crate::event::broadcast::Broadcast;
+use crate::cursor::{Cursor, Epoch, Place};
 use crate::event::row::{self, OldColumns, RowEvent};
 use crate::hub::{
-    AudienceId, AudienceView, ClaimsId, Delivery, Interest, Outgoing, Recipients, RoomName, Side,
+    self, AudienceId, AudienceView, ClaimsId, Delivery, Interest, Outgoing, Recipients, Side,
 };
 
 /// One binding that wants a change, its filter finished.
@@ -46,6 +47,8 @@ pub(super) struct Rules {
 /// Collects the deliveries of one batch.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
+    /// Of the log that the changes are from.
+    epoch: Epoch,
     outgoing: Vec<Outgoing>,
     /// `data` objects of the change being written.
     rendered: Vec<(Operation, OldColumns, Arc<ColumnSet>, Bytes)>,
@@ -57,14 +60,20 @@ pub(super) struct Frames {
 type Variant = (Operation, OldColumns);
 
 impl Frames {
+    /// Nothing yet, of changes in the log of this epoch.
+    pub(super) fn new(epoch: Epoch) -> Self {
+        Self { epoch, ..Self::default() }
+    }
+
     /// What goes out, in order.
     pub(super) fn finish(self) -> Vec<Outgoing> {
         self.outgoing
     }
 
     /// Says something to a room, after everything that was added before.
-    pub(super) fn say(&mut self, room: RoomName, what: Broadcast) {
-        self.outgoing.push(Outgoing::Said(room, what));
+    pub(super) fn say(&mut self, message: &Message) {
+        let cursor = Cursor { place: message.place(), epoch: self.epoch };
+        self.outgoing.push(Outgoing::Said(message.room.clone(), message.what.clone(), cursor));
     }
 
     /// Makes the frames of one change for one audience. `unrestricted`: its role sees every row,
@@ -128,8 +137,10 @@ impl Frames {
             for (columns, ids) in groups {
                 let max = rules.record_bytes_max;
                 let data = self.data(change, operation, old, &columns, max);
-                let frame = (view.format.encode)(&view.topic, &ids, operation, &data);
-                self.push(id, to.clone(), frame);
+                let (place, topic) = (change.place(), &*view.topic);
+                let cursor = Cursor { place, epoch: self.epoch };
+                let shown = hub::Shown { topic, ids: &ids, operation, data: &data, cursor };
+                self.push(id, to.clone(), place, (view.format.encode)(&shown));
             }
         }
         hidden
@@ -159,9 +170,13 @@ impl Frames {
             return;
         }
         self.scratch.clear();
-        row::render_error(change, text, &mut self.scratch);
-        let frame = (view.format.encode)(&view.topic, ids, change.operation, &self.scratch);
-        self.push(id, to, frame);
+        row::render_error(change, self.epoch, text, &mut self.scratch);
+        let (place, data) = (change.place(), &self.scratch);
+        let cursor = Cursor { place, epoch: self.epoch };
+        let (topic, operation) = (&*view.topic, change.operation);
+        let shown = hub::Shown { topic, ids, operation, data, cursor };
+        let frame = (view.format.encode)(&shown);
+        self.push(id, to, place, frame);
     }
 
     fn data(
@@ -180,22 +195,23 @@ impl Frames {
             return data.clone();
         }
         self.scratch.clear();
-        let event = RowEvent { change, operation, columns, old, record_bytes_max };
+        let event =
+            RowEvent { change, operation, columns, old, record_bytes_max, epoch: self.epoch };
         row::render(&event, &mut self.scratch);
         let data = Bytes::copy_from_slice(&self.scratch);
         self.rendered.push((operation, old, Arc::clone(columns), data.clone()));
         data
     }
 
-    fn push(&mut self, audience: AudienceId, to: Recipients, frame: Bytes) {
+    fn push(&mut self, audience: AudienceId, to: Recipients, place: Place, frame: Bytes) {
         if let Some(Outgoing::Rows(last)) = self.outgoing.last_mut()
             && last.audience == audience
             && matches!((&last.to, &to), (Recipients::All, Recipients::All))
         {
-            last.frames.push(frame);
+            last.push(place, frame);
             return;
         }
-        self.outgoing.push(Outgoing::Rows(Delivery { audience, to, frames: vec![frame] }));
+        self.outgoing.push(Outgoing::Rows(Delivery::new(audience, to, place, frame)));
     }
 }
 
@@ -279,12 +295,17 @@ mod tests {
     }
 
     fn view(parties: &[ClaimsId]) -> AudienceView {
-        let encode = |_: &str, ids: &[u32], _: Operation, data: &[u8]| {
-            let data: Json = serde_json::from_slice(data).unwrap();
-            Bytes::from(json!({"ids": ids, "data": data}).to_string())
+        let encode = |shown: &hub::Shown<'_>| {
+            let data: Json = serde_json::from_slice(shown.data).unwrap();
+            Bytes::from(json!({"ids": shown.ids, "data": data}).to_string())
         };
         AudienceView {
-            format: Format { id: 1, encode, broadcast: |_, _| None, push: |_, _, _| Bytes::new() },
+            format: Format {
+                id: 1,
+                encode,
+                broadcast: |_, _, _| None,
+                push: |_, _, _| Bytes::new(),
+            },
             topic: "realtime:t".into(),
             role: "authenticated".into(),
             parties: parties.iter().map(|id| (*id, Arc::from("{}"))).collect(),
@@ -318,8 +339,9 @@ mod tests {
         frames.add(0, change, (AudienceId::of(9), &view), wanted, false, verdict, RULES);
         let found = rows(frames).into_iter().flat_map(|delivery| {
             assert_eq!(delivery.audience, AudienceId::of(9));
+            let frames = delivery.frames().to_vec().into_iter();
             let Recipients::Parties(parties) = delivery.to else { panic!("not for all") };
-            delivery.frames.into_iter().map(move |frame| (parties.clone(), frame))
+            frames.map(move |frame| (parties.clone(), frame))
         });
         let found: Vec<_> = found
             .map(|(parties, frame)| {
@@ -430,7 +452,7 @@ mod tests {
         let deliveries = rows(frames);
         assert_eq!(deliveries.len(), 1);
         assert!(matches!(deliveries[0].to, Recipients::All));
-        assert_eq!(deliveries[0].frames.len(), 2);
+        assert_eq!(deliveries[0].frames().len(), 2);
     }
 
     #[test]
@@ -459,7 +481,7 @@ mod tests {
         let audience = (AudienceId::of(9), &view);
         frames.add(0, &delete, audience, &[all()], true, |_| YES, plain);
         let delivery = rows(frames).remove(0);
-        let frame: Json = serde_json::from_slice(&delivery.frames[0]).unwrap();
+        let frame: Json = serde_json::from_slice(&delivery.frames()[0]).unwrap();
         assert_eq!(frame["data"]["old_record"], row("old"));
     }
 }

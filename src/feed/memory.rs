@@ -12,11 +12,14 @@ use hashbrown::HashMap;
 use super::reader::Definition;
 use crate::catalog::{QualifiedName, RowAccess, Table};
 use crate::change::{ColumnSet, Relation};
+use crate::cursor::Epoch;
 use crate::hub::{ClaimsId, Subscription};
 
 /// What is kept between batches.
 #[derive(Default)]
 pub(super) struct Memory {
+    /// Of the log that is read.
+    pub(super) epoch: Epoch,
     pub(super) relations: HashMap<u32, Completed>,
     /// By table and role.
     pub(super) columns: HashMap<(u32, Arc<str>), Readable>,

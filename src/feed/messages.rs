@@ -12,9 +12,9 @@ use bytes::Bytes;
 
 use super::reader::Definition;
 use crate::change::Commit;
+use crate::cursor::Place;
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
 use crate::hub::RoomName;
-use crate::lsn::Lsn;
 use crate::wal::Batch;
 use crate::wal::pgoutput::{DecodeError, TupleColumn, TupleData};
 
@@ -47,8 +47,8 @@ pub(super) struct Message {
 
 impl Message {
     /// Its place in the log, among row changes and messages.
-    pub(super) fn place(&self) -> (Lsn, u32) {
-        (self.commit.lsn, self.ordinal)
+    pub(super) fn place(&self) -> Place {
+        Place { commit: self.commit.lsn, ordinal: self.ordinal }
     }
 }
 

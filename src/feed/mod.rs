@@ -6,13 +6,13 @@
 //!         acknowledged before it was published; a change dropped because a database did not
 //!         answer (it is held and asked again).
 
+mod course;
 mod decide;
 mod filters;
 mod frames;
 mod guard;
 mod memory;
 mod messages;
-mod place;
 mod reader;
 mod written;
 
@@ -27,6 +27,7 @@ use tracing::{debug, error, info, warn};
 use crate::auth::rls::Authorizer;
 use crate::catalog::Catalog;
 use crate::config;
+use crate::cursor::Place;
 use crate::db::Login;
 use crate::hub::{Hub, RoomName};
 use crate::kill;
@@ -38,11 +39,11 @@ pub use filters::Filters;
 pub use guard::{Budget, CATALOG_AGE_MUCH, Pressure, SlotState};
 pub use written::{Write, Writes};
 
+use course::Course;
 use decide::Unanswered;
 use memory::{Memory, Roots};
 use messages::Message;
-use place::Place;
-use reader::{Definition, Reader, Segment};
+use reader::{Definition, Pending, Reader, Segment};
 
 /// Waits between attempts to connect: the first, and what doubling ends at.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -236,7 +237,7 @@ impl Feed {
     /// # Errors
     /// Only what no waiting heals; nothing after it was acknowledged.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let mut place = Place::default();
+        let mut course = Course::default();
         let mut wait = RECONNECT.0;
         loop {
             let opened = tokio::select! {
@@ -244,32 +245,32 @@ impl Feed {
                 opened = WalStream::open_as(
                     &self.login,
                     &self.replication,
-                    place.committed,
-                    (place.format, !place.without_messages),
+                    course.committed,
+                    (course.format, !course.without_messages),
                     &self.status.opening,
                 ) => opened,
             };
             let error = match opened {
                 Ok(mut wal) => {
                     let (attached, progress) = (Instant::now(), wal.progress());
-                    let committed = place.committed;
+                    let committed = course.committed;
                     self.status.follow(&progress);
                     let ended = tokio::select! {
-                        ended = self.attached(&mut wal, &mut place, &shutdown) => ended,
+                        ended = self.attached(&mut wal, &mut course, &shutdown) => ended,
                         () = self.status.is_to_be_given_up() => Ok(Ended::GiveUp),
                     };
                     self.status.attached.store(false, Ordering::Relaxed);
                     self.status.held.store(false, Ordering::Relaxed);
                     wal.close().await;
-                    place.flushed = progress.position().flushed;
-                    if attached.elapsed() > RECONNECT.1 || place.committed > committed {
+                    course.flushed = progress.position().flushed;
+                    if attached.elapsed() > RECONNECT.1 || course.committed > committed {
                         wait = RECONNECT.0;
                     }
                     match ended {
                         Ok(Ended::Shutdown) => return Ok(()),
                         Ok(Ended::Reopen) => continue,
                         Ok(Ended::GiveUp) => {
-                            self.give_up(&mut place).await;
+                            self.give_up(&mut course).await;
                             continue;
                         }
                         Err(Error::Wal(error)) => error,
@@ -286,15 +287,15 @@ impl Feed {
                 | wal::Error::SlotBusy { .. }
                 | wal::Error::SlotWedged { .. }
                 | wal::Error::PublicationMissing { .. } => {}
-                wal::Error::MessagesMissing => place.without_messages = true,
+                wal::Error::MessagesMissing => course.without_messages = true,
                 // Both were let in, or made, before: it is made again, or put right.
                 wal::Error::LoginRefused(_) | wal::Error::SlotWaits { .. }
-                    if place.live_from.is_some() || place.given_up.is_some() => {}
-                wal::Error::RowTooLarge(_) if place.format == Format::Text => {
-                    place.format = Format::Binary;
+                    if course.live_from.is_some() || course.given_up.is_some() => {}
+                wal::Error::RowTooLarge(_) if course.format == Format::Text => {
+                    course.format = Format::Binary;
                 }
                 // The new slot is a gap, told when it is attached.
-                wal::Error::SlotLost { .. } if self.clear_lost_slot(&mut place).await => {}
+                wal::Error::SlotLost { .. } if self.clear_lost_slot(&mut course).await => {}
                 wal::Error::RowTooLarge(_)
                 | wal::Error::SlotLost { .. }
                 | wal::Error::SlotWaits { .. }
@@ -324,7 +325,7 @@ impl Feed {
                 () = tokio::time::sleep(wait) => {}
                 // While another instance reads it, it is that one's to give up.
                 () = self.status.is_to_be_given_up(), if state != SlotState::Standby => {
-                    self.give_up(&mut place).await;
+                    self.give_up(&mut course).await;
                 }
             }
             wait = (wait * 2).min(RECONNECT.1);
@@ -333,7 +334,7 @@ impl Feed {
 
     /// Clears the way for a new slot, where the old one certainly holds nothing any more. False
     /// when it is something else that is wrong with it.
-    async fn clear_lost_slot(&self, place: &mut Place) -> bool {
+    async fn clear_lost_slot(&self, course: &mut Course) -> bool {
         let name = &self.replication.slot;
         match wal::inspect(&self.login, name).await {
             Ok(None) => true,
@@ -341,7 +342,7 @@ impl Feed {
                 match wal::drop_slot(&self.login, name).await {
                     Ok(_) => {
                         warn!(slot = name, "the lost slot was dropped; a new one follows");
-                        place.given_up = Some(slot.loss());
+                        course.given_up = Some(slot.loss());
                     }
                     Err(error) => {
                         warn!(error = telemetry::chain(&error), "the lost slot was not dropped");
@@ -356,7 +357,7 @@ impl Feed {
     }
 
     /// Drops the slot because it keeps too much WAL, if it still does and nobody else reads it.
-    async fn give_up(&self, place: &mut Place) {
+    async fn give_up(&self, course: &mut Course) {
         let name = &self.replication.slot;
         let budget_bytes = self.replication.wal_budget_bytes;
         self.status.give_up(false);
@@ -387,7 +388,7 @@ impl Feed {
                     "the slot was given up, because it kept more WAL than its budget; what was \
                      not published is lost, and a new slot follows"
                 );
-                place.given_up = Some(code);
+                course.given_up = Some(code);
             }
             Err(error) => {
                 let error = telemetry::chain(&error);
@@ -406,10 +407,10 @@ impl Feed {
     async fn attached(
         &self,
         wal: &mut WalStream,
-        place: &mut Place,
+        course: &mut Course,
         shutdown: &CancellationToken,
     ) -> Result<Ended, Error> {
-        if let Some(reason) = place.attach(wal.identity()) {
+        if let Some(reason) = course.attach(wal.identity()) {
             error!(reason, "changes are missing: the slot does not continue what was published");
             metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
             self.hub.notice_everybody(GAP);
@@ -417,13 +418,13 @@ impl Feed {
             tokio::time::sleep(NOTICE_GRACE).await;
             (self.gap.0)();
         }
-        let live_from = place.live_from.unwrap_or_default();
+        let live_from = course.live_from.unwrap_or_default();
         self.status.attached.store(true, Ordering::Relaxed);
         self.status.set_slot(SlotState::Attached, String::new());
         self.status.catalog_changes.fetch_add(1, Ordering::Release);
         self.ready.send_replace(true);
         metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
-        let mut reader = Reader::new(live_from, place.within, self.payload_bytes_max);
+        let mut reader = Reader::new(live_from, course.within, self.payload_bytes_max);
         let mut memory = Memory::default();
         // Whatever was cached may have changed while nobody read the log.
         self.catalog.forget_all();
@@ -432,12 +433,12 @@ impl Feed {
         self.hub.forget_tables();
         let look_now = Notify::new();
         let (with_messages, head) = (wal.identity().messages, wal.identity().head);
-        if !with_messages && !place.without_messages && self.reads_messages() {
+        if !with_messages && !course.without_messages && self.reads_messages() {
             let publication = &self.replication.messages_publication;
             warn!(publication, "nothing is broadcast from the database: there is no publication");
         }
         let mut looking = std::pin::pin!(
-            self.watch_publications(with_messages || place.without_messages, &look_now)
+            self.watch_publications(with_messages || course.without_messages, &look_now)
         );
         let mut look = tokio::time::interval(STREAM_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -456,10 +457,10 @@ impl Feed {
                 _ = look.tick() => {
                     self.report_left_out(wal, &look_now);
                     let settled = wal.position().settled;
-                    if place.without_messages && settled >= head {
+                    if course.without_messages && settled >= head {
                         // What is before the publication, if it exists, is behind us.
-                        place.without_messages = false;
-                        place.committed = place.committed.max(settled);
+                        course.without_messages = false;
+                        course.committed = course.committed.max(settled);
                         return Ok(Ended::Reopen);
                     }
                     continue;
@@ -470,7 +471,7 @@ impl Feed {
             memory.roots.forget_old(self.catalog.forgotten());
             let generation = (self.hub.generation(), memory.roots.version);
             let wants = |table: &Definition, anew: bool| self.wants(table, anew, &memory.roots);
-            let one = place.format == Format::Binary;
+            let one = course.format == Format::Binary;
             let listening = self.hub.subscribers() > 0;
             let hears = |room: &RoomName| self.hub.has_room(room);
             let hears: Option<&dyn Fn(&RoomName) -> bool> =
@@ -499,15 +500,15 @@ impl Feed {
                     self.writes.published(id, *end);
                 }
                 if let Some(last) = segment.last() {
-                    place.within = Some(last);
+                    course.within = Some(last);
                 }
                 if let Some(committed) = segment.committed {
-                    place.committed = committed;
+                    course.committed = committed;
                     self.status.published.store(committed.get(), Ordering::Relaxed);
                     wal.acknowledge(committed);
-                    if place.format == Format::Binary {
+                    if course.format == Format::Binary {
                         // The row that could not be printed is behind us.
-                        place.format = Format::Text;
+                        course.format = Format::Text;
                         return Ok(Ended::Reopen);
                     }
                 }
@@ -580,7 +581,7 @@ impl Feed {
             let out = |said: &&&Message| done.said.is_some_and(|last| said.place() <= last);
             let said = &messages[messages.iter().take_while(out).count()..];
             // Those before what is left after these changes.
-            let next = rest.get(used).map(|next| (next.commit.lsn, next.ordinal));
+            let next = rest.get(used).map(Pending::place);
             let is_due = |said: &&Message| next.is_none_or(|next| said.place() < next);
             let due = said.iter().take_while(|said| is_due(said)).count();
             self.decide(&changes, &said[..due], memory).await?;
@@ -647,7 +648,7 @@ enum Found {
 struct Done {
     changes: usize,
     /// The last message that is.
-    said: Option<(Lsn, u32)>,
+    said: Option<Place>,
 }
 
 /// Why an attached stream was left without an error.

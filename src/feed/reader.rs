@@ -15,6 +15,7 @@ use crate::catalog::{Table, TableColumn};
 use crate::change::{
     Commit, OldImage, Operation, Origin, Relation, Tuple, TupleBuilder, Value, origin,
 };
+use crate::cursor::Place;
 use crate::hub::RoomName;
 use crate::lsn::Lsn;
 use crate::wal::Batch;
@@ -202,6 +203,13 @@ pub(super) struct Segment {
     pub committed: Option<Lsn>,
 }
 
+impl Pending {
+    /// Where it stands in the log.
+    pub(super) fn place(&self) -> Place {
+        Place { commit: self.commit.lsn, ordinal: self.ordinal }
+    }
+}
+
 impl Segment {
     /// Whether the catalog must be asked, whatever the changes are.
     pub(super) fn asks_the_catalog(&self) -> bool {
@@ -209,8 +217,8 @@ impl Segment {
     }
 
     /// The last of its changes and messages: its transaction, and its number there.
-    pub(super) fn last(&self) -> Option<(Lsn, u32)> {
-        let change = self.changes.last().map(|change| (change.commit.lsn, change.ordinal));
+    pub(super) fn last(&self) -> Option<Place> {
+        let change = self.changes.last().map(Pending::place);
         let message = self.messages.last().map(StoredMessage::place);
         change.max(message)
     }
@@ -296,7 +304,7 @@ pub(super) struct Reader {
     /// Commits before this were made before this process listened: nobody is owed them.
     live_from: Lsn,
     /// Last change that was published, when its transaction was not complete.
-    published: Option<(Lsn, u32)>,
+    published: Option<Place>,
     generation: Option<(u64, u64)>,
     /// A larger payload of a message is said to nobody.
     payload_bytes_max: usize,
@@ -309,11 +317,7 @@ pub(super) struct Reader {
 impl Reader {
     /// For a new connection. `published` is the last change of an incomplete transaction that was
     /// published over an earlier one.
-    pub(super) fn new(
-        live_from: Lsn,
-        published: Option<(Lsn, u32)>,
-        payload_bytes_max: usize,
-    ) -> Self {
+    pub(super) fn new(live_from: Lsn, published: Option<Place>, payload_bytes_max: usize) -> Self {
         Self {
             known: HashMap::new(),
             transaction: None,
@@ -471,7 +475,8 @@ impl Reader {
         let Some(places) = &known.messages else { return Ok(()) };
         let transaction = self.transaction.as_ref().ok_or(Error::OutOfOrder(oid))?;
         let (commit, ordinal) = (transaction.commit, transaction.ordinal);
-        let is_out = self.published.is_some_and(|last| (commit.lsn, ordinal) <= last);
+        let is_out =
+            self.published.is_some_and(|last| Place { commit: commit.lsn, ordinal } <= last);
         if transaction.history || is_out {
             return Ok(());
         }
@@ -520,7 +525,10 @@ impl Reader {
         if !known.wanted || transaction.history {
             return Ok(());
         }
-        if self.published.is_some_and(|last| (transaction.commit.lsn, ordinal) <= last) {
+        if self
+            .published
+            .is_some_and(|last| Place { commit: transaction.commit.lsn, ordinal } <= last)
+        {
             return Ok(());
         }
         let (old, new) = tuples()?;
@@ -668,6 +676,10 @@ mod tests {
         *table.table == *"t"
     }
 
+    fn place(commit: u64, ordinal: u32) -> Place {
+        Place { commit: Lsn::new(commit), ordinal }
+    }
+
     fn reader() -> Reader {
         Reader::new(Lsn::ZERO, None, 1000)
     }
@@ -812,7 +824,7 @@ mod tests {
             insert(T, "3"),
             commit(200),
         ];
-        let mut reader = Reader::new(Lsn::ZERO, Some((Lsn::new(100), 1)), 1000);
+        let mut reader = Reader::new(Lsn::ZERO, Some(place(100, 1)), 1000);
         let segments = read(&mut reader, &payloads);
         assert_eq!(ids(&segments[0]), [(100, 2, "2".into()), (200, 0, "3".into())]);
     }
@@ -936,13 +948,13 @@ mod tests {
             said(&mut Reader::new(Lsn::new(150), None, 1000), &with_messages()),
             *std::slice::from_ref(&d)
         );
-        let published = Some((Lsn::new(100), 2));
+        let published = Some(place(100, 2));
         let mut reader = Reader::new(Lsn::ZERO, published, 1000);
         assert_eq!(said(&mut reader, &with_messages()), [(100, 3, "c".into()), d]);
         let nobody = &mut self::reader();
         let segments = read(nobody, &with_messages());
         assert!(segments[0].messages.is_empty(), "nobody is in any room");
-        assert_eq!(segments[0].last(), Some((Lsn::new(100), 1)));
+        assert_eq!(segments[0].last(), Some(place(100, 1)));
     }
 
     #[test]
@@ -951,7 +963,7 @@ mod tests {
         let hears: &dyn Fn(&RoomName) -> bool = &|_| true;
         let batch = Batch::of(&with_messages());
         let segments = reader.read(&batch, (1, 0), false, false, Some(hears), only_t).unwrap();
-        assert_eq!(segments[0].last(), Some((Lsn::new(200), 0)));
+        assert_eq!(segments[0].last(), Some(place(200, 0)));
         let batch =
             Batch::of(&[begin(300, 9), message("e", "room", &"x".repeat(1001)), commit(300)]);
         let segments = reader.read(&batch, (1, 0), false, false, Some(hears), only_t).unwrap();

@@ -32,6 +32,7 @@ use hashbrown::HashSet;
 use crate::auth::Claims;
 use crate::change::{Change, Operation, Relation};
 use crate::config;
+use crate::cursor::{Cursor, Place};
 use crate::event::broadcast::Broadcast;
 
 pub use filter::{CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse};
@@ -52,12 +53,28 @@ use rooms::Rooms;
 pub struct Format {
     /// Tells formats apart; formats with the same number must write the same bytes.
     pub id: u8,
-    /// Topic, ids of the subscriptions that matched, operation as shown, `data` object → frame.
-    pub encode: fn(&str, &[u32], Operation, &[u8]) -> Bytes,
-    /// Topic, broadcast → frame; none when the format cannot say it.
-    pub broadcast: fn(&str, &Broadcast) -> Option<Bytes>,
+    /// A row's change → frame.
+    pub encode: fn(&Shown<'_>) -> Bytes,
+    /// Topic, broadcast, its place when it came through the log → frame; none when the format
+    /// cannot say it.
+    pub broadcast: fn(&str, &Broadcast, Option<Cursor>) -> Option<Bytes>,
     /// Topic, event, payload (a JSON object) → frame.
     pub push: fn(&str, &str, &[u8]) -> Bytes,
+}
+
+/// A row's change as one audience is shown it.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    /// Topic as it stands in frames.
+    pub topic: &'a str,
+    /// Ids of the subscriptions that matched.
+    pub ids: &'a [u32],
+    /// What happened, as shown.
+    pub operation: Operation,
+    /// The rendered `data` object.
+    pub data: &'a [u8],
+    /// Its place in the log.
+    pub cursor: Cursor,
 }
 
 impl std::fmt::Debug for Format {
@@ -97,7 +114,7 @@ pub struct Interest {
 pub struct Membership {
     hub: Weak<Hub>,
     subscriber: Arc<Subscriber>,
-    at: Mutex<Place>,
+    at: Mutex<Seat>,
     /// Changed under the hub's lock only.
     stand_in: Mutex<Option<Box<StandIn>>>,
     turns: AtomicU64,
@@ -130,7 +147,7 @@ impl Membership {
 
     /// Whether this refresh is still wanted: no later one has begun, and the channel is there.
     pub fn is_awaiting(&self, turn: Turn) -> bool {
-        self.turns.load(Ordering::Relaxed) == turn.0 && !matches!(*self.place(), Place::Gone)
+        self.turns.load(Ordering::Relaxed) == turn.0 && !matches!(*self.seat(), Seat::Gone)
     }
 
     /// How long until [`Hub::stand_in`] has something to do.
@@ -138,7 +155,7 @@ impl Membership {
         self.subscriber.valid_for().saturating_sub(STAND_IN_BEFORE)
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
+    fn seat(&self) -> MutexGuard<'_, Seat> {
         self.at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -171,7 +188,7 @@ impl Drop for Membership {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum Seat {
     In(AudienceId, ClaimsId),
     /// Its subscriptions were refused. Other claims may bring it in.
     Out,
@@ -236,7 +253,27 @@ pub struct Delivery {
     /// Which of its subscribers.
     pub to: Recipients,
     /// Finished frames in commit order.
-    pub frames: Vec<Bytes>,
+    frames: Vec<Bytes>,
+    /// Of each frame, where its change stands in the log.
+    places: Vec<Place>,
+}
+
+impl Delivery {
+    /// Of one frame.
+    pub fn new(audience: AudienceId, to: Recipients, place: Place, frame: Bytes) -> Self {
+        Self { audience, to, frames: vec![frame], places: vec![place] }
+    }
+
+    /// Adds a frame of a later change, or of the same.
+    pub fn push(&mut self, place: Place, frame: Bytes) {
+        self.frames.push(frame);
+        self.places.push(place);
+    }
+
+    /// Its frames in commit order.
+    pub fn frames(&self) -> &[Bytes] {
+        &self.frames
+    }
 }
 
 /// What goes out, in its place among the rest.
@@ -244,8 +281,8 @@ pub struct Delivery {
 pub enum Outgoing {
     /// Frames of row changes.
     Rows(Delivery),
-    /// What a stored message says to a room.
-    Said(RoomName, Broadcast),
+    /// What a stored message says to a room, and where it stands in the log.
+    Said(RoomName, Broadcast, Cursor),
 }
 
 /// All subscribers of this process.
@@ -275,16 +312,16 @@ impl Hub {
     pub fn join(self: &Arc<Self>, registration: Registration) -> Membership {
         let subscriber = Arc::clone(&registration.subscriber);
         let (audience, claims) = self.lock().join(registration);
-        self.membership(subscriber, Place::In(audience, claims))
+        self.membership(subscriber, Seat::In(audience, claims))
     }
 
     /// A place for a subscriber that gets nothing until [`Self::refresh`] brings it in.
     pub fn outside(self: &Arc<Self>, subscriber: Arc<Subscriber>) -> Membership {
-        self.membership(subscriber, Place::Out)
+        self.membership(subscriber, Seat::Out)
     }
 
-    fn membership(self: &Arc<Self>, subscriber: Arc<Subscriber>, place: Place) -> Membership {
-        let (hub, at, turns) = (Arc::downgrade(self), Mutex::new(place), AtomicU64::new(0));
+    fn membership(self: &Arc<Self>, subscriber: Arc<Subscriber>, seat: Seat) -> Membership {
+        let (hub, at, turns) = (Arc::downgrade(self), Mutex::new(seat), AtomicU64::new(0));
         Membership { hub, subscriber, at, stand_in: Mutex::default(), turns }
     }
 
@@ -293,8 +330,8 @@ impl Hub {
         let mut registry = self.lock();
         membership.subscriber.leave();
         membership.relieve(&mut registry, None);
-        let place = std::mem::replace(&mut *membership.place(), Place::Gone);
-        if let Place::In(audience, claims) = place {
+        let seat = std::mem::replace(&mut *membership.seat(), Seat::Gone);
+        if let Seat::In(audience, claims) = seat {
             registry.leave(&membership.subscriber, audience, claims);
         }
     }
@@ -307,8 +344,8 @@ impl Hub {
             return;
         }
         membership.relieve(&mut registry, None);
-        let place = std::mem::replace(&mut *membership.place(), Place::Out);
-        if let Place::In(audience, claims) = place {
+        let seat = std::mem::replace(&mut *membership.seat(), Seat::Out);
+        if let Seat::In(audience, claims) = seat {
             registry.leave(&membership.subscriber, audience, claims);
         }
     }
@@ -357,7 +394,7 @@ impl Hub {
         if is_there || !membership.is_awaiting(turn) {
             return;
         }
-        let Place::In(audience, _) = *membership.place() else { return };
+        let Seat::In(audience, _) = *membership.seat() else { return };
         let subscriber = membership.subscriber.stand_in(claims.expires_at);
         let again = registry.again(audience, Arc::clone(&subscriber), Arc::clone(&claims));
         let Some(registration) = again else { return };
@@ -377,8 +414,8 @@ impl Hub {
         if !membership.is_awaiting(turn) {
             return;
         }
-        let mut place = membership.place();
-        if let Place::In(audience, claims) = *place {
+        let mut seat = membership.seat();
+        if let Seat::In(audience, claims) = *seat {
             registry.leave(&membership.subscriber, audience, claims);
         }
         let held = membership.relieve(registry, Some(&registration.claims));
@@ -390,7 +427,7 @@ impl Hub {
             dirty.push(membership.subscriber.outbox());
         }
         let (audience, claims) = registry.join(registration);
-        *place = Place::In(audience, claims);
+        *seat = Seat::In(audience, claims);
     }
 
     /// A channel enters a room; its frames are held until [`Subscriber::go_live`].
@@ -500,8 +537,8 @@ impl Hub {
         let mut rest = outgoing;
         while let Some(next) = rest.first() {
             match next {
-                Outgoing::Said(room, broadcast) => {
-                    delivered += self.broadcast(room, broadcast, &mut dirty);
+                Outgoing::Said(room, broadcast, cursor) => {
+                    delivered += self.rooms.say(room, broadcast, *cursor, &mut dirty);
                     rest = &rest[1..];
                 }
                 Outgoing::Rows(_) => {

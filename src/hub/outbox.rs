@@ -542,6 +542,17 @@ impl<T> Waiting<T> {
         }
     }
 
+    /// Keeps a frame, if there is room for it within `bytes_max` too.
+    pub(super) fn try_push(&mut self, name: T, frame: &Bytes, bytes_max: usize) -> bool {
+        let bytes = cost(frame) + size_of::<T>();
+        let fits = self.bytes + bytes <= bytes_max && self.outbox.may_wait(bytes);
+        if fits {
+            self.bytes += bytes;
+            self.frames.push((name, frame.clone()));
+        }
+        fits
+    }
+
     /// What waited, in its order.
     pub(super) fn take(&mut self) -> Vec<(T, Bytes)> {
         self.outbox.waiting_bytes.fetch_sub(self.bytes, Ordering::Relaxed);

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use hashbrown::{Equivalent, HashMap, HashSet};
 
 use super::index::TableIndex;
@@ -453,17 +452,17 @@ impl Registry {
     pub(super) fn offer(&self, outgoing: &[Outgoing], now: u64, dirty: &mut DirtyList) -> u64 {
         let mut delivered = 0;
         for outgoing in outgoing {
-            let Outgoing::Rows(Delivery { audience, to, frames }) = outgoing else { continue };
-            let Some(audience) = self.audiences.get(audience) else { continue };
-            match to {
+            let Outgoing::Rows(delivery) = outgoing else { continue };
+            let Some(audience) = self.audiences.get(&delivery.audience) else { continue };
+            match &delivery.to {
                 Recipients::All => {
                     for party in audience.parties.values() {
-                        delivered += offer_all(party, frames, now, dirty);
+                        delivered += offer_all(party, delivery, now, dirty);
                     }
                 }
                 Recipients::Parties(parties) => {
                     for party in parties.iter().filter_map(|id| audience.parties.get(id)) {
-                        delivered += offer_all(party, frames, now, dirty);
+                        delivered += offer_all(party, delivery, now, dirty);
                     }
                 }
             }
@@ -472,9 +471,15 @@ impl Registry {
     }
 }
 
-fn offer_all(party: &[Arc<Subscriber>], frames: &[Bytes], now: u64, dirty: &mut DirtyList) -> u64 {
+fn offer_all(
+    party: &[Arc<Subscriber>],
+    delivery: &Delivery,
+    now: u64,
+    dirty: &mut DirtyList,
+) -> u64 {
+    let Delivery { frames, places, .. } = delivery;
     for subscriber in party {
-        if subscriber.offer_valid(frames, now) {
+        if subscriber.offer_rows(frames, places, now) {
             dirty.push(subscriber.outbox());
         }
     }

@@ -19,6 +19,7 @@ use super::presence::{MemberId, Presence, Supply, TrackError};
 use super::subscriber::unix_seconds;
 use super::{Format, Subscriber};
 use crate::config;
+use crate::cursor::Cursor;
 use crate::event::broadcast::Broadcast;
 
 /// Watchers to whom whoever leaves writes itself; more are told by a task that takes turns.
@@ -196,12 +197,30 @@ impl Rooms {
         dirty: &mut DirtyList,
     ) -> u64 {
         let room = locked(&self.open).get(name).map(Arc::clone);
-        room.map_or(0, |room| room.broadcast(broadcast, None, dirty))
+        room.map_or(0, |room| room.broadcast(broadcast, None, None, dirty))
+    }
+
+    /// The same for what came through the log.
+    pub(super) fn say(
+        &self,
+        name: &RoomName,
+        broadcast: &Broadcast,
+        cursor: Cursor,
+        dirty: &mut DirtyList,
+    ) -> u64 {
+        let room = locked(&self.open).get(name).map(Arc::clone);
+        room.map_or(0, |room| room.broadcast(broadcast, Some(cursor), None, dirty))
     }
 }
 
 impl Room {
-    fn broadcast(&self, broadcast: &Broadcast, except: Option<u64>, dirty: &mut DirtyList) -> u64 {
+    fn broadcast(
+        &self,
+        broadcast: &Broadcast,
+        cursor: Option<Cursor>,
+        except: Option<u64>,
+        dirty: &mut DirtyList,
+    ) -> u64 {
         let now = unix_seconds(SystemTime::now());
         let mut delivered = 0;
         for group in &mut locked(&self.inner).groups {
@@ -211,7 +230,7 @@ impl Room {
                     continue;
                 }
                 if frame.is_none() {
-                    frame = (group.format.broadcast)(&self.name.topic, broadcast);
+                    frame = (group.format.broadcast)(&self.name.topic, broadcast, cursor);
                 }
                 // What this format cannot say reaches nobody who speaks it.
                 let Some(frame) = &frame else { break };
@@ -348,7 +367,7 @@ impl Occupancy {
     /// Says something to everybody else in the room, and with `echo` to itself too. Returns how
     /// many frames were handed over; they go out when the list is flushed.
     pub fn broadcast(&self, broadcast: &Broadcast, echo: bool, dirty: &mut DirtyList) -> u64 {
-        self.room.broadcast(broadcast, (!echo).then_some(self.number), dirty)
+        self.room.broadcast(broadcast, None, (!echo).then_some(self.number), dirty)
     }
 
     /// Newer claims are being looked at. Until [`Self::renew`], what comes after the older ones

@@ -2,25 +2,32 @@
 //!
 //! In:     finished frames, in commit order.
 //! Out:    the connection's outbox; before the join is answered, a held list.
-//! Never:  a row change at or after `expires_at`; a frame before the join reply, or after it left.
+//! Never:  a row change at or after `expires_at`, or of a place that it is not owed; a frame before
+//!         the join reply, or after it left.
 //!
-//! A *stand-in* holds for a channel what its newer claims are shown after the older ones expired,
+//! While a channel catches up, its row changes wait; if they become too many, they are let go, and
+//! are replayed with the rest. A *stand-in* holds for a channel what its newer claims are shown after the older ones expired,
 //! until it is known whether they may subscribe.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
 use super::outbox::{Outbox, Waiting};
+use crate::cursor::Place;
+use crate::lsn::Lsn;
 
 /// How a channel learns what is not a frame.
 pub trait Inbox: Send + Sync {
     /// Something about this channel that its client is told in words.
     fn notice(&self, message: String);
 }
+
+/// Bytes of row changes that wait while a channel catches up, before they are let go.
+const CATCH_UP_BYTES_MAX: usize = 256 * 1024;
 
 const PENDING: u8 = 0;
 const LIVE: u8 = 1;
@@ -36,6 +43,41 @@ pub struct Subscriber {
     begins_at: u64,
     /// Seconds since 1970.
     expires_at: AtomicU64,
+    /// Row changes up to there are not for it.
+    after: AtomicPlace,
+    /// Nor are later ones than this.
+    until: AtomicPlace,
+    /// The last one it was offered, of a channel in the past.
+    reached: AtomicPlace,
+    /// It catches up: row changes go into `later`.
+    catching_up: AtomicBool,
+    later: Mutex<Later>,
+}
+
+/// Row changes of a channel that catches up.
+struct Later {
+    waiting: Waiting<Place>,
+    /// The last one that was let go.
+    let_go: Option<Place>,
+}
+
+/// A place that is written by one at a time, and read by those who see that write by a lock.
+struct AtomicPlace(AtomicU64, AtomicU32);
+
+impl AtomicPlace {
+    fn new(place: Place) -> Self {
+        Self(AtomicU64::new(place.commit.get()), AtomicU32::new(place.ordinal))
+    }
+
+    fn load(&self) -> Place {
+        let commit = Lsn::new(self.0.load(Ordering::Relaxed));
+        Place { commit, ordinal: self.1.load(Ordering::Relaxed) }
+    }
+
+    fn store(&self, place: Place) {
+        self.0.store(place.commit.get(), Ordering::Relaxed);
+        self.1.store(place.ordinal, Ordering::Relaxed);
+    }
 }
 
 /// A stand-in has nobody to tell: the channel itself is told the same.
@@ -58,28 +100,90 @@ pub(super) fn unix_seconds(time: SystemTime) -> u64 {
 impl Subscriber {
     /// A channel whose join is not answered yet: frames are held until it is.
     pub fn new(outbox: Arc<Outbox>, inbox: Box<dyn Inbox>, expires_at: SystemTime) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::with(outbox, inbox, PENDING, unix_seconds(expires_at)))
+    }
+
+    fn with(outbox: Arc<Outbox>, inbox: Box<dyn Inbox>, state: u8, expires_at: u64) -> Self {
+        let waiting = Waiting::new(Arc::clone(&outbox));
+        Self {
             held: Mutex::new(Waiting::new(Arc::clone(&outbox))),
             outbox,
             inbox,
-            state: AtomicU8::new(PENDING),
+            state: AtomicU8::new(state),
             begins_at: 0,
-            expires_at: AtomicU64::new(unix_seconds(expires_at)),
-        })
+            expires_at: AtomicU64::new(expires_at),
+            after: AtomicPlace::new(Place::ZERO),
+            until: AtomicPlace::new(Place::LAST),
+            reached: AtomicPlace::new(Place::ZERO),
+            catching_up: AtomicBool::new(false),
+            later: Mutex::new(Later { waiting, let_go: None }),
+        }
+    }
+
+    /// Takes for this channel the row changes of the past that are after `after` and not after
+    /// `until`.
+    pub(super) fn in_the_past(&self, after: Place, until: Place) -> Arc<Self> {
+        let expires_at = self.expires_at.load(Ordering::Relaxed);
+        let past = Self::with(Arc::clone(&self.outbox), Box::new(Deaf), LIVE, expires_at);
+        past.after.store(after);
+        past.reached.store(after);
+        past.until.store(until);
+        Arc::new(past)
+    }
+
+    /// Where its row changes begin, to be said before it can be found.
+    pub(super) fn begin_after(&self, after: Place) {
+        self.after.store(after);
+    }
+
+    /// Of a channel in the past: up to where it has everything that it was offered.
+    pub(super) fn reached(&self) -> Place {
+        self.reached.load()
+    }
+
+    /// Has row changes wait until [`Self::caught_up`]. To be called before it can be found.
+    pub(super) fn catch_up(&self) {
+        self.catching_up.store(true, Ordering::Release);
+    }
+
+    /// The channel has every row change up to `reached`. What waited follows, and what comes from
+    /// now on, after `word`; the place up to which more has to be replayed first, if some was let
+    /// go.
+    pub(super) fn caught_up(&self, reached: Place, word: Bytes) -> Option<Place> {
+        let mut later = self.later();
+        if let Some(let_go) = later.let_go.take().filter(|let_go| *let_go > reached) {
+            return Some(let_go);
+        }
+        if self.catching_up.load(Ordering::Acquire) {
+            let waited = later.waiting.take().into_iter();
+            let waited = waited.filter(|(place, _)| *place > reached).map(|(_, frame)| frame);
+            let frames: Vec<Bytes> = std::iter::once(word).chain(waited).collect();
+            if self.offer(&frames) {
+                self.outbox.flush();
+            }
+            self.catching_up.store(false, Ordering::Release);
+        }
+        None
+    }
+
+    /// Bytes that its connection has not taken yet.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.outbox.queued_bytes()
+    }
+
+    /// Whether the channel has left.
+    pub(super) fn is_gone(&self) -> bool {
+        self.state.load(Ordering::Acquire) == GONE || self.outbox.closing().is_some()
     }
 
     /// Holds for this channel what claims that are valid until then are shown, from the moment that
     /// the claims in force expire.
     pub(super) fn stand_in(&self, expires_at: SystemTime) -> Arc<Self> {
-        let outbox = Arc::clone(&self.outbox);
-        Arc::new(Self {
-            held: Mutex::new(Waiting::new(Arc::clone(&outbox))),
-            outbox,
-            inbox: Box::new(Deaf),
-            state: AtomicU8::new(PENDING),
-            begins_at: self.expires_at.load(Ordering::Relaxed),
-            expires_at: AtomicU64::new(unix_seconds(expires_at)),
-        })
+        let expires_at = unix_seconds(expires_at);
+        let stand_in = Self::with(Arc::clone(&self.outbox), Box::new(Deaf), PENDING, expires_at);
+        stand_in.after.store(self.after.load());
+        let begins_at = self.expires_at.load(Ordering::Relaxed);
+        Arc::new(Self { begins_at, ..stand_in })
     }
 
     /// How long the claims that row changes are decided by are still valid.
@@ -110,11 +214,50 @@ impl Subscriber {
         self.inbox.notice(message);
     }
 
-    /// [`Self::offer`], unless the claims that row changes are decided by have expired. `now` is
-    /// in seconds since 1970.
-    pub(super) fn offer_valid(&self, frames: &[Bytes], now: u64) -> bool {
+    /// [`Self::offer`] for row changes, with the place of each, unless the claims that they are
+    /// decided by have expired: those that it is owed. `now` is in seconds since 1970.
+    pub(super) fn offer_rows(&self, frames: &[Bytes], places: &[Place], now: u64) -> bool {
         let valid = self.begins_at..self.expires_at.load(Ordering::Relaxed);
-        valid.contains(&now) && self.offer(frames)
+        let (Some(first), Some(last)) = (places.first(), places.last()) else { return false };
+        if !valid.contains(&now) {
+            return false;
+        }
+        let (after, until) = (self.after.load(), self.until.load());
+        if after < *first && until == Place::LAST {
+            return self.offer_later(frames, places);
+        }
+        let owed = |place: &&Place| after < **place && **place <= until;
+        let from = places.iter().take_while(|place| **place <= after).count();
+        let count = places[from..].iter().take_while(owed).count();
+        let (frames, places) = (&frames[from..from + count], &places[from..from + count]);
+        if until != Place::LAST {
+            // Another frame of the same change may follow.
+            self.reached.store(until.min(*last).max(self.reached.load()));
+        }
+        !frames.is_empty() && self.offer_later(frames, places)
+    }
+
+    fn offer_later(&self, frames: &[Bytes], places: &[Place]) -> bool {
+        if !self.catching_up.load(Ordering::Acquire) {
+            return self.offer(frames);
+        }
+        let mut later = self.later();
+        // It may have changed before the list was ours.
+        if !self.catching_up.load(Ordering::Acquire) {
+            return self.offer(frames);
+        }
+        for (place, frame) in places.iter().zip(frames) {
+            let Later { waiting, let_go } = &mut *later;
+            if let_go.is_some() || !waiting.try_push(*place, frame, CATCH_UP_BYTES_MAX) {
+                waiting.clear();
+                *let_go = Some(*place);
+            }
+        }
+        false
+    }
+
+    fn later(&self) -> MutexGuard<'_, Later> {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues frames; true when the outbox was empty before and wants a flush. Whoever offers holds
@@ -156,6 +299,7 @@ impl Subscriber {
         let mut held = self.held();
         self.state.store(GONE, Ordering::Release);
         held.clear();
+        self.later().waiting.clear();
     }
 
     fn held(&self) -> MutexGuard<'_, Waiting<()>> {

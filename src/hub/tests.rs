@@ -49,8 +49,8 @@ fn claims(role: u8, user: u8) -> Arc<Claims> {
 
 const FORMAT: Format = Format {
     id: 1,
-    encode: |_, _, _, data| Bytes::copy_from_slice(data),
-    broadcast: |_, broadcast| broadcast.payload(),
+    encode: |shown| Bytes::copy_from_slice(shown.data),
+    broadcast: |_, broadcast, _| broadcast.payload(),
     push: |_, _, payload| Bytes::copy_from_slice(payload),
 };
 
@@ -124,12 +124,16 @@ impl World {
     fn publish(&self, candidates: &[Candidate], text: &'static str) {
         let deliveries = candidates.iter().map(|candidate| {
             let (audience, to) = (candidate.audience, Recipients::All);
-            let frames = vec![Bytes::from_static(text.as_bytes())];
-            Outgoing::Rows(Delivery { audience, to, frames })
+            rows(audience, to, Bytes::from_static(text.as_bytes()))
         });
         self.hub.publish(&deliveries.collect::<Vec<_>>());
         self.hub.end_batch();
     }
+}
+
+/// One frame, of some change.
+fn rows(audience: AudienceId, to: Recipients, frame: Bytes) -> Outgoing {
+    Outgoing::Rows(Delivery::new(audience, to, Place::after(Lsn::ZERO), frame))
 }
 
 /// Its outbox, and the client's end.
@@ -165,8 +169,8 @@ async fn a_crowd_is_written_to_in_turns_and_everybody_in_order() {
     hub.define(&change.relation, false);
     let audience = hub.candidates(std::slice::from_ref(&change), true)[0].audience;
     let publish = |text: &'static str| {
-        let (to, frames) = (Recipients::All, vec![Bytes::from_static(text.as_bytes())]);
-        hub.publish(&[Outgoing::Rows(Delivery { audience, to, frames })])
+        let frame = Bytes::from_static(text.as_bytes());
+        hub.publish(&[rows(audience, Recipients::All, frame)])
     };
     let (delivered, mut first) = publish("1;");
     assert_eq!((delivered, first.len()), (3, 3), "nobody was written to yet");
@@ -204,8 +208,7 @@ fn what_was_decided_for_a_party_never_reaches_the_next_one() {
     world.hub.leave(&leaves);
     let (_comes, subscriber) = world.join(claims(0, 2), interest(None));
     let (audience, to) = (candidates[0].audience, Recipients::Parties([party].into()));
-    let frames = vec![Bytes::from_static(b"x")];
-    world.hub.publish(&[Outgoing::Rows(Delivery { audience, to, frames })]);
+    world.hub.publish(&[rows(audience, to, Bytes::from_static(b"x"))]);
     assert!(subscriber.waiting().is_empty());
 }
 
@@ -243,8 +246,8 @@ fn show(world: &World, claims: &Claims, text: &'static str) {
         let party = view.parties.iter().find(|(_, json)| *json == claims.json);
         let Some((party, _)) = party else { continue };
         let to = Recipients::Parties([*party].into());
-        let frames = vec![Bytes::from_static(text.as_bytes())];
-        world.hub.publish(&[Outgoing::Rows(Delivery { audience: candidate.audience, to, frames })]);
+        let frame = Bytes::from_static(text.as_bytes());
+        world.hub.publish(&[rows(candidate.audience, to, frame)]);
     }
     world.hub.end_batch();
 }
@@ -536,9 +539,8 @@ proptest! {
                     let parties = view.parties.iter().filter(|(_, json)| **json == *sees);
                     Recipients::Parties(parties.map(|(id, _)| *id).collect())
                 };
-                let frames = vec![Bytes::from(format!("{}", view.role))];
-                let audience = candidate.audience;
-                deliveries.push(Outgoing::Rows(Delivery { audience, to, frames }));
+                let frame = Bytes::from(format!("{}", view.role));
+                deliveries.push(rows(candidate.audience, to, frame));
             }
             let decided: BTreeMap<usize, bool> = members
                 .iter()
@@ -740,7 +742,7 @@ fn a_crowded_room_holds_up_no_other() {
         static BUSY: std::cell::RefCell<Option<Busy>> = std::cell::RefCell::default();
     }
     let busy = Format {
-        broadcast: |_, broadcast| {
+        broadcast: |_, broadcast, _| {
             BUSY.with_borrow_mut(Option::take).into_iter().for_each(|busy| busy());
             broadcast.payload()
         },

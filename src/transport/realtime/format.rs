@@ -6,40 +6,31 @@
 
 use bytes::Bytes;
 
-use crate::change::Operation;
 use crate::event::broadcast::Broadcast;
-use crate::hub::Format;
+use crate::hub::{Format, Shown};
 use crate::transport::phoenix::{self, Version};
 use crate::transport::websocket::{binary_frame, text_frame};
 
 /// The wire format of an audience.
 pub(super) fn format(version: Version, legacy: bool) -> Format {
-    type Encode = fn(&str, &[u32], Operation, &[u8]) -> Bytes;
+    type Encode = fn(&Shown<'_>) -> Bytes;
     let (id, encode): (u8, Encode) = match (version, legacy) {
-        (Version::V1, false) => (1, |topic, ids, _, data| {
-            text_frame(&phoenix::encode_row_change(Version::V1, topic, ids, data))
-        }),
-        (Version::V2, false) => (2, |topic, ids, _, data| {
-            text_frame(&phoenix::encode_row_change(Version::V2, topic, ids, data))
-        }),
-        (Version::V1, true) => {
-            (3, |topic, _, operation, data| legacy_frame(Version::V1, topic, operation, data))
-        }
-        (Version::V2, true) => {
-            (4, |topic, _, operation, data| legacy_frame(Version::V2, topic, operation, data))
-        }
+        (Version::V1, false) => (1, |shown| row_frame(Version::V1, shown)),
+        (Version::V2, false) => (2, |shown| row_frame(Version::V2, shown)),
+        (Version::V1, true) => (3, |shown| legacy_frame(Version::V1, shown)),
+        (Version::V2, true) => (4, |shown| legacy_frame(Version::V2, shown)),
     };
     match version {
         Version::V1 => Format {
             id,
             encode,
-            broadcast: |topic, broadcast| encode_broadcast(Version::V1, topic, broadcast),
+            broadcast: |topic, broadcast, _| encode_broadcast(Version::V1, topic, broadcast),
             push: |topic, event, payload| push_frame(Version::V1, topic, event, payload),
         },
         Version::V2 => Format {
             id,
             encode,
-            broadcast: |topic, broadcast| encode_broadcast(Version::V2, topic, broadcast),
+            broadcast: |topic, broadcast, _| encode_broadcast(Version::V2, topic, broadcast),
             push: |topic, event, payload| push_frame(Version::V2, topic, event, payload),
         },
     }
@@ -61,6 +52,13 @@ fn push_frame(version: Version, topic: &str, event: &str, payload: &[u8]) -> Byt
 }
 
 /// Joins without a `config` get the operation as the event and the data as the payload.
-fn legacy_frame(version: Version, topic: &str, operation: Operation, data: &[u8]) -> Bytes {
+fn legacy_frame(version: Version, shown: &Shown<'_>) -> Bytes {
+    let Shown { topic, operation, data, .. } = *shown;
     text_frame(&phoenix::encode_push(version, None, topic, operation.as_str(), data))
+}
+
+/// The place of the change is in the data.
+fn row_frame(version: Version, shown: &Shown<'_>) -> Bytes {
+    let Shown { topic, ids, data, .. } = *shown;
+    text_frame(&phoenix::encode_row_change(version, topic, ids, data))
 }

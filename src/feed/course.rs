@@ -4,12 +4,13 @@
 //! Out:    where to resume, what is owed to nobody, whether changes are missing.
 //! Never:  IO.
 
+use crate::cursor::Place;
 use crate::lsn::Lsn;
 use crate::wal::{Format, Identity};
 
 /// How far this process has come, across connections.
 #[derive(Debug, Default)]
-pub(super) struct Place {
+pub(super) struct Course {
     /// Commits before this were made before this process listened.
     pub(super) live_from: Option<Lsn>,
     /// End of the last transaction that is completely published.
@@ -17,7 +18,7 @@ pub(super) struct Place {
     /// How far we moved the slot: beyond `committed` where there was nothing to publish.
     pub(super) flushed: Lsn,
     /// Last published change of an incomplete one.
-    pub(super) within: Option<(Lsn, u32)>,
+    pub(super) within: Option<Place>,
     /// Text, but for a stretch that the server cannot print.
     pub(super) format: Format,
     /// The publication of messages did not exist at this place: go on without it.
@@ -28,7 +29,7 @@ pub(super) struct Place {
     pub(super) history: Option<(String, u32)>,
 }
 
-impl Place {
+impl Course {
     /// Takes note of what a new connection found. Some: why changes are missing between what was
     /// published and what comes now.
     pub(super) fn attach(&mut self, identity: &Identity) -> Option<&'static str> {
@@ -61,6 +62,8 @@ impl Place {
 mod tests {
     use super::*;
 
+    const WITHIN: Place = Place { commit: Lsn::new(160), ordinal: 3 };
+
     fn identity(timeline: u32, start: u64, created_slot: bool) -> Identity {
         Identity {
             system_id: "7".into(),
@@ -75,36 +78,36 @@ mod tests {
 
     #[test]
     fn the_first_attachment_owes_nobody_the_past() {
-        let mut place = Place::default();
-        assert_eq!(place.attach(&identity(1, 10, true)), None);
-        assert_eq!((place.live_from, place.committed), (Some(Lsn::new(100)), Lsn::ZERO));
+        let mut course = Course::default();
+        assert_eq!(course.attach(&identity(1, 10, true)), None);
+        assert_eq!((course.live_from, course.committed), (Some(Lsn::new(100)), Lsn::ZERO));
     }
 
     #[test]
     fn a_reconnect_goes_on_where_it_was() {
-        let mut place = Place::default();
-        place.attach(&identity(1, 10, false));
-        (place.committed, place.within) = (Lsn::new(150), Some((Lsn::new(160), 3)));
-        assert_eq!(place.attach(&identity(1, 150, false)), None);
-        assert_eq!(place.live_from, Some(Lsn::new(100)));
-        assert_eq!((place.committed, place.within), (Lsn::new(150), Some((Lsn::new(160), 3))));
+        let mut course = Course::default();
+        course.attach(&identity(1, 10, false));
+        (course.committed, course.within) = (Lsn::new(150), Some(WITHIN));
+        assert_eq!(course.attach(&identity(1, 150, false)), None);
+        assert_eq!(course.live_from, Some(Lsn::new(100)));
+        assert_eq!((course.committed, course.within), (Lsn::new(150), Some(WITHIN)));
     }
 
     #[test]
     fn a_slot_that_was_given_up_is_a_gap_with_its_reason_even_for_a_new_process() {
-        let mut place = Place { given_up: Some("wal_removed"), ..Place::default() };
-        assert_eq!(place.attach(&identity(1, 10, true)), Some("wal_removed"));
-        place.given_up = Some("wal_budget");
-        assert_eq!(place.attach(&identity(1, 170, true)), Some("wal_budget"));
-        assert_eq!(place.attach(&identity(1, 180, true)), Some("slot_dropped"), "said once");
+        let mut course = Course { given_up: Some("wal_removed"), ..Course::default() };
+        assert_eq!(course.attach(&identity(1, 10, true)), Some("wal_removed"));
+        course.given_up = Some("wal_budget");
+        assert_eq!(course.attach(&identity(1, 170, true)), Some("wal_budget"));
+        assert_eq!(course.attach(&identity(1, 180, true)), Some("slot_dropped"), "said once");
     }
 
     #[test]
     fn a_slot_that_followed_an_idle_log_is_no_gap() {
-        let mut place = Place::default();
-        place.attach(&identity(1, 10, false));
-        (place.committed, place.flushed) = (Lsn::new(150), Lsn::new(165));
-        assert_eq!(place.attach(&identity(1, 165, false)), None);
+        let mut course = Course::default();
+        course.attach(&identity(1, 10, false));
+        (course.committed, course.flushed) = (Lsn::new(150), Lsn::new(165));
+        assert_eq!(course.attach(&identity(1, 165, false)), None);
     }
 
     #[test]
@@ -114,12 +117,12 @@ mod tests {
             (identity(1, 170, true), "slot_dropped"),
             (identity(2, 170, false), "another_history"),
         ] {
-            let mut place = Place::default();
-            place.attach(&identity(1, 10, false));
-            (place.committed, place.within) = (Lsn::new(150), Some((Lsn::new(160), 3)));
-            assert_eq!(place.attach(&found), Some(reason));
-            assert_eq!(place.live_from, Some(Lsn::new(170)));
-            assert_eq!((place.committed, place.within), (Lsn::new(170), None));
+            let mut course = Course::default();
+            course.attach(&identity(1, 10, false));
+            (course.committed, course.within) = (Lsn::new(150), Some(WITHIN));
+            assert_eq!(course.attach(&found), Some(reason));
+            assert_eq!(course.live_from, Some(Lsn::new(170)));
+            assert_eq!((course.committed, course.within), (Lsn::new(170), None));
         }
     }
 }
