@@ -92,10 +92,8 @@ pub(crate) async fn listen(
 ) {
     let mut random = StdRng::seed_from_u64(seed);
     loop {
-        let url = format!(
-            "ws://{address}/realtime/v1/websocket?apikey={token}&vsn={}",
-            client.version
-        );
+        let url =
+            format!("ws://{address}/realtime/v1/websocket?apikey={token}&vsn={}", client.version);
         if let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(address)).await
             && let Ok(Ok((stream, _))) =
                 timeout(PATIENCE, tokio_tungstenite::client_async(url, stream)).await
@@ -167,9 +165,10 @@ impl Connection<'_> {
             let Some(&channel) = of_topic else { continue };
             match &*received.event {
                 "phx_reply" => {
-                    let Some(place) = asked.iter().position(|(_, reference)| {
-                        received.reference.as_ref() == Some(reference)
-                    }) else {
+                    let Some(place) = asked
+                        .iter()
+                        .position(|(_, reference)| received.reference.as_ref() == Some(reference))
+                    else {
                         continue;
                     };
                     asked.remove(place);
@@ -253,8 +252,8 @@ impl Connection<'_> {
 
     fn started(&self, channel: usize, response: &Value) {
         let mut note = self.notes.of(channel);
-        let resumed = note.cursor.is_some();
         let cursor = response["cursor"].as_str();
+        let resumed = note.cursor.is_some() && cursor.is_some();
         note.joins += 1;
         note.resumes += u64::from(resumed);
         note.heard = Some(Instant::now());
@@ -273,7 +272,8 @@ impl Connection<'_> {
         match payload["kind"].as_str() {
             Some("caught_up") => {
                 if let Some(cursor) = payload["cursor"].as_str() {
-                    note.log.push(Entry::CaughtUp { cursor: Cursor::parse(cursor).expect("a cursor") });
+                    note.log
+                        .push(Entry::CaughtUp { cursor: Cursor::parse(cursor).expect("a cursor") });
                     note.cursor = Some(cursor.to_owned());
                 }
                 Ok(())

@@ -60,6 +60,10 @@ const ACTS: usize = 11;
 /// How long everything may take to be well again after the last act of a round.
 const RECOVERY: Duration = Duration::from_secs(60);
 
+/// How long a process that is armed is given to come to its kill point, before something else
+/// happens to it.
+const FUSE: Duration = Duration::from_secs(3);
+
 /// How long a channel may take to get what is its own once everything is well.
 const ARRIVAL: Duration = Duration::from_secs(30);
 
@@ -262,11 +266,17 @@ impl Run {
         match act {
             Act::Kill => self.service.kill(None),
             Act::Arm(arming) => {
+                let starts = self.service.starts();
                 self.service.kill(Some(arming));
                 if arming.point == walcast::kill::Point::OnDrain {
                     // It has to be there to be asked.
                     self.wait(RECOVERY, "ready to drain", Self::is_ready).await;
                     self.service.signal("TERM");
+                }
+                let until = Instant::now() + FUSE;
+                // The one that was killed, the one that was armed, the one after it.
+                while self.service.starts() < starts + 2 && Instant::now() < until {
+                    tokio::time::sleep(POLL).await;
                 }
             }
             Act::Terminate => {
@@ -289,7 +299,13 @@ impl Run {
                 self.server(|cluster| cluster.server.kill().unwrap()).await;
             }
             Act::PostgresRestart => {
-                self.server(|cluster| cluster.server.stop(StopMode::Fast).unwrap()).await;
+                self.server(|cluster| {
+                    // It waits for its walsenders, and they for whoever may be frozen just now.
+                    if cluster.server.stop(StopMode::Fast).is_err() {
+                        cluster.server.stop(StopMode::Immediate).unwrap();
+                    }
+                })
+                .await;
             }
             Act::BackendKill => {
                 let admin = self.admin().await;
@@ -465,9 +481,9 @@ impl Run {
         if !self.is_clean() {
             eprintln!("what happened in the last round, in microseconds since 1970:");
             self.story.iter().for_each(|line| eprintln!("  {line}"));
-            for (channel, said) in (0..self.notes.count())
-                .flat_map(|channel| self.notes.of(channel).said.clone().into_iter().map(move |s| (channel, s)))
-            {
+            for (channel, said) in (0..self.notes.count()).flat_map(|channel| {
+                self.notes.of(channel).said.clone().into_iter().map(move |s| (channel, s))
+            }) {
                 eprintln!("  channel c{channel} was told: {said}");
             }
             self.judge.accounts.iter().for_each(|account| eprintln!("{account}"));

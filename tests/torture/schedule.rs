@@ -41,7 +41,12 @@ pub(crate) enum Act {
     PostgresRestart,
     Checkpoint,
     /// A fault of one direction, or of both, for so long.
-    Link { link: Link, up: Fault, down: Fault, lasts: Duration },
+    Link {
+        link: Link,
+        up: Fault,
+        down: Fault,
+        lasts: Duration,
+    },
     /// RST for every connection of a link.
     ResetAll(Link),
 }
@@ -55,7 +60,8 @@ impl Act {
 
 /// The acts of a round, each with the pause before it. `acts` of them.
 pub(crate) fn round(seed: u64, number: u64, acts: usize) -> Vec<(Duration, Act)> {
-    let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number.wrapping_mul(0xd1b5_4a32_d192_ed03);
+    let mixed =
+        seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number.wrapping_mul(0xd1b5_4a32_d192_ed03);
     let mut random = StdRng::seed_from_u64(mixed);
     let mut acts: Vec<_> = (0..acts).map(|_| (pause(&mut random), act(&mut random))).collect();
     // Each round has a crash of the server, whatever else.
@@ -101,7 +107,7 @@ fn arming(random: &mut StdRng) -> Arming {
     let pass = match point {
         // Few of them in a short life.
         Point::OnDrain | Point::BeforeAcknowledge | Point::AfterAcknowledge => 1,
-        _ => random.random_range(1..40),
+        _ => random.random_range(1..15),
     };
     Arming { point, action, pass }
 }

@@ -118,10 +118,10 @@ impl Service {
             .env("WALCAST_SLOT", "torture")
             .env("WALCAST_BIND", self.address.to_string())
             .env("WALCAST_LOG", filter)
-            .env("RUST_BACKTRACE", "1")
             // A client may be away for longer than a minute while everything else is down, too.
             .env("WALCAST_REPLICATION_REPLAY_WINDOW_MS", "600000")
-            .env("WALCAST_REPLICATION_REPLAY_WINDOW_BYTES", "1073741824")
+            // A server that is to stop waits for us, and we for its answers.
+            .env("WALCAST_REPLICATION_STALL_TIMEOUT_MS", "5000")
             .env("WALCAST_SERVER_JOIN_ERROR_BACKOFF_MS", "0")
             .env("WALCAST_SERVER_CONNECT_ERROR_BACKOFF_MS", "0")
             .stdin(Stdio::null())
@@ -173,6 +173,11 @@ impl Service {
         self.signal("KILL");
     }
 
+    /// Starts so far.
+    pub(crate) fn starts(&self) -> u64 {
+        self.state.lock().unwrap().starts
+    }
+
     /// Whether a point is armed that was not passed so far.
     pub(crate) fn is_armed(&self) -> bool {
         let state = self.state.lock().unwrap();
@@ -194,10 +199,6 @@ impl Service {
 
     pub(crate) fn kills(&self) -> u64 {
         self.state.lock().unwrap().kills
-    }
-
-    pub(crate) fn starts(&self) -> u64 {
-        self.state.lock().unwrap().starts
     }
 
     /// How often each kill point ended it.

@@ -188,6 +188,7 @@ fn take(
     round.truths.push(Truth {
         lsn,
         ordinal,
+        time_us,
         table,
         id: old.as_ref().or(new.as_ref()).map(id).expect("a row"),
         old: old.as_deref().map(|row| version(table, row)),

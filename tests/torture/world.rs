@@ -41,7 +41,8 @@ pub(crate) const FIXED: (usize, i32) = (0, 0);
 /// Who is a member of what at the beginning.
 pub(crate) fn members() -> HashSet<(usize, i32)> {
     let all = (0..USERS).flat_map(|user| (0..TEAMS).map(move |team| (user, team)));
-    all.filter(|(user, team)| i32::try_from(*user).is_ok_and(|user| (user + team) % 2 == 0)).collect()
+    all.filter(|(user, team)| i32::try_from(*user).is_ok_and(|user| (user + team) % 2 == 0))
+        .collect()
 }
 
 /// Tables, policies, and the shadow of each version of a row, written in the same transaction and

@@ -71,6 +71,8 @@ pub(crate) struct Truth {
     pub(crate) lsn: u64,
     /// Among the changes of its transaction.
     pub(crate) ordinal: u32,
+    /// When it was committed, in microseconds since 1970.
+    pub(crate) time_us: i64,
     pub(crate) table: Table,
     pub(crate) id: i64,
     pub(crate) old: Option<Version>,
@@ -189,12 +191,21 @@ pub(crate) struct Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Entry {
     /// Joined: where the subscription starts, and whether it goes on where it was.
-    Start { cursor: Option<Cursor>, resumed: bool, time_us: i64 },
+    Start {
+        cursor: Option<Cursor>,
+        resumed: bool,
+        time_us: i64,
+    },
     Event(Event),
     /// Everything before this was replayed.
-    CaughtUp { cursor: Cursor },
+    CaughtUp {
+        cursor: Cursor,
+    },
     /// Changes are missing up to here.
-    Gap { to: Option<Cursor>, reason: String },
+    Gap {
+        to: Option<Cursor>,
+        reason: String,
+    },
 }
 
 /// What went wrong, and how much there was.
@@ -345,7 +356,8 @@ impl Judge {
 
     /// Judges a round; `logs` by channel. Everything committed in it must have come by now.
     pub(crate) fn judge(&mut self, round: &Round, logs: &[Vec<Entry>]) {
-        let (members, earlier) = (std::mem::take(&mut self.members), std::mem::take(&mut self.owned));
+        let (members, earlier) =
+            (std::mem::take(&mut self.members), std::mem::take(&mut self.owned));
         let court = Court::new(round, &members, &earlier);
         let mut missing = Vec::new();
         // By truth: whether anybody got it.
@@ -356,8 +368,11 @@ impl Judge {
         for Missing { channel, truth, why } in missing {
             let by_policy = round.truths[truth].table != Table::Open
                 && self.channels[channel].channel.viewer != Viewer::Service;
-            let count =
-                if by_policy && got[truth] { &mut self.counts.withheld } else { &mut self.counts.lost };
+            let count = if by_policy && got[truth] {
+                &mut self.counts.withheld
+            } else {
+                &mut self.counts.lost
+            };
             *count += 1;
             let name = if by_policy && got[truth] { "withheld" } else { "lost" };
             let text = format!("{} {why}", court.describe(truth));
@@ -390,6 +405,8 @@ impl Judge {
         // Everything before this was dealt with.
         let mut next = 0;
         let mut anchored = self.channels[number].anchored;
+        // Without a cursor: what is committed from here on is the channel's own.
+        let mut joined_us = i64::MIN;
         let mut received: HashSet<usize> = HashSet::new();
         let mut own_missing: Vec<Missing> = Vec::new();
         let mut last_cursor: Option<Cursor> = None;
@@ -407,7 +424,7 @@ impl Judge {
                     if *resumed && anchored {
                         continue;
                     }
-                    anchored = cursor.is_some();
+                    (anchored, joined_us) = (cursor.is_some(), *time_us);
                     if let Some(cursor) = cursor {
                         next = court.after(*cursor).max(next);
                     }
@@ -451,7 +468,8 @@ impl Judge {
                         && last_cursor.replace(cursor).is_some_and(|last| last >= cursor)
                     {
                         self.counts.misordered += 1;
-                        let text = format!("cursors do not rise: {cursor:?} after one as late, {since}");
+                        let text =
+                            format!("cursors do not rise: {cursor:?} after one as late, {since}");
                         self.account("misordered", number, &text);
                     }
                     let Some(index) = court.find(event, next, &channel) else {
@@ -503,7 +521,8 @@ impl Judge {
                                 },
                             );
                         }
-                        (anchored, next) = (true, index + 1);
+                        anchored |= truths[index].time_us > joined_us;
+                        next = index + 1;
                     }
                     self.examine(court, &channel, number, event, index, &since);
                 }
@@ -563,7 +582,9 @@ impl Judge {
         if !outcomes.allows(event.kind) {
             return bad(|counts| &mut counts.wrong, "wrong", "came as another operation");
         }
-        if event.cursor.is_some_and(|cursor| (cursor.lsn, cursor.ordinal) != (truth.lsn, truth.ordinal))
+        if event
+            .cursor
+            .is_some_and(|cursor| (cursor.lsn, cursor.ordinal) != (truth.lsn, truth.ordinal))
         {
             bad(|counts| &mut counts.wrong, "wrong", "has the cursor of another place");
         }
@@ -580,9 +601,17 @@ impl Judge {
                 court.seen(channel.viewer, truth.table, &old, index, Some(event.time_us))
             });
             if seen == Seen::No {
-                bad(|counts| &mut counts.leaked, "leaked", "shows an old row that was not to be seen");
+                bad(
+                    |counts| &mut counts.leaked,
+                    "leaked",
+                    "shows an old row that was not to be seen",
+                );
             } else if event.kind == Kind::Delete && truth.table != Table::Open {
-                bad(|counts| &mut counts.wrong, "wrong", "shows more of a deleted row than its key");
+                bad(
+                    |counts| &mut counts.wrong,
+                    "wrong",
+                    "shows more of a deleted row than its key",
+                );
             }
         }
     }
@@ -637,13 +666,15 @@ impl<'a> Court<'a> {
     }
 
     fn describe(&self, index: usize) -> String {
-        let Truth { lsn, ordinal, table, id, old, new } = &self.round.truths[index];
+        let Truth { lsn, ordinal, time_us, table, id, old, new } = &self.round.truths[index];
         let mut text = String::new();
         let (high, low) = (lsn >> 32, lsn & 0xffff_ffff);
-        write!(text, "{} id {id} at {high:X}/{low:X} ordinal {ordinal}", table.name()).unwrap();
+        write!(text, "{} id {id} at {high:X}/{low:X} ordinal {ordinal}, {time_us}", table.name())
+            .unwrap();
         for (name, version) in [("old", old), ("new", new)] {
             if let Some(Version { version, bucket, group, .. }) = version {
-                write!(text, " {name} (version {version}, bucket {bucket}, group {group})").unwrap();
+                write!(text, " {name} (version {version}, bucket {bucket}, group {group})")
+                    .unwrap();
             }
         }
         text

@@ -159,34 +159,33 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, ended: CancellationT
     }
 }
 
-async fn connection(
-    client: TcpStream,
-    shared: Arc<Shared>,
-    number: u64,
-    ended: CancellationToken,
-) {
-    let mut random = StdRng::seed_from_u64(shared.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+async fn connection(client: TcpStream, shared: Arc<Shared>, number: u64, ended: CancellationToken) {
+    let mut random =
+        StdRng::seed_from_u64(shared.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let plan = *shared.plan.lock().unwrap();
     let planned = plan.map(|plan| plan(&mut random));
     let ending = CancellationToken::new();
+    // What is commanded once the connection stands is for it, too.
+    let commands = shared.commands.each_ref().map(watch::Sender::subscribe);
     let Ok(server) = TcpStream::connect(shared.target).await else {
         // As if nobody listened here either.
         let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
         return;
     };
     let (client, server) = (Arc::new(client), Arc::new(server));
-    let mut pumps = [(&client, &server), (&server, &client)].into_iter().zip(0..2).map(
-        |((from, to), direction): (_, usize)| Pump {
-            from: Arc::clone(from),
-            to: Arc::clone(to),
-            planned: planned.map(|planned| planned[direction]),
-            command: shared.commands[direction].subscribe(),
-            random: StdRng::seed_from_u64(random.random()),
-            passed: 0,
-            ending: ending.clone(),
-        },
-    );
-    let (up, down) = (pumps.next().unwrap(), pumps.next().unwrap());
+    let [up, down] = commands;
+    let [planned_up, planned_down] = planned.map_or([None; 2], |planned| planned.map(Some));
+    let mut pump = |from: &Arc<TcpStream>, to: &Arc<TcpStream>, planned, command| Pump {
+        from: Arc::clone(from),
+        to: Arc::clone(to),
+        planned,
+        command,
+        random: StdRng::seed_from_u64(random.random()),
+        passed: 0,
+        ending: ending.clone(),
+    };
+    let up = pump(&client, &server, planned_up, up);
+    let down = pump(&server, &client, planned_down, down);
     for socket in [&client, &server] {
         // What is written in pieces arrives in pieces.
         let _ = socket.set_nodelay(true);
