@@ -325,7 +325,9 @@ fn event(data: &Value) -> Event {
         let text = |value: &Value| match value {
             Value::String(text) => text.clone(),
             Value::Null => String::new(),
-            other => other.to_string(),
+            Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+                value.to_string()
+            }
         };
         let group = match table {
             Table::Open => String::new(),

@@ -58,7 +58,7 @@ const WRITERS: u64 = 3;
 const ACTS: usize = 11;
 
 /// How long everything may take to be well again after the last act of a round.
-const RECOVERY: Duration = Duration::from_secs(60);
+const RECOVERY: Duration = Duration::from_mins(1);
 
 /// How long a process that is armed is given to come to its kill point, before something else
 /// happens to it.

@@ -104,11 +104,9 @@ fn act(random: &mut StdRng) -> Act {
 fn arming(random: &mut StdRng) -> Arming {
     let point = POINTS[random.random_range(0..POINTS.len())];
     let action = ["abort", "abort", "panic", "exit"][random.random_range(0..4)];
-    let pass = match point {
-        // Few of them in a short life.
-        Point::OnDrain | Point::BeforeAcknowledge | Point::AfterAcknowledge => 1,
-        _ => random.random_range(1..15),
-    };
+    // Few of these in a short life.
+    let rare = [Point::OnDrain, Point::BeforeAcknowledge, Point::AfterAcknowledge];
+    let pass = if rare.contains(&point) { 1 } else { random.random_range(1..15) };
     Arming { point, action, pass }
 }
 

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use walcast::kill::{EXIT_CODE, Point, VARIABLE};
+use walcast::kill::{EXIT_CODE, POINTS, Point, VARIABLE};
 
 /// Signs every token.
 pub(crate) const SECRET: &str = "a-secret-of-thirty-two-bytes-or-more";
@@ -205,7 +205,7 @@ impl Service {
     pub(crate) fn points(&self) -> String {
         let state = self.state.lock().unwrap();
         let count = |name: &str| state.points.iter().filter(|point| **point == name).count();
-        let points = walcast::kill::POINTS.map(|point| point.name());
+        let points = POINTS.map(Point::name);
         let texts = points.map(|name| format!("{name} {}", count(name)));
         texts.join(", ")
     }

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Client;
 
-use crate::judge::{Membership, Round, Table, Truth, USERS, Version};
+use crate::judge::{Members, Membership, Round, Table, Truth, USERS, Version};
 use crate::world::{self, TRUTH};
 
 /// Microseconds from 1970 to 2000, where Postgres begins to count.
@@ -25,6 +25,9 @@ pub(crate) struct Reader {
     /// Transactions taken in this round.
     pub(crate) xids: HashSet<u32>,
 }
+
+/// Values of a row, as text.
+type Row = Vec<Option<String>>;
 
 struct Message<'a>(&'a [u8]);
 
@@ -51,7 +54,7 @@ impl<'a> Message<'a> {
     }
 
     /// Values of a row; an unchanged one is taken from the old row.
-    fn tuple(&mut self, old: Option<&[Option<String>]>) -> Vec<Option<String>> {
+    fn tuple(&mut self, old: Option<&[Option<String>]>) -> Row {
         let count = u16::from_be_bytes(self.take());
         (0..usize::from(count))
             .map(|place| match self.take() {
@@ -113,7 +116,7 @@ impl Reader {
                     let place = ordinal;
                     ordinal += 1;
                     if !again {
-                        take(&mut round, &table, (lsn, place, time_us), old, new);
+                        take(&mut round, &table, (lsn, place, time_us), old.as_ref(), new.as_ref());
                     }
                 }
                 _ => {}
@@ -137,12 +140,12 @@ impl Reader {
             }
             admin.batch_execute("rollback").await.unwrap();
         }
-        let versions = round.truths.iter().filter_map(|truth| truth.new.map(|new| new.version));
+        let versions = round.truths.iter().filter_map(|truth| truth.new.map(|new| new.number));
         self.last_version = versions.max().unwrap_or(0).max(self.last_version);
     }
 
     /// Checks the oracle itself: what it takes for the members is what Postgres goes by.
-    pub(crate) async fn confirm(&self, admin: &Client, members: &HashSet<(usize, i32)>) {
+    pub(crate) async fn confirm(&self, admin: &Client, members: &Members) {
         for user in 0..USERS {
             let claims = format!(r#"{{"role":"authenticated","sub":"{}"}}"#, world::subject(user));
             let become_user = format!(
@@ -156,7 +159,8 @@ impl Reader {
             let all = admin.query(teams, &[]).await.unwrap();
             let all = all.iter().map(|row| row.get(0));
             let mut ours: Vec<i32> = all.filter(|team| members.contains(&(user, *team))).collect();
-            (seen.sort_unstable(), ours.sort_unstable());
+            seen.sort_unstable();
+            ours.sort_unstable();
             assert_eq!(seen, ours, "the oracle is wrong about the teams of user {user}");
         }
         // Versions are asked about once.
@@ -168,11 +172,11 @@ fn take(
     round: &mut Round,
     table: &str,
     (lsn, ordinal, time_us): (u64, u32, i64),
-    old: Option<Vec<Option<String>>>,
-    new: Option<Vec<Option<String>>>,
+    old: Option<&Row>,
+    new: Option<&Row>,
 ) {
     if table == "members" {
-        let row = old.as_ref().or(new.as_ref()).expect("a row");
+        let row = old.or(new).expect("a row");
         let text = |place: usize| row[place].as_deref().expect("a key");
         round.memberships.push(Membership {
             from: round.truths.len(),
@@ -184,15 +188,15 @@ fn take(
         return;
     }
     let table = Table::of(table).expect("a table of ours");
-    let id = |row: &Vec<Option<String>>| row[0].as_deref().unwrap().parse().unwrap();
+    let id = |row: &Row| row[0].as_deref().unwrap().parse().unwrap();
     round.truths.push(Truth {
         lsn,
         ordinal,
         time_us,
         table,
-        id: old.as_ref().or(new.as_ref()).map(id).expect("a row"),
-        old: old.as_deref().map(|row| version(table, row)),
-        new: new.as_deref().map(|row| version(table, row)),
+        id: old.or(new).map(id).expect("a row"),
+        old: old.map(|row| version(table, row)),
+        new: new.map(|row| version(table, row)),
     });
 }
 
@@ -209,7 +213,7 @@ fn version(table: Table, row: &[Option<String>]) -> Version {
     };
     let (id, bucket): (i64, i64) = (text(0).parse().unwrap(), text(2).parse().unwrap());
     Version {
-        version: text(1).parse().unwrap(),
+        number: text(1).parse().unwrap(),
         bucket: i32::try_from(bucket).unwrap(),
         group,
         hash: world::hash(id, bucket, group_text, body),

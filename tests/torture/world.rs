@@ -1,11 +1,10 @@
 //! What is written to and listened to: tables, policies, users, channels.
 
-use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use serde_json::{Value, json};
 
-use crate::judge::{Channel, Filter, Table, USERS, Viewer};
+use crate::judge::{Channel, Filter, Members, Table, USERS, Viewer};
 
 /// Teams are numbered from 0.
 pub(crate) const TEAMS: i32 = 4;
@@ -39,7 +38,7 @@ pub(crate) fn user_of(subject: &str) -> Option<usize> {
 pub(crate) const FIXED: (usize, i32) = (0, 0);
 
 /// Who is a member of what at the beginning.
-pub(crate) fn members() -> HashSet<(usize, i32)> {
+pub(crate) fn members() -> Members {
     let all = (0..USERS).flat_map(|user| (0..TEAMS).map(move |team| (user, team)));
     all.filter(|(user, team)| i32::try_from(*user).is_ok_and(|user| (user + team) % 2 == 0))
         .collect()
@@ -48,7 +47,7 @@ pub(crate) fn members() -> HashSet<(usize, i32)> {
 /// Tables, policies, and the shadow of each version of a row, written in the same transaction and
 /// under the same policies: whoever may see the version there may see it anywhere.
 pub(crate) fn schema() -> String {
-    let mut sql = String::from(
+    let mut parts = vec![String::from(
         "create sequence versions cache 1;
         create table open_rows (id bigint primary key, version bigint, bucket int, body text);
         create table owned (id bigint primary key, version bigint, bucket int, owner uuid, body text);
@@ -70,9 +69,9 @@ pub(crate) fn schema() -> String {
         create policy own on members to authenticated using (member = (select auth.uid()));
         grant select on members to authenticated, service_role;
         grant select on open_rows to anon;",
-    );
+    )];
     for table in ["open_rows", "owned", "team_docs"] {
-        sql.push_str(&format!(
+        parts.push(format!(
             "create trigger own_version before insert or update on {table}
                 for each row execute function own_version();
             alter table {table} replica identity full;
@@ -80,14 +79,14 @@ pub(crate) fn schema() -> String {
         ));
     }
     for table in ["owned", "owned_versions"] {
-        sql.push_str(&format!(
+        parts.push(format!(
             "alter table {table} enable row level security;
             create policy own on {table} to authenticated using (owner = (select auth.uid()));
             grant select on {table} to authenticated;"
         ));
     }
     for table in ["team_docs", "team_versions"] {
-        sql.push_str(&format!(
+        parts.push(format!(
             "alter table {table} enable row level security;
             create policy team on {table} to authenticated using (
                 team in (select m.team from members as m where m.member = (select auth.uid())));
@@ -95,13 +94,13 @@ pub(crate) fn schema() -> String {
         ));
     }
     for (user, team) in members() {
-        sql.push_str(&format!("insert into members values ('{}', {team});", subject(user)));
+        parts.push(format!("insert into members values ('{}', {team});", subject(user)));
     }
-    sql.push_str(&format!(
+    parts.push(format!(
         "create publication {TRUTH} for table open_rows, owned, team_docs, members;
         alter publication supabase_realtime add table open_rows, owned, team_docs, members;"
     ));
-    sql
+    parts.concat()
 }
 
 /// A client: a socket in one version of the protocol, with channels.
@@ -113,6 +112,9 @@ pub(crate) struct Client {
     pub(crate) channels: Vec<usize>,
 }
 
+/// The version of the protocol, who, and what each channel asks for.
+type Wish = (&'static str, (Viewer, Value), Vec<Vec<(Table, Filter)>>);
+
 /// Everybody who listens, and on what.
 pub(crate) fn listeners() -> (Vec<Client>, Vec<Channel>) {
     use Filter::{BucketAbove, BucketBelow, BucketIs, None, TeamIn};
@@ -123,7 +125,7 @@ pub(crate) fn listeners() -> (Vec<Client>, Vec<Channel>) {
     let service = (Viewer::Service, json!({ "role": "service_role" }));
     let anon = (Viewer::Anon, json!({ "role": "anon" }));
     let everything = vec![(Open, None), (Owned, None), (Team, None)];
-    let wanted: Vec<(&'static str, (Viewer, Value), Vec<Vec<(Table, Filter)>>)> = vec![
+    let wanted: Vec<Wish> = vec![
         ("2.0.0", service, vec![everything.clone()]),
         ("2.0.0", anon.clone(), vec![vec![(Open, BucketIs(3))]]),
         ("1.0.0", anon, vec![vec![(Open, BucketAbove(5))]]),

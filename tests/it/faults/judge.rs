@@ -49,7 +49,7 @@ impl Table {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Version {
     /// No other version of any row has it.
-    pub(crate) version: i64,
+    pub(crate) number: i64,
     pub(crate) bucket: i32,
     /// Owner or team, by number.
     pub(crate) group: i32,
@@ -234,14 +234,20 @@ impl Counts {
     }
 }
 
+/// Users and their teams.
+pub(crate) type Members = HashSet<(usize, i32)>;
+
+/// Which users see a version.
+type SeenBy = HashMap<i64, [bool; USERS]>;
+
 /// The oracle over all rounds.
 #[derive(Debug)]
 pub(crate) struct Judge {
     channels: Vec<State>,
     /// Who is in which team, at the end of the last round.
-    members: HashSet<(usize, i32)>,
+    members: Members,
     /// Users that see the live version of an owned row, of earlier rounds.
-    owned: HashMap<i64, [bool; USERS]>,
+    owned: SeenBy,
     /// Versions up to this one are of earlier rounds.
     version_before: i64,
     pub(crate) counts: Counts,
@@ -255,43 +261,38 @@ struct State {
     anchored: bool,
 }
 
-/// Possible outcomes of one change for one channel.
+/// Possible outcomes of one change for one channel, a bit each.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Outcomes {
-    nothing: bool,
-    insert: bool,
-    update: bool,
-    delete: bool,
-}
+struct Outcomes(u8);
 
 impl Outcomes {
-    fn add(&mut self, outcome: Option<Kind>) {
+    fn bit(outcome: Option<Kind>) -> u8 {
         match outcome {
-            None => self.nothing = true,
-            Some(Kind::Insert) => self.insert = true,
-            Some(Kind::Update) => self.update = true,
-            Some(Kind::Delete) => self.delete = true,
+            None => 1,
+            Some(Kind::Insert) => 2,
+            Some(Kind::Update) => 4,
+            Some(Kind::Delete) => 8,
         }
+    }
+
+    fn add(&mut self, outcome: Option<Kind>) {
+        self.0 |= Self::bit(outcome);
     }
 
     fn allows(self, kind: Kind) -> bool {
-        match kind {
-            Kind::Insert => self.insert,
-            Kind::Update => self.update,
-            Kind::Delete => self.delete,
-        }
+        self.0 & Self::bit(Some(kind)) != 0
     }
 
     fn must_come(self) -> bool {
-        !self.nothing
+        self.0 & Self::bit(None) == 0
     }
 
     fn never_comes(self) -> bool {
-        !self.insert && !self.update && !self.delete
+        self.0 == Self::bit(None)
     }
 
     fn is_open(self) -> bool {
-        [self.nothing, self.insert, self.update, self.delete].iter().filter(|o| **o).count() > 1
+        self.0.count_ones() > 1
     }
 }
 
@@ -321,8 +322,8 @@ impl Seen {
 /// One round under judgement.
 struct Court<'a> {
     round: &'a Round,
-    members: &'a HashSet<(usize, i32)>,
-    earlier: &'a HashMap<i64, [bool; USERS]>,
+    members: &'a Members,
+    earlier: &'a SeenBy,
     by_version: HashMap<i64, usize>,
     by_row: HashMap<(Table, i64), Vec<usize>>,
     /// By user and team.
@@ -337,7 +338,7 @@ struct Missing {
 }
 
 impl Judge {
-    pub(crate) fn new(channels: Vec<Channel>, members: HashSet<(usize, i32)>) -> Self {
+    pub(crate) fn new(channels: Vec<Channel>, members: Members) -> Self {
         let state = |channel| State { channel, anchored: false };
         Self {
             channels: channels.into_iter().map(state).collect(),
@@ -350,7 +351,7 @@ impl Judge {
     }
 
     /// Who is in which team, as of the rounds that were judged.
-    pub(crate) fn members(&self) -> &HashSet<(usize, i32)> {
+    pub(crate) fn members(&self) -> &Members {
         &self.members
     }
 
@@ -368,18 +369,18 @@ impl Judge {
         for Missing { channel, truth, why } in missing {
             let by_policy = round.truths[truth].table != Table::Open
                 && self.channels[channel].channel.viewer != Viewer::Service;
-            let count = if by_policy && got[truth] {
+            let counter = if by_policy && got[truth] {
                 &mut self.counts.withheld
             } else {
                 &mut self.counts.lost
             };
-            *count += 1;
+            *counter += 1;
             let name = if by_policy && got[truth] { "withheld" } else { "lost" };
             let text = format!("{} {why}", court.describe(truth));
             self.account(name, channel, &text);
         }
         let (next_members, next_owned) = court.carry_over();
-        let versions = round.truths.iter().filter_map(|truth| truth.new.map(|new| new.version));
+        let versions = round.truths.iter().filter_map(|truth| truth.new.map(|new| new.number));
         self.version_before = versions.max().unwrap_or(0).max(self.version_before);
         (self.members, self.owned) = (next_members, next_owned);
     }
@@ -588,13 +589,13 @@ impl Judge {
         {
             bad(|counts| &mut counts.wrong, "wrong", "has the cursor of another place");
         }
-        let told = truth.new.map(|new| (new.version, new.hash));
+        let told = truth.new.map(|new| (new.number, new.hash));
         if event.record.is_some() && event.record != told {
             bad(|counts| &mut counts.wrong, "wrong", "came with other columns");
         }
         if let Some(shown) = event.old_record {
             let old = truth.old;
-            if old.map(|old| (old.version, old.hash)) != Some(shown) {
+            if old.map(|old| (old.number, old.hash)) != Some(shown) {
                 bad(|counts| &mut counts.wrong, "wrong", "came with another old row");
             }
             let seen = old.map_or(Seen::No, |old| {
@@ -618,16 +619,12 @@ impl Judge {
 }
 
 impl<'a> Court<'a> {
-    fn new(
-        round: &'a Round,
-        members: &'a HashSet<(usize, i32)>,
-        earlier: &'a HashMap<i64, [bool; USERS]>,
-    ) -> Self {
+    fn new(round: &'a Round, members: &'a Members, earlier: &'a SeenBy) -> Self {
         let mut by_version = HashMap::new();
         let mut by_row: HashMap<_, Vec<usize>> = HashMap::new();
         for (index, truth) in round.truths.iter().enumerate() {
             if let Some(new) = truth.new {
-                by_version.insert(new.version, index);
+                by_version.insert(new.number, index);
             }
             by_row.entry((truth.table, truth.id)).or_default().push(index);
         }
@@ -657,7 +654,9 @@ impl<'a> Court<'a> {
             truth.old.is_some()
                 && match event.cursor {
                     Some(cursor) => (cursor.lsn, cursor.ordinal) == (truth.lsn, truth.ordinal),
-                    None => self.outcomes(channel, **index, Some(event.time_us)).delete,
+                    None => {
+                        self.outcomes(channel, **index, Some(event.time_us)).allows(Kind::Delete)
+                    }
                 }
         };
         let of_row = self.by_row.get(&(event.table, event.id))?;
@@ -672,9 +671,8 @@ impl<'a> Court<'a> {
         write!(text, "{} id {id} at {high:X}/{low:X} ordinal {ordinal}, {time_us}", table.name())
             .unwrap();
         for (name, version) in [("old", old), ("new", new)] {
-            if let Some(Version { version, bucket, group, .. }) = version {
-                write!(text, " {name} (version {version}, bucket {bucket}, group {group})")
-                    .unwrap();
+            if let Some(Version { number, bucket, group, .. }) = version {
+                write!(text, " {name} (version {number}, bucket {bucket}, group {group})").unwrap();
             }
         }
         text
@@ -694,9 +692,9 @@ impl<'a> Court<'a> {
         };
         match table {
             Table::Open => Seen::Yes,
-            Table::Owned => Seen::of(match self.earlier.get(&version.version) {
+            Table::Owned => Seen::of(match self.earlier.get(&version.number) {
                 Some(seen) => seen[user],
-                None => self.round.owned[user].contains(&version.version),
+                None => self.round.owned[user].contains(&version.number),
             }),
             Table::Team => {
                 let mut now = self.members.contains(&(user, version.group));
@@ -735,10 +733,9 @@ impl<'a> Court<'a> {
             for &sees_new in new_seen.possible() {
                 outcomes.add(match (&truth.old, &truth.new) {
                     (None, Some(_)) => (new_fits && sees_new).then_some(Kind::Insert),
-                    (Some(_), None) => (old_fits && sees_old).then_some(Kind::Delete),
                     (Some(_), Some(_)) if new_fits && sees_new => Some(Kind::Update),
-                    // Out of sight, or out of the filter.
-                    (Some(_), Some(_)) => (old_fits && sees_old).then_some(Kind::Delete),
+                    // Gone, out of sight, or out of the filter.
+                    (Some(_), _) => (old_fits && sees_old).then_some(Kind::Delete),
                     (None, None) => None,
                 });
             }
@@ -747,7 +744,7 @@ impl<'a> Court<'a> {
     }
 
     /// Who is a member at the end, and who sees the versions that are still there then.
-    fn carry_over(&self) -> (HashSet<(usize, i32)>, HashMap<i64, [bool; USERS]>) {
+    fn carry_over(&self) -> (Members, SeenBy) {
         let mut members = self.members.clone();
         for Membership { user, team, member, .. } in &self.round.memberships {
             if *member {
@@ -759,11 +756,11 @@ impl<'a> Court<'a> {
         let mut owned = self.earlier.clone();
         for truth in self.round.truths.iter().filter(|truth| truth.table == Table::Owned) {
             if let Some(old) = truth.old {
-                owned.remove(&old.version);
+                owned.remove(&old.number);
             }
             if let Some(new) = truth.new {
-                let seen = |user: usize| self.round.owned[user].contains(&new.version);
-                owned.insert(new.version, std::array::from_fn(seen));
+                let seen = |user: usize| self.round.owned[user].contains(&new.number);
+                owned.insert(new.number, std::array::from_fn(seen));
             }
         }
         (members, owned)

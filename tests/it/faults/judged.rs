@@ -8,8 +8,8 @@ use super::judge::{
 };
 
 /// A version of a row with id 7, of owner or team `group`.
-fn version(version: i64, bucket: i32, group: i32) -> Version {
-    Version { version, bucket, group, hash: u64::try_from(version).unwrap() * 10 }
+fn version(number: i64, bucket: i32, group: i32) -> Version {
+    Version { number, bucket, group, hash: u64::try_from(number).unwrap() * 10 }
 }
 
 fn truth(lsn: u64, table: Table, old: Option<Version>, new: Option<Version>) -> Truth {

@@ -271,13 +271,13 @@ impl Pump {
             }
         };
         let piece = &mut buffer[..count];
-        let mut bytes_max = count;
+        let mut split = None;
         match fault {
             Fault::Delay { least, jitter } => {
                 let jitter = jitter.mul_f64(self.random.random());
                 tokio::time::sleep(least + jitter).await;
             }
-            Fault::Split { bytes_max: most } => bytes_max = most.max(1),
+            Fault::Split { bytes_max } => split = Some(bytes_max.max(1)),
             Fault::Flip { one_in } => {
                 for byte in piece.iter_mut() {
                     if self.random.random_ratio(1, one_in.max(1)) {
@@ -289,16 +289,16 @@ impl Pump {
         }
         let mut rest = &buffer[..count];
         while !rest.is_empty() {
-            let length = match fault {
-                Fault::Split { .. } => self.random.random_range(1..=bytes_max).min(rest.len()),
-                _ => rest.len(),
+            let length = match split {
+                Some(bytes_max) => self.random.random_range(1..=bytes_max).min(rest.len()),
+                None => rest.len(),
             };
             let (next, after) = rest.split_at(length);
             if write(&self.to, next).await.is_err() {
                 return Err(self.end(End::Reset));
             }
             rest = after;
-            if matches!(fault, Fault::Split { .. }) {
+            if split.is_some() {
                 tokio::task::yield_now().await;
             }
         }
