@@ -20,6 +20,7 @@ mod cluster;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/faults/judge.rs"]
 mod judge;
+mod garbler;
 mod listener;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../it/faults/proxy.rs"]
@@ -120,11 +121,14 @@ struct Run {
     desk: Arc<Desk>,
     notes: Arc<Notes>,
     listeners: JoinSet<()>,
+    garbler: JoinSet<()>,
     writers: JoinSet<()>,
     supervisor: JoinSet<()>,
     judge: Judge,
     reader: Reader,
     crashes: u64,
+    /// The slot was dropped in this round.
+    gaps_are_due: bool,
     /// What happened in this round, with times.
     story: Vec<String>,
     /// What no count says, and must not be.
@@ -193,11 +197,13 @@ impl Run {
             desk,
             notes,
             listeners: JoinSet::new(),
+            garbler: JoinSet::new(),
             writers: JoinSet::new(),
             supervisor,
             judge,
             reader: Reader::default(),
             crashes: 0,
+            gaps_are_due: false,
             story: Vec::new(),
             faults: Vec::new(),
         };
@@ -214,6 +220,12 @@ impl Run {
                 listener::listen(client, &channels, token, address, seed, &notes).await;
             });
         }
+        let garbled = Proxy::start(run.service.address, seed ^ 2).await;
+        garbled.set(proxy::Direction::Up, proxy::Fault::Flip { one_in: 400 });
+        run.garbler.spawn(async move {
+            let _until_the_end = &garbled;
+            garbler::talk(garbled.address, token(&world::anybody())).await;
+        });
         for number in 0..WRITERS {
             let (url, desk) = (run.cluster.url(DATABASE), Arc::clone(&run.desk));
             let seed = seed.wrapping_add(2000 + number);
@@ -329,6 +341,14 @@ impl Run {
             Act::Checkpoint => {
                 let _ = self.admin().await.batch_execute("checkpoint").await;
             }
+            Act::DropSlot { under_its_reader } => {
+                self.gaps_are_due = true;
+                if !under_its_reader {
+                    self.service.hold();
+                }
+                self.drop_slot().await;
+                self.service.release();
+            }
             Act::Link { link, up, down, lasts } => {
                 let proxy = Arc::clone(self.link(link));
                 proxy.set(proxy::Direction::Up, up);
@@ -339,6 +359,25 @@ impl Run {
                 });
             }
             Act::ResetAll(link) => self.link(link).reset_all(),
+        }
+    }
+
+    /// Drops the service's slot, whoever reads it, faster than he comes back.
+    async fn drop_slot(&mut self) {
+        let drop = "do $$ begin
+                for i in 1..1000 loop
+                    perform pg_terminate_backend(active_pid, 1000) from pg_replication_slots
+                    where slot_name = 'torture' and active_pid is not null;
+                    begin
+                        perform pg_drop_replication_slot('torture');
+                        return;
+                    exception when object_in_use then null; when undefined_object then return;
+                    end;
+                end loop;
+                raise 'the slot is never free';
+            end $$";
+        if let Err(error) = self.admin().await.batch_execute(drop).await {
+            self.faults.push(format!("the slot was not dropped: {error:?}"));
         }
     }
 
@@ -448,7 +487,8 @@ impl Run {
 
     async fn judge(&mut self) {
         let admin = self.admin().await;
-        let round = self.reader.round(&admin).await;
+        let mut round = self.reader.round(&admin).await;
+        round.gaps_are_due = std::mem::take(&mut self.gaps_are_due);
         let logs: Vec<Vec<Entry>> = (0..self.notes.count())
             .map(|channel| std::mem::take(&mut self.notes.of(channel).log))
             .collect();
@@ -531,6 +571,7 @@ impl Run {
     async fn end(mut self) {
         self.desk.wanted.send_replace(Wanted::End);
         self.listeners.shutdown().await;
+        self.garbler.shutdown().await;
         self.service.end();
         while self.supervisor.join_next().await.is_some() {}
         self.writers.shutdown().await;

@@ -40,6 +40,11 @@ pub(crate) enum Act {
     /// Postgres stops in good order, and starts.
     PostgresRestart,
     Checkpoint,
+    /// The slot is dropped: while nobody reads it, or else under its reader. The one thing after
+    /// which a gap has to be told.
+    DropSlot {
+        under_its_reader: bool,
+    },
     /// A fault of one direction, or of both, for so long.
     Link {
         link: Link,
@@ -58,6 +63,9 @@ impl Act {
     }
 }
 
+/// One round in so many loses the slot.
+const DROPS: u64 = 8;
+
 /// The acts of a round, each with the pause before it. `acts` of them.
 pub(crate) fn round(seed: u64, number: u64, acts: usize) -> Vec<(Duration, Act)> {
     let mixed =
@@ -68,6 +76,10 @@ pub(crate) fn round(seed: u64, number: u64, acts: usize) -> Vec<(Duration, Act)>
     if !acts.iter().any(|(_, act)| act.is_crash()) {
         let place = random.random_range(0..acts.len());
         acts[place].1 = crash(&mut random);
+    }
+    if number % DROPS == DROPS / 2 {
+        let place = random.random_range(0..acts.len());
+        acts[place].1 = Act::DropSlot { under_its_reader: random.random() };
     }
     acts
 }
@@ -89,7 +101,7 @@ fn act(random: &mut StdRng) -> Act {
         0..25 => Act::Kill,
         25..55 => Act::Arm(arming(random)),
         55..60 => Act::Terminate,
-        60..64 => Act::Freeze(milliseconds(random, 100, 3000)),
+        60..64 => Act::Freeze(freeze(random)),
         64..70 => crash(random),
         70..73 => Act::EndWalsender,
         73..75 => Act::PostgresRestart,
@@ -98,6 +110,15 @@ fn act(random: &mut StdRng) -> Act {
         86..95 => link(random, Link::Clients),
         95..97 => Act::ResetAll(Link::Database),
         _ => Act::ResetAll(Link::Clients),
+    }
+}
+
+/// One in eight is longer than the server waits for a sign of life.
+fn freeze(random: &mut StdRng) -> Duration {
+    if random.random_ratio(1, 8) {
+        milliseconds(random, 11_000, 13_000)
+    } else {
+        milliseconds(random, 100, 3000)
     }
 }
 

@@ -52,6 +52,8 @@ pub(crate) struct Service {
     pub(crate) log: PathBuf,
     state: Mutex<State>,
     stop: watch::Sender<bool>,
+    /// No process is started while this is so.
+    held: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -71,8 +73,8 @@ struct State {
 
 impl Service {
     pub(crate) fn new(address: SocketAddr, database_url: String, log: PathBuf) -> Self {
-        let (state, stop) = (Mutex::default(), watch::Sender::new(false));
-        Self { address, database_url, log, state, stop }
+        let (stop, held) = (watch::Sender::new(false), watch::Sender::new(false));
+        Self { address, database_url, log, state: Mutex::default(), stop, held }
     }
 
     /// Runs one process after the other until [`Self::end`].
@@ -85,8 +87,9 @@ impl Service {
             .process_group(0)
             .spawn()
             .unwrap();
-        let mut stop = self.stop.subscribe();
+        let (mut stop, mut held) = (self.stop.subscribe(), self.held.subscribe());
         while !*stop.borrow_and_update() {
+            let _ = held.wait_for(|held| !*held).await;
             let (mut child, armed) = self.start();
             writeln!(keeper.stdin.as_mut().expect("piped"), "{}", child.id()).unwrap();
             let status = loop {
@@ -173,6 +176,18 @@ impl Service {
         self.signal("KILL");
     }
 
+    /// Ends the process, and keeps the next one from starting until [`Self::release`].
+    pub(crate) fn hold(&self) {
+        self.held.send_replace(true);
+        self.signal("CONT");
+        self.kill(None);
+    }
+
+    /// Lets the next process start.
+    pub(crate) fn release(&self) {
+        self.held.send_replace(false);
+    }
+
     /// Starts so far.
     pub(crate) fn starts(&self) -> u64 {
         self.state.lock().unwrap().starts
@@ -233,6 +248,7 @@ impl Service {
     /// Ends the process, and no other follows.
     pub(crate) fn end(&self) {
         self.stop.send_replace(true);
+        self.release();
         self.signal("CONT");
         self.signal("KILL");
     }
