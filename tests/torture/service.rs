@@ -121,8 +121,10 @@ impl Service {
             .env("WALCAST_SLOT", "torture")
             .env("WALCAST_BIND", self.address.to_string())
             .env("WALCAST_LOG", filter)
-            // A client may be away for longer than a minute while everything else is down, too.
+            // A client may be away for longer than a minute while everything else is down, too. By
+            // bytes it is less than the default, so that the slot moves every few rounds.
             .env("WALCAST_REPLICATION_REPLAY_WINDOW_MS", "600000")
+            .env("WALCAST_REPLICATION_REPLAY_WINDOW_BYTES", "33554432")
             // A server that is to stop waits for us, and we for its answers.
             .env("WALCAST_REPLICATION_STALL_TIMEOUT_MS", "5000")
             .env("WALCAST_SERVER_JOIN_ERROR_BACKOFF_MS", "0")
