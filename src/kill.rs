@@ -17,7 +17,9 @@ pub const EXIT_CODE: i32 = 86;
 /// A place at which the process can be made to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
-    /// A batch of the log was decoded, nothing of it was looked at.
+    /// A batch of the log was decoded, nobody could be shown it again.
+    BeforeHistory,
+    /// It is in the history, nobody was shown it.
     AfterDecode,
     /// Changes are to be decided by Row Level Security.
     BeforeCheck,
@@ -33,12 +35,15 @@ pub enum Point {
     BeforeAcknowledge,
     /// The server was told to move the slot.
     AfterAcknowledge,
+    /// Channels that came back are to be shown a batch that they missed.
+    OnResume,
     /// The service was asked to stop, and sockets are to be closed.
     OnDrain,
 }
 
 /// All of them.
-pub const POINTS: [Point; 9] = [
+pub const POINTS: [Point; 11] = [
+    Point::BeforeHistory,
     Point::AfterDecode,
     Point::BeforeCheck,
     Point::AfterCheck,
@@ -47,6 +52,7 @@ pub const POINTS: [Point; 9] = [
     Point::AfterFanOut,
     Point::BeforeAcknowledge,
     Point::AfterAcknowledge,
+    Point::OnResume,
     Point::OnDrain,
 ];
 
@@ -54,6 +60,7 @@ impl Point {
     /// The name in [`VARIABLE`].
     pub const fn name(self) -> &'static str {
         match self {
+            Self::BeforeHistory => "before_history",
             Self::AfterDecode => "after_decode",
             Self::BeforeCheck => "before_check",
             Self::AfterCheck => "after_check",
@@ -62,6 +69,7 @@ impl Point {
             Self::AfterFanOut => "after_fan_out",
             Self::BeforeAcknowledge => "before_acknowledge",
             Self::AfterAcknowledge => "after_acknowledge",
+            Self::OnResume => "on_resume",
             Self::OnDrain => "on_drain",
         }
     }

@@ -25,7 +25,7 @@ use crate::config::{self, Config};
 use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
-use crate::feed::{Feed, Filters, Gap, Status, Writes};
+use crate::feed::{Feed, Filters, Gap, History, Publisher, Replayer, Replays, Status, Writes};
 use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, router};
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
@@ -140,11 +140,13 @@ async fn serve(
     let metrics = telemetry::record_metrics().ok();
     let hub = Arc::new(Hub::new(config.presence.clone()));
     let publications = &config.replication.publications;
-    let catalog = Catalog::new(logins.check.clone(), &config.database.roles, publications);
-    let catalog = catalog.beside_messages(&config.replication.messages_publication);
-    let catalog = Arc::new(catalog);
-    let authorizer = Authorizer::new(logins.check.clone(), &config.database, publications);
-    let authorizer = Arc::new(authorizer);
+    let new_catalog = || {
+        Catalog::new(logins.check.clone(), &config.database.roles, publications)
+            .beside_messages(&config.replication.messages_publication)
+    };
+    let new_authorizer = || Authorizer::new(logins.check.clone(), &config.database, publications);
+    let (catalog, authorizer) = (Arc::new(new_catalog()), Arc::new(new_authorizer()));
+    let replays = Arc::new(Replays::default());
     let status = Arc::new(Status::default());
     let (ready, is_ready) = watch::channel(false);
     let access = Arc::new(Access::new(logins.check.clone(), &config.database));
@@ -155,10 +157,31 @@ async fn serve(
         Arc::clone(&access),
         logins.check.clone(),
         config,
-        join::Stream { status: Arc::clone(&status), ready: is_ready.clone() },
+        join::Stream {
+            status: Arc::clone(&status),
+            ready: is_ready.clone(),
+            replays: Arc::clone(&replays),
+        },
     ));
     let check_timeout = Duration::from_millis(config.database.check_timeout_ms);
-    let filters = Filters::new(logins.check.clone(), check_timeout);
+    let history_bytes = usize::try_from(config.replication.replay_window()).unwrap_or(usize::MAX);
+    let history_age = Duration::from_millis(config.replication.replay_window_ms);
+    let history = Arc::new(History::new(history_bytes, history_age));
+    let replayer = Replayer {
+        replays: Arc::clone(&replays),
+        history: Arc::clone(&history),
+        hub: Arc::clone(&hub),
+        feed: Arc::clone(&status),
+        publisher: Publisher {
+            changes: config.changes.clone(),
+            payload_bytes_max: config.limits.payload_bytes_max,
+            catalog: Arc::new(new_catalog()),
+            authorizer: Arc::new(new_authorizer()),
+            filters: Filters::new(logins.check.clone(), check_timeout),
+            hub: Arc::default(),
+            status: Arc::default(),
+        },
+    };
     let per_client = config.limits.connections_per_ip_max;
     let connections = Connections::with_client_limit(&config.server, per_client);
     let everybody = Arc::clone(&connections);
@@ -166,12 +189,16 @@ async fn serve(
     let feed = Feed {
         login: logins.replication.clone(),
         replication: config.replication.clone(),
-        changes: config.changes.clone(),
-        payload_bytes_max: config.limits.payload_bytes_max,
-        catalog: Arc::clone(&catalog),
-        authorizer: Arc::clone(&authorizer),
-        filters,
-        hub: Arc::clone(&hub),
+        publisher: Publisher {
+            changes: config.changes.clone(),
+            payload_bytes_max: config.limits.payload_bytes_max,
+            catalog: Arc::clone(&catalog),
+            authorizer: Arc::clone(&authorizer),
+            filters: Filters::new(logins.check.clone(), check_timeout),
+            hub: Arc::clone(&hub),
+            status: Arc::clone(&status),
+        },
+        history,
         status: Arc::clone(&status),
         ready,
         writes: writes.clone(),
@@ -230,6 +257,11 @@ async fn serve(
     let (stop_serving, stop_feed) = (CancellationToken::new(), CancellationToken::new());
     let token = stop_feed.clone();
     running.spawn(async move { ("feed", feed.run(token).await.map_err(Into::into)) });
+    let token = stop_feed.clone();
+    running.spawn(async move {
+        replayer.run(token).await;
+        ("replays", Ok(()))
+    });
     let token = stop_feed.clone();
     let watcher = upkeep::watch_catalog(catalog, authorizer, Arc::clone(&hub), token);
     running.spawn(async move {

@@ -81,6 +81,8 @@ pub const ORPHAN_RETAINED_BYTES: &str = "walcast_orphan_slots_retained_bytes";
 pub const WAL_CONNECTS: &str = "walcast_wal_connects_total";
 /// Gaps declared to clients, by [`REASON`].
 pub const GAPS: &str = "walcast_gaps_total";
+/// Channels that came back with a cursor, by [`RESULT`]: `ok` or `gap`.
+pub const RESUMES: &str = "walcast_resumes_total";
 /// Seconds from a commit on the server to its frames being offered.
 pub const LATENCY_SECONDS: &str = "walcast_latency_seconds";
 /// Seconds one round of policy checks took.
@@ -284,6 +286,7 @@ fn describe() {
     describe_gauge!(ORPHAN_RETAINED_BYTES, Unit::Bytes, "WAL that the worst of them keeps.");
     describe_counter!(WAL_CONNECTS, "Replication connections opened.");
     describe_counter!(GAPS, "Gaps declared to clients, by reason.");
+    describe_counter!(RESUMES, "Channels that came back with a cursor, by result.");
     describe_histogram!(LATENCY_SECONDS, Unit::Seconds, "Commit to frames offered.");
     describe_histogram!(CHECK_SECONDS, Unit::Seconds, "One round of policy checks.");
     describe_counter!(KEY_SET_FETCHES, "Fetches of the key set, by result.");

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant, SystemTime};
 use hashbrown::{HashMap, HashSet};
 use tracing::{debug, error, warn};
 
-use super::Feed;
 use super::filters;
 use super::frames::{Frames, Rules, Wanted};
 use super::memory::{Completed, Memory, Within};
 use super::messages::{self, Message};
+use super::publish::Publisher;
 use super::reader::{Definition, Pending, Segment};
 use crate::auth::rls::{self, Question, Verdict, Visibility};
 use crate::catalog::{self, RowAccess, Table};
@@ -48,7 +48,7 @@ pub(super) enum Unanswered {
     Filter(#[from] filters::Error),
 }
 
-impl Feed {
+impl Publisher {
     /// Publishes changes under one definition of each table, and messages in their places between
     /// them.
     pub(super) async fn decide(
@@ -394,7 +394,7 @@ struct Answers {
     failed: Vec<(ClaimsId, u32)>,
 }
 
-impl Feed {
+impl Publisher {
     fn audiences(&self, changes: &[Change], candidates: &[Candidate]) -> Audiences {
         let mut audiences = Audiences::new();
         let mut add = |id: AudienceId, oid: u32| {

@@ -305,6 +305,7 @@ mod tests {
                 encode,
                 broadcast: |_, _, _| None,
                 push: |_, _, _| Bytes::new(),
+                word: |_, _| Bytes::new(),
             },
             topic: "realtime:t".into(),
             role: "authenticated".into(),

@@ -109,7 +109,7 @@ const DELETED_MAX: usize = 16;
 
 /// The latest messages that a transaction has deleted. An UPDATE that moves a row to another
 /// partition is in the log as a DELETE there and an INSERT here, and says nothing new.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Deleted {
     /// Table, whether that is [`Message::unsure`], id.
     latest: VecDeque<(u32, bool, Box<str>)>,

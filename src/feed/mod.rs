@@ -11,9 +11,12 @@ mod decide;
 mod filters;
 mod frames;
 mod guard;
+mod history;
 mod memory;
 mod messages;
+mod publish;
 mod reader;
+mod replay;
 mod written;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,26 +27,25 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::auth::rls::Authorizer;
-use crate::catalog::Catalog;
 use crate::config;
-use crate::cursor::Place;
+use crate::cursor::{Epoch, Place};
 use crate::db::Login;
-use crate::hub::{Hub, RoomName};
 use crate::kill;
 use crate::lsn::Lsn;
 use crate::telemetry;
-use crate::wal::{self, Format, WalStream};
+use crate::wal::{self, Batch, Format, Identity, WalStream};
 
 pub use filters::Filters;
 pub use guard::{Budget, CATALOG_AGE_MUCH, Pressure, SlotState};
+pub use history::History;
+pub use publish::Publisher;
+pub use replay::{Replayer, Replays, Resume};
 pub use written::{Write, Writes};
 
 use course::Course;
-use decide::Unanswered;
-use memory::{Memory, Roots};
-use messages::Message;
-use reader::{Definition, Pending, Reader, Segment};
+use history::Read;
+use memory::Memory;
+use reader::{Reader, Segment};
 
 /// Waits between attempts to connect: the first, and what doubling ends at.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -51,9 +53,6 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 /// Waits between attempts while only a person can help, and while somebody else reads the slot:
 /// that often it is not too much, and whoever is gone is followed within two seconds.
 const RETRY_SLOWLY: Duration = Duration::from_secs(1);
-
-/// Waits between attempts to get an answer about a held batch.
-const HELD: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
 /// Between looks at how far the feed came: the first, and what doubling ends at.
 const PASSED: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
@@ -200,18 +199,10 @@ pub struct Feed {
     pub login: Login,
     /// Slot and batches.
     pub replication: config::Replication,
-    /// What is shown.
-    pub changes: config::Changes,
-    /// Bytes of a stored message's payload above which it is broadcast to nobody.
-    pub payload_bytes_max: usize,
-    /// Table definitions.
-    pub catalog: Arc<Catalog>,
-    /// Who may see a row.
-    pub authorizer: Arc<Authorizer>,
-    /// Filters that only Postgres can finish.
-    pub filters: Filters,
-    /// Subscribers.
-    pub hub: Arc<Hub>,
+    /// What is made of changes, and to whom it goes.
+    pub publisher: Publisher,
+    /// What was read last, for whoever comes back.
+    pub history: Arc<History>,
     /// For health and metrics.
     pub status: Arc<Status>,
     /// Becomes true once changes committed from now on are certain to be delivered.
@@ -410,27 +401,29 @@ impl Feed {
         course: &mut Course,
         shutdown: &CancellationToken,
     ) -> Result<Ended, Error> {
-        if let Some(reason) = course.attach(wal.identity()) {
+        let gap = course.attach(wal.identity());
+        let live_from = course.live_from.unwrap_or_default();
+        let epoch = self.begin_history(wal.identity(), live_from, gap.is_some());
+        if let Some(reason) = gap {
             error!(reason, "changes are missing: the slot does not continue what was published");
             metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
-            self.hub.notice_everybody(GAP);
+            self.publisher.hub.notice_everybody(GAP);
             // A connection that is told to close takes no more words.
             tokio::time::sleep(NOTICE_GRACE).await;
             (self.gap.0)();
         }
-        let live_from = course.live_from.unwrap_or_default();
         self.status.attached.store(true, Ordering::Relaxed);
         self.status.set_slot(SlotState::Attached, String::new());
         self.status.catalog_changes.fetch_add(1, Ordering::Release);
         self.ready.send_replace(true);
         metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
-        let mut reader = Reader::new(live_from, course.within, self.payload_bytes_max);
-        let mut memory = Memory::default();
+        let mut reader = Reader::new(live_from, course.within, self.publisher.payload_bytes_max);
+        let mut memory = Memory { epoch, ..Memory::default() };
         // Whatever was cached may have changed while nobody read the log.
-        self.catalog.forget_all();
-        self.catalog.forget_definers();
-        self.authorizer.forget(None);
-        self.hub.forget_tables();
+        self.publisher.catalog.forget_all();
+        self.publisher.catalog.forget_definers();
+        self.publisher.authorizer.forget(None);
+        self.publisher.hub.forget_tables();
         let look_now = Notify::new();
         let (with_messages, head) = (wal.identity().messages, wal.identity().head);
         if !with_messages && !course.without_messages && self.reads_messages() {
@@ -467,35 +460,20 @@ impl Feed {
                 }
                 batch = wal.next_batch() => batch?,
             };
-            let decoded = reader.changes_decoded;
-            memory.roots.forget_old(self.catalog.forgotten());
-            let generation = (self.hub.generation(), memory.roots.version);
-            let wants = |table: &Definition, anew: bool| self.wants(table, anew, &memory.roots);
-            let one = course.format == Format::Binary;
-            let listening = self.hub.subscribers() > 0;
-            let hears = |room: &RoomName| self.hub.has_room(room);
-            let hears: Option<&dyn Fn(&RoomName) -> bool> =
-                if self.hub.has_rooms() { Some(&hears) } else { None };
-            let segments = reader.read(&batch, generation, listening, one, hears, wants)?;
-            let decoded = reader.changes_decoded - decoded;
-            metrics::counter!(telemetry::CHANGES).increment(decoded);
+            let segments = self.read(&batch, &mut reader, &mut memory, course)?;
             kill::point(kill::Point::AfterDecode);
             for segment in segments {
                 if segment.catalog_changed && !with_messages {
                     look_now.notify_one();
                 }
-                if self.authorizer.observe_decoded(&segment.xids)
-                    && let Err(error) = self.authorizer.look().await
-                {
-                    debug!(error = telemetry::chain(&error), "no look at what is visible");
-                }
+                self.publisher.observe(&segment).await;
                 if !segment.is_empty() {
                     tokio::select! {
                         () = shutdown.cancelled() => return Ok(Ended::Shutdown),
-                        () = self.publish(&segment, &mut memory) => {}
+                        () = self.publisher.publish(&segment, &mut memory) => {}
                     }
                 }
-                self.report_refused(segment.messages_refused, &mut memory);
+                self.publisher.report_refused(segment.messages_refused, &mut memory);
                 for (id, end) in &segment.written {
                     self.writes.published(id, *end);
                 }
@@ -518,80 +496,6 @@ impl Feed {
                 return Ok(Ended::Reopen);
             }
         }
-    }
-
-    /// Whether anybody may have asked for a table, or for a partitioned table that it is a part of.
-    fn wants(&self, table: &Definition, anew: bool, roots: &Roots) -> bool {
-        if self.hub.wants(&table.schema, &table.table) {
-            return true;
-        }
-        // Which table it is a part of may have changed with its definition.
-        let root = roots.known.get(&table.oid).filter(|_| !anew);
-        self.hub.wants_partitioned()
-            && match root {
-                Some(Some(root)) => self.hub.wants(&root.schema, &root.name),
-                Some(None) => false,
-                None => true,
-            }
-    }
-
-    /// Publishes one segment, asking again until Postgres answers.
-    async fn publish(&self, segment: &Segment, memory: &mut Memory) {
-        let mut wait = HELD.0;
-        let mut done = Done::default();
-        loop {
-            let _batch = EndBatch(&self.hub);
-            let Err(error) = self.attempt(segment, &mut done, memory).await else { break };
-            if !self.status.held.swap(true, Ordering::Relaxed) {
-                let error = telemetry::chain(&error);
-                warn!(error, "changes are held until Postgres answers");
-            }
-            metrics::counter!(telemetry::CHECKS_FAILED, telemetry::REASON => "held").increment(1);
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(HELD.1);
-        }
-        if self.status.held.swap(false, Ordering::Relaxed) {
-            info!("Postgres answers again; held changes go out");
-        }
-    }
-
-    /// Publishes what is left of a segment; `done` counts what of it is out.
-    async fn attempt(
-        &self,
-        segment: &Segment,
-        done: &mut Done,
-        memory: &mut Memory,
-    ) -> Result<(), Unanswered> {
-        for touched in &segment.transactions {
-            let (commit, tables) = (touched.commit, &touched.tables);
-            let (changes, whole) = (touched.changes, touched.whole);
-            self.authorizer.observe_transaction(commit, tables, changes, whole);
-        }
-        if segment.last().is_none() && !segment.asks_the_catalog() {
-            self.catalog.observe_definers(&segment.definers);
-            return Ok(());
-        }
-        // What is forgotten now must not be learned again from before the change.
-        self.authorizer.wait_visible(&segment.xids).await?;
-        self.forget(segment);
-        let messages = self.sure(&segment.messages).await?;
-        loop {
-            let rest = segment.changes.get(done.changes..).unwrap_or_default();
-            let (changes, used) = self.complete(rest, memory).await?;
-            let out = |said: &&&Message| done.said.is_some_and(|last| said.place() <= last);
-            let said = &messages[messages.iter().take_while(out).count()..];
-            // Those before what is left after these changes.
-            let next = rest.get(used).map(Pending::place);
-            let is_due = |said: &&Message| next.is_none_or(|next| said.place() < next);
-            let due = said.iter().take_while(|said| is_due(said)).count();
-            self.decide(&changes, &said[..due], memory).await?;
-            done.changes += used;
-            done.said = said[..due].last().map_or(done.said, |last| Some(last.place()));
-            if next.is_none() {
-                break;
-            }
-        }
-        self.report_unreadable(segment).await
     }
 }
 
@@ -618,6 +522,44 @@ impl Feed {
         }
     }
 
+    /// Says to the history, and to whoever joins, where the log is read from now.
+    fn begin_history(&self, identity: &Identity, live_from: Lsn, anew: bool) -> Epoch {
+        let epoch = Epoch::of(&identity.system_id, identity.timeline);
+        self.history.attach(epoch, Place::before(identity.start), live_from, anew);
+        self.publisher.hub.read_at(epoch, Place::before(live_from), anew);
+        epoch
+    }
+
+    /// Reads a batch, and takes it into the history. Whoever joins meanwhile is not shown anything
+    /// of it.
+    fn read(
+        &self,
+        batch: &Batch,
+        reader: &mut Reader,
+        memory: &mut Memory,
+        course: &Course,
+    ) -> Result<Vec<Segment>, reader::Error> {
+        let decoded = reader.changes_decoded;
+        let one_transaction = course.format == Format::Binary;
+        let segments = self.publisher.hub.while_reading(|| {
+            let start = reader.start();
+            let segments = self.publisher.read(batch, reader, memory, one_transaction);
+            let ends = reader.at();
+            if let Ok(segments) = &segments
+                && !batch.is_empty()
+            {
+                let defined = segments.iter().flat_map(|segment| &segment.redefined).cloned();
+                let (batch, defined) = (batch.clone(), defined.collect());
+                kill::point(kill::Point::BeforeHistory);
+                self.history.push(Read { batch, start, defined, one_transaction, ends });
+            }
+            (segments, ends)
+        });
+        let decoded = reader.changes_decoded - decoded;
+        metrics::counter!(telemetry::CHANGES).increment(decoded);
+        segments
+    }
+
     fn reads_messages(&self) -> bool {
         !self.replication.messages_publication.is_empty()
     }
@@ -628,7 +570,8 @@ impl Feed {
             let reason = "publication_missing";
             error!(reason, "changes are missing: a publication did not exist at their place");
             metrics::counter!(telemetry::GAPS, telemetry::REASON => reason).increment(1);
-            self.hub.notice_everybody(LEFT_OUT);
+            self.history.interrupt();
+            self.publisher.hub.notice_everybody(LEFT_OUT);
             (self.gap.0)();
             look_now.notify_one();
         }
@@ -641,14 +584,6 @@ enum Found {
     Missing(String),
     /// The one of messages exists now.
     Messages,
-}
-
-/// How much of a segment is out.
-#[derive(Debug, Default)]
-struct Done {
-    changes: usize,
-    /// The last message that is.
-    said: Option<Place>,
 }
 
 /// Why an attached stream was left without an error.
@@ -675,14 +610,5 @@ fn state_after(error: &wal::Error) -> SlotState {
         wal::Error::PublicationMissing { .. } => SlotState::PublicationMissing,
         wal::Error::LoginRefused(_) => SlotState::LoginRefused,
         wal::Error::RowTooLarge(_) => SlotState::RowTooLarge,
-    }
-}
-
-/// Ends the hub's batch however the attempt ended, so that refreshed claims never wait for ever.
-struct EndBatch<'a>(&'a Hub);
-
-impl Drop for EndBatch<'_> {
-    fn drop(&mut self) {
-        self.0.end_batch();
     }
 }

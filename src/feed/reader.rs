@@ -243,7 +243,7 @@ struct Known {
     messages: Option<Places>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Transaction {
     commit: Commit,
     ordinal: u32,
@@ -296,6 +296,10 @@ impl Transaction {
     }
 }
 
+/// The transaction that a batch begins in.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Start(Option<Transaction>);
+
 /// What is kept between batches of one connection.
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -306,6 +310,8 @@ pub(super) struct Reader {
     /// Last change that was published, when its transaction was not complete.
     published: Option<Place>,
     generation: Option<(u64, u64)>,
+    /// Everything up to there was read.
+    at: Place,
     /// A larger payload of a message is said to nobody.
     payload_bytes_max: usize,
     /// Whether somebody asked for a table that is known.
@@ -324,10 +330,38 @@ impl Reader {
             live_from,
             published,
             generation: None,
+            at: Place::ZERO,
             payload_bytes_max,
             wanting: false,
             changes_decoded: 0,
         }
+    }
+
+    /// For what was read before, from a batch that began like this, with these tables defined.
+    /// Nothing up to `published` is read again.
+    pub(super) fn again(
+        start: Start,
+        defined: impl Iterator<Item = Arc<Definition>>,
+        published: Place,
+        payload_bytes_max: usize,
+    ) -> Self {
+        let known = defined.map(|definition| {
+            let (wanted, messages) = (false, Places::of(&definition));
+            (definition.oid, Known { definition, wanted, messages })
+        });
+        let known = known.collect();
+        let new = Self::new(Lsn::ZERO, Some(published), payload_bytes_max);
+        Self { known, transaction: start.0, ..new }
+    }
+
+    /// What has to be known to read on from here.
+    pub(super) fn start(&self) -> Start {
+        Start(self.transaction.clone())
+    }
+
+    /// Everything up to there was read.
+    pub(super) const fn at(&self) -> Place {
+        self.at
     }
 
     /// Reads one batch. `wants` tells which tables somebody asked for (true: defined anew); its
@@ -375,6 +409,7 @@ impl Reader {
                         segment.written.extend(id.map(|id| (id, commit.end_lsn)));
                     }
                     segment.committed = Some(commit.end_lsn);
+                    self.at = self.at.max(Place::after(commit.lsn));
                     if one_transaction {
                         break;
                     }
@@ -520,6 +555,7 @@ impl Reader {
         let transaction = self.transaction.as_mut().ok_or(Error::OutOfOrder(oid))?;
         let ordinal = transaction.ordinal;
         transaction.ordinal += 1;
+        self.at = self.at.max(Place { commit: transaction.commit.lsn, ordinal });
         transaction.touch(oid);
         let known = self.known.get(&oid).ok_or(Error::OutOfOrder(oid))?;
         if !known.wanted || transaction.history {

@@ -8,6 +8,9 @@
 //! Subscribers that would get the same frames form an *audience*: same wire format, topic, role and
 //! subscriptions. Its frames are made once. Inside it, subscribers with the same claims form a
 //! *party*: rights are asked once for each party.
+//!
+//! A channel that comes back with a cursor is in two hubs for a while: here, where its row changes
+//! wait, and in one of its own in the past ([`Hub::enter_past`]), where it is sent what it missed.
 
 mod datum;
 mod filter;
@@ -32,7 +35,7 @@ use hashbrown::HashSet;
 use crate::auth::Claims;
 use crate::change::{Change, Operation, Relation};
 use crate::config;
-use crate::cursor::{Cursor, Place};
+use crate::cursor::{Cursor, Epoch, Place};
 use crate::event::broadcast::Broadcast;
 
 pub use filter::{CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse};
@@ -60,6 +63,8 @@ pub struct Format {
     pub broadcast: fn(&str, &Broadcast, Option<Cursor>) -> Option<Bytes>,
     /// Topic, event, payload (a JSON object) → frame.
     pub push: fn(&str, &str, &[u8]) -> Bytes,
+    /// Topic, how a channel that came back goes on → frame.
+    pub word: fn(&str, &Word) -> Bytes,
 }
 
 /// A row's change as one audience is shown it.
@@ -118,6 +123,10 @@ pub struct Membership {
     /// Changed under the hub's lock only.
     stand_in: Mutex<Option<Box<StandIn>>>,
     turns: AtomicU64,
+    /// Where its row changes begin, as was found when it joined.
+    begins: Place,
+    /// Its place in the past, while it catches up.
+    past: Mutex<Option<Box<Membership>>>,
 }
 
 /// Holds what newer claims are shown, until it is known whether they may subscribe.
@@ -153,6 +162,50 @@ impl Membership {
     /// How long until [`Hub::stand_in`] has something to do.
     pub fn until_stand_in(&self) -> Duration {
         self.subscriber.valid_for().saturating_sub(STAND_IN_BEFORE)
+    }
+
+    /// Its row changes begin after this place.
+    pub const fn begins(&self) -> Place {
+        self.begins
+    }
+
+    /// Whether it left.
+    pub fn is_gone(&self) -> bool {
+        matches!(*self.seat(), Seat::Gone) || self.subscriber.is_gone()
+    }
+
+    /// Bytes that its connection has not taken yet.
+    pub fn queued_bytes(&self) -> usize {
+        self.subscriber.queued_bytes()
+    }
+
+    /// Sends a frame to the channel, in front of all that waits.
+    pub fn tell(&self, frame: Bytes) {
+        if self.subscriber.offer(&[frame]) {
+            self.subscriber.outbox().flush();
+        }
+    }
+
+    /// It has every row change up to `reached`: `word` follows, and those that waited. Or the place
+    /// up to which it must be shown more first, because too much came meanwhile.
+    pub fn caught_up(&self, reached: Place, word: Bytes) -> Option<Place> {
+        self.leave_past();
+        self.subscriber.caught_up(reached, word)
+    }
+
+    /// Whether it is shown the past.
+    pub fn is_in_past(&self) -> bool {
+        self.in_past().is_some()
+    }
+
+    /// It is shown no more of the past once this returns.
+    pub fn leave_past(&self) {
+        let past = self.in_past().take();
+        drop(past);
+    }
+
+    fn in_past(&self) -> MutexGuard<'_, Option<Box<Self>>> {
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn seat(&self) -> MutexGuard<'_, Seat> {
@@ -289,7 +342,37 @@ pub enum Outgoing {
 #[derive(Debug)]
 pub struct Hub {
     registry: Mutex<Registry>,
+    /// How far the log was read. Whoever joins holds it: what was read before is not for him.
+    read: Mutex<ReadTo>,
     rooms: Arc<Rooms>,
+}
+
+/// How far the log was read.
+#[derive(Debug, Clone, Copy, Default)]
+struct ReadTo {
+    epoch: Epoch,
+    place: Place,
+}
+
+/// Not all that a channel asked for is still subscribed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a subscription of the channel has ended")]
+pub struct SubscriptionEnded;
+
+/// How a channel that came back goes on, for its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// What it missed was sent; from this place on it hears what happens.
+    CaughtUp(Cursor),
+    /// What happened between the two cannot be sent: it has to read its rows again.
+    Gap {
+        /// The last that it has, if that could be told.
+        from: Option<Cursor>,
+        /// Where its row changes go on.
+        to: Cursor,
+        /// One word.
+        reason: &'static str,
+    },
 }
 
 impl Default for Hub {
@@ -301,7 +384,34 @@ impl Default for Hub {
 impl Hub {
     /// Nobody is there.
     pub fn new(presence: config::Presence) -> Self {
-        Self { registry: Mutex::default(), rooms: Arc::new(Rooms::new(presence)) }
+        let (registry, read) = (Mutex::default(), Mutex::default());
+        Self { registry, read, rooms: Arc::new(Rooms::new(presence)) }
+    }
+
+    fn read(&self) -> MutexGuard<'_, ReadTo> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The log is read from here; `anew` when it is another one than before, or has a hole.
+    pub fn read_at(&self, epoch: Epoch, place: Place, anew: bool) {
+        let mut read = self.read();
+        let place = if anew { place } else { read.place.max(place) };
+        *read = ReadTo { epoch, place };
+    }
+
+    /// Reads on, and says how far. Whoever is there is asked what he wants; whoever joins later
+    /// begins after it.
+    pub fn while_reading<T>(&self, reading: impl FnOnce() -> (T, Place)) -> T {
+        let mut read = self.read();
+        let (found, place) = reading();
+        read.place = read.place.max(place);
+        found
+    }
+
+    /// How far the log was read.
+    pub fn read_to(&self) -> Cursor {
+        let ReadTo { epoch, place } = *self.read();
+        Cursor { place, epoch }
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
@@ -310,25 +420,77 @@ impl Hub {
 
     /// Adds a subscriber; its frames are held until [`Subscriber::go_live`].
     pub fn join(self: &Arc<Self>, registration: Registration) -> Membership {
+        self.join_from(registration, None)
+    }
+
+    /// Adds a subscriber that has everything up to `resume`, if it says so: then its row changes
+    /// wait until [`Membership::caught_up`].
+    pub fn join_from(
+        self: &Arc<Self>,
+        registration: Registration,
+        resume: Option<Place>,
+    ) -> Membership {
         let subscriber = Arc::clone(&registration.subscriber);
+        let read = self.read();
+        // What it claims to have counts only where it is behind.
+        let begins = resume.map_or(read.place, |resume| resume.min(read.place));
+        subscriber.begin_after(begins);
+        if resume.is_some() {
+            subscriber.catch_up();
+        }
         let (audience, claims) = self.lock().join(registration);
-        self.membership(subscriber, Seat::In(audience, claims))
+        drop(read);
+        self.membership(subscriber, Seat::In(audience, claims), begins)
+    }
+
+    /// Shows a channel what is published in `past`, a hub of its own, after `after` and up to
+    /// `until`, by the claims and subscriptions it has here now; the channel there, whose
+    /// [`Subscriber::reached`] tells how far it came. None: it has none now, and may again.
+    ///
+    /// It is shown nothing more there once its claims or subscriptions here change, or it leaves.
+    ///
+    /// # Errors
+    /// One of its subscriptions has ended.
+    pub fn enter_past(
+        &self,
+        membership: &Membership,
+        past: &Arc<Self>,
+        after: Place,
+        until: Place,
+    ) -> Result<Option<Arc<Subscriber>>, SubscriptionEnded> {
+        let registry = self.lock();
+        let Seat::In(audience, claims) = *membership.seat() else { return Ok(None) };
+        let subscriber = membership.subscriber.in_the_past(after, until);
+        let claims = registry.claims(claims, subscriber.expires_at()).ok_or(SubscriptionEnded)?;
+        let registration = registry.again(audience, Arc::clone(&subscriber), claims);
+        let registration = registration.ok_or(SubscriptionEnded)?;
+        let (audience, claims) = past.lock().join(registration);
+        let there = past.membership(Arc::clone(&subscriber), Seat::In(audience, claims), after);
+        *membership.in_past() = Some(Box::new(there));
+        Ok(Some(subscriber))
     }
 
     /// A place for a subscriber that gets nothing until [`Self::refresh`] brings it in.
     pub fn outside(self: &Arc<Self>, subscriber: Arc<Subscriber>) -> Membership {
-        self.membership(subscriber, Seat::Out)
+        self.membership(subscriber, Seat::Out, Place::ZERO)
     }
 
-    fn membership(self: &Arc<Self>, subscriber: Arc<Subscriber>, seat: Seat) -> Membership {
+    fn membership(
+        self: &Arc<Self>,
+        subscriber: Arc<Subscriber>,
+        seat: Seat,
+        begins: Place,
+    ) -> Membership {
         let (hub, at, turns) = (Arc::downgrade(self), Mutex::new(seat), AtomicU64::new(0));
-        Membership { hub, subscriber, at, stand_in: Mutex::default(), turns }
+        let (stand_in, past) = (Mutex::default(), Mutex::default());
+        Membership { hub, subscriber, at, stand_in, turns, begins, past }
     }
 
     /// Removes a subscriber. Nothing reaches it after this returns.
     pub fn leave(&self, membership: &Membership) {
         let mut registry = self.lock();
         membership.subscriber.leave();
+        membership.leave_past();
         membership.relieve(&mut registry, None);
         let seat = std::mem::replace(&mut *membership.seat(), Seat::Gone);
         if let Seat::In(audience, claims) = seat {
@@ -343,6 +505,7 @@ impl Hub {
         if !membership.is_awaiting(turn) {
             return;
         }
+        membership.leave_past();
         membership.relieve(&mut registry, None);
         let seat = std::mem::replace(&mut *membership.seat(), Seat::Out);
         if let Seat::In(audience, claims) = seat {
@@ -414,6 +577,7 @@ impl Hub {
         if !membership.is_awaiting(turn) {
             return;
         }
+        membership.leave_past();
         let mut seat = membership.seat();
         if let Seat::In(audience, claims) = *seat {
             registry.leave(&membership.subscriber, audience, claims);
@@ -422,6 +586,7 @@ impl Hub {
         membership.subscriber.expire_at(registration.claims.expires_at);
         if !held.is_empty()
             && !membership.subscriber.valid_for().is_zero()
+            && !membership.subscriber.lets_go()
             && membership.subscriber.offer(&held)
         {
             dirty.push(membership.subscriber.outbox());

@@ -5,6 +5,7 @@
 //! Never:  a walk over all subscriptions of a table for one change.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use hashbrown::{Equivalent, HashMap, HashSet};
 
@@ -142,6 +143,13 @@ impl Registry {
         let (topic, interests) = (Arc::clone(&key.topic), Arc::clone(&key.interests));
         let format = *format;
         whole.then_some(Registration { subscriber, format, topic, claims, interests })
+    }
+
+    /// The claims of a party, valid until then.
+    pub(super) fn claims(&self, id: ClaimsId, expires_at: SystemTime) -> Option<Arc<Claims>> {
+        let Interned { role, json, .. } = self.claims.get(&id)?;
+        let (role, json) = (Arc::clone(role), Arc::clone(json));
+        Some(Arc::new(Claims { role, subject: None, json, expires_at }))
     }
 
     pub(super) fn leave(

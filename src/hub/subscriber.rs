@@ -87,6 +87,15 @@ impl Inbox for Deaf {
     fn notice(&self, _message: String) {}
 }
 
+/// What a channel is told in the past, it is told here.
+struct Here(Arc<Subscriber>);
+
+impl Inbox for Here {
+    fn notice(&self, message: String) {
+        self.0.notice(message);
+    }
+}
+
 impl fmt::Debug for Subscriber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscriber").finish_non_exhaustive()
@@ -122,9 +131,14 @@ impl Subscriber {
 
     /// Takes for this channel the row changes of the past that are after `after` and not after
     /// `until`.
-    pub(super) fn in_the_past(&self, after: Place, until: Place) -> Arc<Self> {
+    pub(super) fn in_the_past(self: &Arc<Self>, after: Place, until: Place) -> Arc<Self> {
         let expires_at = self.expires_at.load(Ordering::Relaxed);
-        let past = Self::with(Arc::clone(&self.outbox), Box::new(Deaf), LIVE, expires_at);
+        let past = Self::with(
+            Arc::clone(&self.outbox),
+            Box::new(Here(Arc::clone(self))),
+            LIVE,
+            expires_at,
+        );
         past.after.store(after);
         past.reached.store(after);
         past.until.store(until);
@@ -137,7 +151,7 @@ impl Subscriber {
     }
 
     /// Of a channel in the past: up to where it has everything that it was offered.
-    pub(super) fn reached(&self) -> Place {
+    pub fn reached(&self) -> Place {
         self.reached.load()
     }
 
@@ -164,6 +178,17 @@ impl Subscriber {
             self.catching_up.store(false, Ordering::Release);
         }
         None
+    }
+
+    /// If it catches up: what was held for it elsewhere is replayed instead. Whether it does.
+    pub(super) fn lets_go(&self) -> bool {
+        let mut later = self.later();
+        let catching_up = self.catching_up.load(Ordering::Acquire);
+        if catching_up {
+            later.waiting.clear();
+            later.let_go = Some(Place::LAST);
+        }
+        catching_up
     }
 
     /// Bytes that its connection has not taken yet.
@@ -203,6 +228,10 @@ impl Subscriber {
     /// The connection to flush after frames were offered.
     pub(super) fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
+    }
+
+    pub(super) fn expires_at(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.expires_at.load(Ordering::Relaxed))
     }
 
     pub(super) fn expire_at(&self, time: SystemTime) {

@@ -52,6 +52,7 @@ const FORMAT: Format = Format {
     encode: |shown| Bytes::copy_from_slice(shown.data),
     broadcast: |_, broadcast, _| broadcast.payload(),
     push: |_, _, payload| Bytes::copy_from_slice(payload),
+    word: |_, word| Bytes::from(format!("{word:?}")),
 };
 
 /// `table=t`, of rows whose first column is `value`, if one is given.

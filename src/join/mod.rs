@@ -27,8 +27,9 @@ use crate::auth::access::{Access, Asker, ReadGrants, WriteGrants};
 use crate::auth::rls::{Authorizer, ProbeError};
 use crate::catalog::{Catalog, Kind, Published, RowAccess, Table};
 use crate::config;
+use crate::cursor::{Cursor, Place};
 use crate::db::Login;
-use crate::feed;
+use crate::feed::{self, Resume};
 use crate::hub::{
     Format, Hub, Interest, Membership, Registration, Subscriber, Subscription, SubscriptionError,
     Turn,
@@ -77,6 +78,9 @@ pub struct Request {
     pub presence: bool,
     /// What policies read as `request.headers`, a JSON object.
     pub headers: Arc<str>,
+    /// How far the client has come, as it says, in all that it asks for. Each element of
+    /// `parameters` may say it too (`cursor`): the oldest counts.
+    pub cursor: Option<Box<str>>,
     /// The client joins only if its row changes are in force, and waits so long for that.
     pub wait: Option<Duration>,
 }
@@ -93,6 +97,10 @@ pub struct Joined {
     pub asked: bool,
     /// The place in the room, unless the channel is not joined.
     pub entered: Option<Entered>,
+    /// Where its row changes begin, when they were asked for.
+    pub begins: Option<Cursor>,
+    /// Set when it comes back: [`Joiner::resume`] is to be called once the join was answered.
+    pub resume: Option<Resume>,
     /// Why nothing is subscribed, though the channel is joined.
     pub problem: Option<String>,
     /// Why the channel is not joined: `Code: text`. The client tries again.
@@ -114,6 +122,8 @@ pub struct Stream {
     pub status: Arc<feed::Status>,
     /// Whether changes flow.
     pub ready: watch::Receiver<bool>,
+    /// Those that come back.
+    pub replays: Arc<feed::Replays>,
 }
 
 /// Checks and registers.
@@ -131,6 +141,7 @@ pub struct Joiner {
     check_timeout_ms: u64,
     changes: config::Changes,
     ready: watch::Receiver<bool>,
+    replays: Arc<feed::Replays>,
 }
 
 impl Joiner {
@@ -144,7 +155,7 @@ impl Joiner {
         settings: &config::Config,
         stream: Stream,
     ) -> Self {
-        let Stream { status, ready } = stream;
+        let Stream { status, ready, replays } = stream;
         Self {
             door: Door::new(Arc::clone(&hub), access, Arc::clone(&authorizer), status, settings),
             hub,
@@ -157,6 +168,7 @@ impl Joiner {
             check_timeout_ms: settings.database.check_timeout_ms,
             changes: settings.changes.clone(),
             ready,
+            replays,
         }
     }
 
@@ -209,6 +221,11 @@ impl Joiner {
         timeout_at(Instant::now() + WAIT_MAX, grants).await.ok().flatten()
     }
 
+    /// Shows a channel that came back what it missed: its join was answered.
+    pub fn resume(&self, membership: &Arc<Membership>, resume: Resume) {
+        self.replays.begin(membership, resume);
+    }
+
     /// Whether changes flow.
     pub fn readiness(&self) -> watch::Receiver<bool> {
         self.ready.clone()
@@ -233,7 +250,14 @@ impl Joiner {
                 }
                 // From now on somebody may be owed the deletion of a row that he could see before.
                 self.authorizer.keep_history(true);
-                let membership = self.hub.join(registration(request, interests));
+                let resume = resume(&request);
+                let from = resume.as_ref().map(|resume| resume.from);
+                // What is no cursor has everything to miss, and nothing to be shown twice.
+                let place = from.map(|from| from.map_or(Place::LAST, |from| from.place));
+                let membership = self.hub.join_from(registration(request, interests), place);
+                let begins = Cursor { place: membership.begins(), ..self.hub.read_to() };
+                joined.begins = Some(from.flatten().unwrap_or(begins));
+                joined.resume = resume;
                 // What was decoded before this channel was there, but cannot be read yet, would be
                 // missing both in what the client fetches after the answer and in what it is sent.
                 match timeout_at(deadline, self.authorizer.wait_decoded_visible()).await {
@@ -497,6 +521,32 @@ fn parse(request: &Request) -> Parsed {
         }
     };
     request.parameters.iter().map(|text| element(text)).collect()
+}
+
+/// How a channel comes back, if it does.
+fn resume(request: &Request) -> Option<Resume> {
+    #[derive(serde::Deserialize)]
+    struct Element<'a> {
+        #[serde(borrow)]
+        cursor: Option<&'a RawValue>,
+    }
+    let text = |raw: &RawValue| serde_json::from_str(raw.get()).unwrap_or_default();
+    let of_element = |element: &RawValue| {
+        let element: Option<Element<'_>> = serde_json::from_str(element.get()).ok();
+        element.and_then(|element| element.cursor).map(text)
+    };
+    let elements = request.parameters.iter().filter_map(|element| of_element(element));
+    let texts: Vec<String> = elements.chain(request.cursor.as_deref().map(Into::into)).collect();
+    if texts.is_empty() {
+        return None;
+    }
+    let cursors: Result<Vec<Cursor>, _> = texts.iter().map(|text| text.parse()).collect();
+    let oldest = cursors.unwrap_or_default().into_iter().reduce(|one, other| {
+        // Those of two logs do not compare; none of the first is of this one then, or of the second.
+        if one.epoch != other.epoch || one.place < other.place { one } else { other }
+    });
+    let (format, topic) = (request.format, Arc::clone(&request.topic));
+    Some(Resume { from: oldest, format, topic })
 }
 
 /// An id for parameters that are none: never 0, below 2^31, the same for the same text.

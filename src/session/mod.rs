@@ -31,6 +31,7 @@ use serde_json::value::RawValue;
 use crate::auth::Claims;
 use crate::auth::jwt::{Fingerprint, TokenError, Verifier};
 use crate::config;
+use crate::cursor::Cursor;
 use crate::event::broadcast::Broadcast;
 use crate::hub::TrackError;
 use crate::topic::{ParseTopicError, Topic};
@@ -180,6 +181,8 @@ pub enum JoinOutcome {
     Ok {
         /// One for each subscription that was asked, in its order, also when none is active.
         subscriptions: Vec<Subscribed>,
+        /// Where row changes begin, when they were asked for.
+        begins: Option<Cursor>,
         /// Whether stored messages follow the reply: [`Output::Replay`].
         replays: bool,
         /// What follows then.
@@ -687,14 +690,14 @@ impl Session {
         }
         let answer = match outcome {
             JoinOutcome::Error { reason } => Err(reason),
-            JoinOutcome::Ok { subscriptions, replays, system } => {
+            JoinOutcome::Ok { subscriptions, begins, replays, system } => {
                 let problem = if subscriptions.len() == joining.postgres_changes.len() {
                     expired(&channel.claims, now).map(|error| error.reason())
                 } else {
                     Some("Unknown Error on Channel".into())
                 };
                 match problem {
-                    None => Ok((subscriptions, replays, system)),
+                    None => Ok((subscriptions, begins, replays, system)),
                     Some(reason) => {
                         outputs.push(Output::Leave(id));
                         Err(reason)
@@ -703,8 +706,8 @@ impl Session {
             }
         };
         match answer {
-            Ok((subscriptions, replays, system)) => {
-                let response = acknowledgement(&joining.postgres_changes, &subscriptions);
+            Ok((subscriptions, begins, replays, system)) => {
+                let response = acknowledgement(&joining.postgres_changes, &subscriptions, begins);
                 let topic = channel.topic.to_shared();
                 let join_ref = channel.join_ref.clone();
                 let reply = Message::reply(join_ref, joining.reference, topic, &response);
@@ -854,7 +857,11 @@ fn access_token(payload: Payload<'_>) -> Option<Cow<'_, str>> {
 
 /// The response to a join: each subscription as the client wrote it, with its id at the end, where
 /// it wins over an `id` of the client's own.
-fn acknowledgement(asked: &[Box<RawValue>], subscribed: &[Subscribed]) -> String {
+fn acknowledgement(
+    asked: &[Box<RawValue>],
+    subscribed: &[Subscribed],
+    begins: Option<Cursor>,
+) -> String {
     let mut json = String::from(r#"{"postgres_changes":["#);
     for (number, (asked, subscribed)) in asked.iter().zip(subscribed).enumerate() {
         let members = asked.get().strip_suffix('}').unwrap_or("{");
@@ -873,6 +880,12 @@ fn acknowledgement(asked: &[Box<RawValue>], subscribed: &[Subscribed]) -> String
         json.push_str(&subscribed.id.to_string());
         json.push('}');
     }
-    json.push_str("]}");
+    json.push(']');
+    if let Some(begins) = begins.filter(|_| !subscribed.is_empty()) {
+        json.push_str(r#","cursor":""#);
+        json.push_str(&begins.to_string());
+        json.push('"');
+    }
+    json.push('}');
     json
 }

@@ -261,6 +261,12 @@ impl Batch {
         }
     }
 
+    /// The same in memory of its own, so that keeping it keeps nothing else.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        Self { bytes: Bytes::copy_from_slice(&self.bytes) }
+    }
+
     /// The whole batch; every value of its messages lies within.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes

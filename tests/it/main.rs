@@ -29,6 +29,7 @@ mod rest_routes;
 mod rest_call;
 mod rest_schema;
 mod rest_syntax;
+mod resume;
 mod rest;
 mod rest_write;
 mod rest_property;

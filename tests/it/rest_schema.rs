@@ -14,7 +14,7 @@ use walcast::catalog::Catalog;
 use walcast::config::{Config, Secret};
 use walcast::db::logins::Logins;
 use walcast::db::{Login, install};
-use walcast::feed::{Feed, Filters, Gap, Status};
+use walcast::feed::{Feed, Filters, Gap, History, Publisher, Status};
 use walcast::hub::Hub;
 use walcast::rest::Problem;
 use walcast::rest::schema::{
@@ -645,12 +645,16 @@ async fn feed(database: &Database, shutdown: &CancellationToken) -> (Arc<Status>
         writes: walcast::feed::Writes::default(),
         login: logins.replication.clone(),
         replication: config.replication.clone(),
-        changes: config.changes.clone(),
-        payload_bytes_max: config.limits.payload_bytes_max,
-        catalog: Arc::new(Catalog::new(check(), &config.database.roles, publications)),
-        authorizer: Arc::new(Authorizer::new(check(), &config.database, publications)),
-        filters: Filters::new(check(), Duration::from_secs(1)),
-        hub: Arc::new(Hub::new(config.presence.clone())),
+        publisher: Publisher {
+            changes: config.changes.clone(),
+            payload_bytes_max: config.limits.payload_bytes_max,
+            catalog: Arc::new(Catalog::new(check(), &config.database.roles, publications)),
+            authorizer: Arc::new(Authorizer::new(check(), &config.database, publications)),
+            filters: Filters::new(check(), Duration::from_secs(1)),
+            hub: Arc::new(Hub::new(config.presence.clone())),
+            status: Arc::clone(&status),
+        },
+        history: Arc::new(History::new(0, Duration::ZERO)),
         status: Arc::clone(&status),
         ready,
         gap: Gap(Box::new(|| ())),

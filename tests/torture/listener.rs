@@ -253,7 +253,7 @@ impl Connection<'_> {
     fn started(&self, channel: usize, response: &Value) {
         let mut note = self.notes.of(channel);
         let cursor = response["cursor"].as_str();
-        let resumed = note.cursor.is_some() && cursor.is_some();
+        let resumed = note.cursor.is_some();
         note.joins += 1;
         note.resumes += u64::from(resumed);
         note.heard = Some(Instant::now());

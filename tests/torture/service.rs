@@ -152,8 +152,8 @@ impl Service {
                 state.kills += 1;
                 state.points.push(armed.expect("is some").point.name());
             }
-            // A panic of its task ends it with this.
-            (None, Some(1)) if armed.is_some_and(|armed| armed.action == "panic") => {
+            // A panic of a task ends it with the first, one of the main task with the other.
+            (None, Some(1 | 101)) if armed.is_some_and(|armed| armed.action == "panic") => {
                 state.kills += 1;
                 state.points.push(armed.expect("is some").point.name());
             }

@@ -169,7 +169,8 @@ impl Talk {
             .take(join.postgres_changes.len())
             .map(|id| Subscribed { id, extra: None })
             .collect();
-        let outcome = JoinOutcome::Ok { subscriptions, replays: false, system: Vec::new() };
+        let outcome =
+            JoinOutcome::Ok { subscriptions, begins: None, replays: false, system: Vec::new() };
         self.input(Input::Joined { channel: join.channel, outcome })
     }
 }
@@ -325,7 +326,8 @@ fn the_reply_echoes_each_subscription_with_its_id_in_order() {
         Subscribed { id: 3, extra: extra(r#""delete_mode":"drop""#) },
         Subscribed { id: 2, extra: None },
     ];
-    let outcome = JoinOutcome::Ok { subscriptions, replays: false, system: Vec::new() };
+    let outcome =
+        JoinOutcome::Ok { subscriptions, begins: None, replays: false, system: Vec::new() };
     let mut outputs = Vec::new();
     talk.session.handle(Input::Joined { channel: join.channel, outcome }, talk.now, &mut outputs);
     let [Output::Send(reply)] = &outputs[..] else { panic!("{outputs:?}") };
@@ -350,7 +352,8 @@ fn system_messages_follow_the_reply_and_name_the_sub_topic() {
         talk.say(&json!(["1", "1", ROOM, "phx_join", { "config": {} }]));
         let channel = talk.joins[0].channel;
         let system = vec![SystemMessage::subscribed()];
-        let outcome = JoinOutcome::Ok { subscriptions: Vec::new(), replays: false, system };
+        let outcome =
+            JoinOutcome::Ok { subscriptions: Vec::new(), begins: None, replays: false, system };
         let told = |status: &str, message: &str| {
             let payload = json!({ "extension": "postgres_changes", "status": status, "message": message, "channel": "room" });
             format!("send {}", json!(["1", null, ROOM, "system", payload]))
@@ -675,7 +678,8 @@ fn an_answer_that_does_not_fit_the_join_fails_it() {
             &json!(["1", "1", ROOM, "phx_join", { "config": { "postgres_changes": [{}, {}] } }]),
         );
         let subscriptions = vec![Subscribed { id: 1, extra: None }];
-        let outcome = JoinOutcome::Ok { subscriptions, replays: false, system: Vec::new() };
+        let outcome =
+            JoinOutcome::Ok { subscriptions, begins: None, replays: false, system: Vec::new() };
         let channel = talk.joins[0].channel;
         assert_eq!(
             talk.input(Input::Joined { channel, outcome }),

@@ -5,9 +5,10 @@
 //! Never:  anything about one receiver.
 
 use bytes::Bytes;
+use serde_json::json;
 
 use crate::event::broadcast::Broadcast;
-use crate::hub::{Format, Shown};
+use crate::hub::{Format, Shown, Word};
 use crate::transport::phoenix::{self, Version};
 use crate::transport::websocket::{binary_frame, text_frame};
 
@@ -26,12 +27,14 @@ pub(super) fn format(version: Version, legacy: bool) -> Format {
             encode,
             broadcast: |topic, broadcast, _| encode_broadcast(Version::V1, topic, broadcast),
             push: |topic, event, payload| push_frame(Version::V1, topic, event, payload),
+            word: |topic, word| word_frame(Version::V1, topic, word),
         },
         Version::V2 => Format {
             id,
             encode,
             broadcast: |topic, broadcast, _| encode_broadcast(Version::V2, topic, broadcast),
             push: |topic, event, payload| push_frame(Version::V2, topic, event, payload),
+            word: |topic, word| word_frame(Version::V2, topic, word),
         },
     }
 }
@@ -49,6 +52,32 @@ pub(super) fn encode_broadcast(
 
 fn push_frame(version: Version, topic: &str, event: &str, payload: &[u8]) -> Bytes {
     text_frame(&phoenix::encode_push(version, None, topic, event, payload))
+}
+
+/// How a channel that came back goes on: a `system` event with members of its own.
+fn word_frame(version: Version, topic: &str, word: &Word) -> Bytes {
+    let channel = topic.strip_prefix("realtime:").unwrap_or(topic);
+    let payload = match word {
+        Word::CaughtUp(cursor) => json!({
+            "extension": "postgres_changes",
+            "status": "ok",
+            "message": "Caught up",
+            "kind": "caught_up",
+            "cursor": cursor.to_string(),
+            "channel": channel,
+        }),
+        Word::Gap { from, to, reason } => json!({
+            "extension": "postgres_changes",
+            "status": "error",
+            "message": "Some changes cannot be sent any more: fetch the data again.",
+            "kind": "gap",
+            "from": from.map(|from| from.to_string()),
+            "to": to.to_string(),
+            "reason": reason,
+            "channel": channel,
+        }),
+    };
+    push_frame(version, topic, "system", payload.to_string().as_bytes())
 }
 
 /// Joins without a `config` get the operation as the event and the data as the payload.

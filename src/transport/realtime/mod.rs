@@ -90,7 +90,7 @@ impl Realtime {
 /// What comes back to a socket from elsewhere.
 #[derive(Debug)]
 enum Mail {
-    Joined(ChannelId, Joined),
+    Joined(ChannelId, Box<Joined>),
     /// None: it came to nothing, for a later one.
     Refreshed(ChannelId, Option<Result<(), String>>),
     Notice(ChannelId, String),
@@ -455,7 +455,7 @@ impl Socket {
         self.realtime.spawn(async move {
             let outcome = joiner.join(ask).await;
             if let Some(mailbox) = mailbox.upgrade() {
-                mailbox.post(Mail::Joined(channel, outcome));
+                mailbox.post(Mail::Joined(channel, Box::new(outcome)));
             }
         });
     }
@@ -473,6 +473,7 @@ impl Socket {
             replay: kept.replay.clone(),
             presence: kept.presence.enabled,
             headers: Arc::clone(&self.headers),
+            cursor: None,
             wait: kept.wait,
         }
     }
@@ -625,7 +626,8 @@ impl Socket {
         let Some(request) = self.joining.get(&channel).map(Arc::clone) else {
             return ControlFlow::Continue(());
         };
-        let Joined { subscriptions, membership, asked, entered, problem, unavailable } = joined;
+        let Joined { subscriptions, membership, asked, begins, resume, .. } = joined;
+        let Joined { entered, problem, unavailable, .. } = joined;
         let membership = membership.map(Arc::new);
         let joining = Arc::clone(&request);
         let replicates = *self.realtime.joiner.readiness().borrow();
@@ -658,7 +660,7 @@ impl Socket {
             self.joined.insert(channel, place);
             let acknowledged = |(id, extra)| Subscribed { id, extra };
             let subscriptions = subscriptions.into_iter().map(acknowledged).collect();
-            JoinOutcome::Ok { subscriptions, replays, system }
+            JoinOutcome::Ok { subscriptions, begins, replays, system }
         } else {
             let reason = unavailable.unwrap_or_else(|| "Unknown Error on Channel".into());
             JoinOutcome::Error { reason }
@@ -671,6 +673,9 @@ impl Socket {
         if self.joined.contains_key(&channel) {
             metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
             joining.subscriber.go_live();
+            if let (Some(membership), Some(resume)) = (&membership, resume) {
+                self.realtime.joiner.resume(membership, resume);
+            }
             if joining.presence.enabled {
                 self.watch(channel);
             }
@@ -837,7 +842,7 @@ impl Peer for Socket {
         };
         for mail in mail {
             match mail {
-                Mail::Joined(channel, joined) => self.joined(channel, joined)?,
+                Mail::Joined(channel, joined) => self.joined(channel, *joined)?,
                 Mail::Refreshed(channel, refreshed) => self.refreshed(channel, refreshed)?,
                 Mail::Notice(channel, problem) => {
                     let message = SystemMessage::not_subscribed(problem);

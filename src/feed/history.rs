@@ -1,0 +1,209 @@
+//! The last of the log that was read, in the form it came in: for whoever comes back.
+//!
+//! In:     batches with what has to be known to read them again.
+//! Out:    [`Picture`]s: everything that is kept now, from a place that is told.
+//! Never:  more bytes than the replay window; a hole between what is kept; IO.
+//!
+//! Postgres keeps the same window for us: the slot's confirmed position trails by it. After a restart
+//! it is sent again, and read into the history as if it came for the first time.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashMap;
+
+use super::reader::{Definition, Reader, Start};
+use crate::cursor::{Epoch, Place};
+use crate::lsn::Lsn;
+use crate::wal::Batch;
+
+/// What an entry costs beyond its bytes.
+const ENTRY_OVERHEAD: usize = 512;
+
+/// A batch that was read.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) batch: Batch,
+    /// The transaction that it begins in.
+    start: Start,
+    /// Tables defined in it.
+    defined: Box<[Arc<Definition>]>,
+    /// It is the first one of a connection: the server says everything anew from here.
+    pub(super) fresh: bool,
+    /// Only its first transaction counts; what follows came again over another connection.
+    pub(super) one_transaction: bool,
+    /// The last place in it.
+    pub(super) ends: Place,
+    read_at: Instant,
+}
+
+impl Entry {
+    fn cost(&self) -> usize {
+        self.batch.bytes_len() + ENTRY_OVERHEAD
+    }
+}
+
+/// What is read into the history, in the order of the log.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) batch: Batch,
+    pub(super) start: Start,
+    pub(super) defined: Box<[Arc<Definition>]>,
+    pub(super) one_transaction: bool,
+    pub(super) ends: Place,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    epoch: Epoch,
+    /// Everything after it is kept; none before the first connection.
+    begins: Option<Place>,
+    /// The last place read.
+    ends: Place,
+    /// What commits before is from before this process, and was not all read until it was passed.
+    live_from: Lsn,
+    entries: VecDeque<Arc<Entry>>,
+    bytes: usize,
+    /// Tables as they were defined where the first entry begins.
+    defined: HashMap<u32, Arc<Definition>>,
+    /// The next entry is the first of a connection.
+    fresh: bool,
+}
+
+/// The last of the log that was read.
+#[derive(Debug)]
+pub struct History {
+    ring: Mutex<Ring>,
+    bytes_max: usize,
+    age_max: Duration,
+}
+
+/// All that is kept at one moment.
+#[derive(Debug)]
+pub(super) struct Picture {
+    pub(super) epoch: Epoch,
+    /// Everything after it is here.
+    pub(super) begins: Place,
+    /// The last place here.
+    pub(super) ends: Place,
+    /// See [`History::attach`].
+    pub(super) live_from: Lsn,
+    pub(super) entries: Vec<Arc<Entry>>,
+    defined: HashMap<u32, Arc<Definition>>,
+}
+
+impl History {
+    /// Nothing yet. Keeps at most so many bytes, and nothing older than `age_max`.
+    pub fn new(bytes_max: usize, age_max: Duration) -> Self {
+        Self { ring: Mutex::default(), bytes_max, age_max }
+    }
+
+    /// A connection begins. Everything after `begins` will be read, and what is kept goes on,
+    /// unless `anew`. What commits before `live_from` was there before.
+    pub(super) fn attach(&self, epoch: Epoch, begins: Place, live_from: Lsn, anew: bool) {
+        let mut ring = self.lock();
+        if anew || ring.begins.is_none() || ring.epoch != epoch {
+            let ends = begins;
+            *ring = Ring { epoch, begins: Some(begins), ends, live_from, ..Ring::default() };
+        }
+        ring.fresh = true;
+    }
+
+    /// Something after the last place was not sent: what is kept begins after that.
+    pub(super) fn interrupt(&self) {
+        let mut ring = self.lock();
+        while ring.drop_first() {}
+        ring.begins = ring.begins.map(|_| ring.ends);
+    }
+
+    /// Takes what was read.
+    pub(super) fn push(&self, read: Read) {
+        let Read { batch, start, defined, one_transaction, ends } = read;
+        let mut ring = self.lock();
+        let now = Instant::now();
+        let fresh = std::mem::take(&mut ring.fresh);
+        ring.ends = ring.ends.max(ends);
+        let (ends, batch) = (ring.ends, batch.copied());
+        let entry = Entry { batch, start, defined, fresh, one_transaction, ends, read_at: now };
+        ring.bytes += entry.cost();
+        ring.entries.push_back(Arc::new(entry));
+        let is_old = |entry: &Arc<Entry>| now.duration_since(entry.read_at) > self.age_max;
+        while ring.bytes > self.bytes_max || ring.entries.front().is_some_and(is_old) {
+            if !ring.drop_first() {
+                break;
+            }
+        }
+    }
+
+    /// What is kept now; none before the first connection.
+    pub(super) fn picture(&self) -> Option<Picture> {
+        let ring = self.lock();
+        Some(Picture {
+            epoch: ring.epoch,
+            begins: ring.begins?,
+            ends: ring.ends,
+            live_from: ring.live_from,
+            entries: ring.entries.iter().cloned().collect(),
+            defined: ring.defined.clone(),
+        })
+    }
+
+    /// The log that is read now.
+    pub fn epoch(&self) -> Epoch {
+        self.lock().epoch
+    }
+
+    /// Bytes that are kept.
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ring> {
+        // Every holder leaves the ring whole.
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ring {
+    /// Whether there was one.
+    fn drop_first(&mut self) -> bool {
+        let Some(first) = self.entries.pop_front() else { return false };
+        self.bytes -= first.cost();
+        self.begins = self.begins.max(Some(first.ends));
+        define(&mut self.defined, &first);
+        true
+    }
+}
+
+fn define(defined: &mut HashMap<u32, Arc<Definition>>, entry: &Entry) {
+    if entry.fresh {
+        defined.clear();
+    }
+    for definition in &entry.defined {
+        defined.insert(definition.oid, Arc::clone(definition));
+    }
+}
+
+impl Picture {
+    /// The number of the first entry with anything after `place`, and a reader that is ready for
+    /// it. Nothing up to `place` is read from it.
+    pub(super) fn reader_after(&self, place: Place, payload_bytes_max: usize) -> (usize, Reader) {
+        let first = self.entries.iter().take_while(|entry| entry.ends <= place).count();
+        let mut defined = self.defined.clone();
+        for entry in &self.entries[..first] {
+            define(&mut defined, entry);
+        }
+        let start = self.entries.get(first).filter(|entry| !entry.fresh);
+        let (start, defined) = match start {
+            Some(entry) => (entry.start.clone(), defined),
+            None => (Start::default(), HashMap::new()),
+        };
+        (first, Reader::again(start, defined.into_values(), place, payload_bytes_max))
+    }
+
+    /// A reader for the first entry of a connection, of which nothing up to `place` is read.
+    pub(super) fn fresh_reader(place: Place, payload_bytes_max: usize) -> Reader {
+        Reader::again(Start::default(), std::iter::empty(), place, payload_bytes_max)
+    }
+}
