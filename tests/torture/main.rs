@@ -1,8 +1,8 @@
 //! Torture: writers, clients, and everything between them failing; then what came is compared with
 //! what Postgres says was committed and may be seen.
 //!
-//! In:     `--minutes N` (default 2) and `--seed S` (default 1), as `scripts/torture` passes them;
-//!         nothing at all, as from `cargo test`: then nothing is done.
+//! In:     `--minutes N` (default 2), `--seed S` (default 1) and `--round R` (default 0: the one to
+//!         begin with), as `scripts/torture` passes them; nothing at all, as from `cargo test`: then nothing is done.
 //! Out:    one line of counts; before it, on stderr, a line a round. Status 1 when a count that
 //!         must be 0 is not: then the first bad events, what went wrong around them, and the seed.
 //! Never:  anything but loopback; a process or a file left behind, however it ends; more than
@@ -93,13 +93,14 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let (minutes, seed) = (value("--minutes", "2").parse(), value("--seed", "1").parse());
-    let (Ok(minutes), Ok(seed)) = (minutes, seed) else {
-        eprintln!("usage: scripts/torture [--minutes N] [--seed S]");
+    let first = value("--round", "0").parse();
+    let (Ok(minutes), Ok(seed), Ok(first)) = (minutes, seed, first) else {
+        eprintln!("usage: scripts/torture [--minutes N] [--seed S] [--round R]");
         return ExitCode::from(2);
     };
     let lasts = Duration::from_secs_f64(f64::max(minutes, 0.1) * 60.0);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let run = async { timeout(lasts + OVERTIME, Run::whole(seed, lasts)).await };
+    let run = async { timeout(lasts + OVERTIME, Run::whole(seed, first, lasts)).await };
     let run = std::panic::AssertUnwindSafe(|| runtime.block_on(run));
     match std::panic::catch_unwind(run) {
         Ok(Ok(true)) => return ExitCode::SUCCESS,
@@ -136,13 +137,13 @@ struct Run {
 }
 
 impl Run {
-    async fn whole(seed: u64, lasts: Duration) -> bool {
+    async fn whole(seed: u64, first: u64, lasts: Duration) -> bool {
         let began = Instant::now();
         let mut run = Self::start(seed).await;
         let mut rounds = 0;
         // A round that has begun may end a minute late.
         while began.elapsed() < lasts && run.is_clean() {
-            run.round(rounds).await;
+            run.round(first + rounds).await;
             rounds += 1;
             let counts = run.judge.counts;
             eprintln!(

@@ -112,7 +112,9 @@ impl Service {
     fn start(&self) -> (Child, Option<Arming>) {
         let log = File::options().append(true).create(true).open(&self.log).unwrap();
         let filter = std::env::var("WALCAST_TEST_LOG").unwrap_or_else(|_| "info".into());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
+        // A long run outlives the next build.
+        let built = || env!("CARGO_BIN_EXE_walcast").into();
+        let mut command = Command::new(std::env::var_os("WALCAST_BIN").unwrap_or_else(built));
         command
             .arg("serve")
             .env_clear()

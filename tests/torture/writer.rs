@@ -157,8 +157,9 @@ fn transaction(random: &mut StdRng) -> (Vec<Statement>, bool) {
             return (vec![passing(one(random)), passing(many(random, 5))], false);
         }
         74..82 => hammer(random),
-        82..94 => vec![stays(moved(random))],
-        94..96 => vec![stays(membership(random))],
+        82..95 => vec![stays(moved(random))],
+        // Few: for all that is under way, both answers are then right.
+        95 if random.random_ratio(1, 8) => vec![stays(membership(random))],
         _ => vec![stays(many(random, 4)), stays(moved(random)), stays(one(random))],
     };
     (statements, true)

@@ -418,10 +418,12 @@ impl Judge {
                 Entry::Event(event) => Some(event.time_us),
                 Entry::Start { .. } | Entry::CaughtUp { .. } | Entry::Gap { .. } => None,
             });
+            if !matches!(entry, Entry::Event(_)) {
+                since = format!("after {entry:?}, before that {:?}", log[..place].last());
+            }
             match entry {
                 Entry::Start { cursor, resumed, time_us } => {
                     last_cursor = None;
-                    since = format!("in the connection of {time_us} (resumed: {resumed})");
                     if *resumed && anchored {
                         continue;
                     }

@@ -5,7 +5,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
@@ -36,25 +36,36 @@ async fn insert(client: &Client) -> i64 {
     client.query_one(&insert, &[]).await.unwrap().get(0)
 }
 
-/// Comes back and subscribes for as long as there is anybody to subscribe to.
-async fn subscribe(address: SocketAddr) {
+/// Comes back and subscribes for as long as there is anybody to subscribe to. `again`: always from
+/// where it was first, after each row that it gets.
+async fn subscribe(address: SocketAddr, again: bool) {
+    let mut cursor = None;
     loop {
-        let _ = listen(address).await;
+        let _ = listen(address, &mut cursor, again).await;
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<(), Error> {
+async fn listen(address: SocketAddr, cursor: &mut Option<Value>, again: bool) -> Result<(), Error> {
     let token = user(ALICE);
     let url = format!("ws://{address}/realtime/v1/websocket?apikey={token}&vsn=2.0.0");
     let stream = TcpStream::connect(address).await?;
     let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await?;
-    let all = json!([{ "event": "*", "schema": "public", "table": "owned" }]);
-    let payload = json!({ "config": { "postgres_changes": all } });
+    let mut all = json!({ "event": "*", "schema": "public", "table": "owned" });
+    if let Some(cursor) = cursor {
+        all["cursor"] = cursor.clone();
+    }
+    let payload = json!({ "config": { "postgres_changes": [all] } });
     let join = json!(["1", "1", "realtime:test", "phx_join", payload]);
     socket.send(Message::text(join.to_string())).await?;
     while let Some(message) = socket.next().await {
-        if message?.to_text().is_ok_and(|text| text.contains(r#""status":"error""#)) {
+        let message = message?;
+        let Ok(frame) = serde_json::from_str::<Value>(message.to_text()?) else { continue };
+        let begun = &frame[4]["response"]["cursor"];
+        if again && begun.is_string() {
+            cursor.get_or_insert_with(|| begun.clone());
+        }
+        if frame[4]["status"] == "error" || (again && frame[3] == "postgres_changes") {
             break;
         }
     }
@@ -94,7 +105,8 @@ async fn end_at(database: &Database, client: &Client, point: Point, action: &str
         .spawn()
         .unwrap();
     // Two of them, or nobody is left to write to after the first.
-    let mut sockets = JoinSet::from_iter([subscribe(address), subscribe(address)]);
+    let again = point == Point::OnResume;
+    let mut sockets = JoinSet::from_iter([subscribe(address, again), subscribe(address, again)]);
     let mut asked_to_stop = false;
     let ended = async {
         loop {
