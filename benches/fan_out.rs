@@ -334,6 +334,7 @@ impl Server {
             metrics: Box::new(String::new),
             gate: Gate::default(),
             operations: Operations::default(),
+            events: None,
             broadcasts: None,
             rows: None,
             proxy: None,

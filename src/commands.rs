@@ -3,10 +3,11 @@
 //! In:     arguments; settings from `--config`, the environment and flags.
 //! Out:    what was asked for on standard output, the log on standard error, an exit code: 0, 1
 //!         when the command failed or found something red, 2 for malformed arguments.
-//! Never:  a secret from an argument; a secret printed.
+//! Never:  a secret of the service from an argument; a secret printed.
 
 mod advice;
 mod healthcheck;
+mod tail;
 mod token;
 
 use std::io::Write as _;
@@ -57,6 +58,8 @@ enum Command {
     Slot(Slot),
     /// Make a token, or explain one.
     Token(token::Flags),
+    /// Print row changes and broadcasts of a running service, a line each.
+    Tail(tail::Flags),
     /// Remove what walcast made and nothing uses.
     Uninstall {
         /// Drop the replication slot, too; without this, WAL piles up behind it.
@@ -102,6 +105,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Doctor { fix } => doctor(load(Vec::new())?, fix),
         Command::Slot(Slot::Replace) => replace_slot(load(Vec::new())?),
         Command::Token(flags) => token::run(&flags, &load(Vec::new())?.config, SystemTime::now()),
+        Command::Tail(flags) => follow(flags),
         Command::Uninstall { drop_slot } => uninstall(load(Vec::new())?, drop_slot),
         Command::Healthcheck => healthcheck::ask(load(Vec::new())?.config.server.bind),
     }
@@ -148,6 +152,16 @@ fn private(loaded: &Loaded, options: &dev::Options) -> anyhow::Result<ExitCode> 
         anyhow::Ok(result?)
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn follow(flags: tail::Flags) -> anyhow::Result<ExitCode> {
+    let shutdown = CancellationToken::new();
+    runtime()?.block_on(async {
+        let ending = stop_on_signal(shutdown.clone())?;
+        let result = Box::pin(tail::run(flags, shutdown)).await;
+        ending.abort();
+        result
+    })
 }
 
 fn migrate(loaded: Loaded) -> anyhow::Result<ExitCode> {

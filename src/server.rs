@@ -36,6 +36,7 @@ use crate::rest::run::Runner;
 use crate::rest::schema::Schemas;
 use crate::telemetry;
 use crate::transport::deadlines::Deadlines;
+use crate::transport::events::Events;
 use crate::transport::listener::{self, Connections};
 use crate::transport::realtime::{Endpoint, Realtime};
 use crate::upkeep;
@@ -172,11 +173,12 @@ async fn serve(
         history: Arc::clone(&history),
         hub: Arc::clone(&hub),
         feed: Arc::clone(&status),
+        catalog: Arc::clone(&catalog),
         publisher: Publisher {
             changes: config.changes.clone(),
             payload_bytes_max: config.limits.payload_bytes_max,
             catalog: Arc::new(new_catalog()),
-            authorizer: Arc::new(new_authorizer()),
+            authorizer: Arc::new(new_authorizer().of_the_past()),
             filters: Filters::new(logins.check.clone(), check_timeout),
             hub: Arc::default(),
             status: Arc::default(),
@@ -234,9 +236,11 @@ async fn serve(
         connect_backoff: Duration::from_millis(config.server.connect_error_backoff_ms),
         error_backoff: Duration::from_millis(config.server.join_error_backoff_ms),
     };
+    let realtime = Arc::new(realtime);
     let (attached, rendering) = (Arc::clone(&status), metrics.clone());
     let service = Service {
-        admit: Endpoint(Arc::new(realtime)),
+        events: Some(Events::new(Arc::clone(&realtime), &config.server)),
+        admit: Endpoint(realtime),
         connections: Arc::clone(&connections),
         ready: Box::new(move || readiness(&attached)),
         metrics: Box::new(move || {

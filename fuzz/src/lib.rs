@@ -4,6 +4,7 @@
 //! them on the corpus and on mutations of it, with any compiler.
 
 pub mod broadcast_batch;
+pub mod events;
 pub mod filter;
 pub mod framing;
 pub mod jwt;
@@ -20,8 +21,9 @@ pub mod values;
 pub type Check = fn(&[u8]);
 
 /// Every target by its name: that of its file, its corpus and its dictionary.
-pub const TARGETS: [(&str, Check); 12] = [
+pub const TARGETS: [(&str, Check); 13] = [
     ("broadcast_batch", broadcast_batch::check),
+    ("events", events::check),
     ("filter", filter::check),
     ("framing", framing::check),
     ("jwt", jwt::check),

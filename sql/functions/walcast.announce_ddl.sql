@@ -1,5 +1,6 @@
 -- walcast.announce_ddl: puts a mark into the WAL where a command may have changed who sees what.
--- out:    logical message `walcast.ddl` with the command tag, at that transaction's commit
+-- out:    logical message `walcast.ddl` with the command tag, at that transaction's commit; and
+--         `walcast.after`, which means nothing, behind it
 -- caller: event triggers walcast_ddl and walcast_drop
 -- Never:  fails the command it reports; speaks of temporary objects or of mere contents
 create or replace function walcast.announce_ddl()
@@ -25,6 +26,10 @@ begin
     end if;
     if concerns_us then
         perform pg_catalog.pg_logical_emit_message(true, 'walcast.ddl', tg_tag);
+        -- Decoding orders a message by where it ends and a row by where it begins. This mark is of
+        -- a subtransaction, as is whatever has an exception block: the next row of another one,
+        -- were it the next record in the log, could come first.
+        perform pg_catalog.pg_logical_emit_message(true, 'walcast.after', '');
     end if;
 exception
     when others then

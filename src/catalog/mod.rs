@@ -193,6 +193,18 @@ impl Catalog {
         self.known().past.forget();
     }
 
+    /// The log is read from where every transaction before `horizon` had ended.
+    pub fn begin_after(&self, horizon: Option<u32>) {
+        self.known().past.begin_after(horizon);
+    }
+
+    /// Reads the log again that `other` reads: knows which definitions it saw, and when.
+    pub fn look_back(&self, other: &Self) {
+        let mut before = Past::default();
+        before.share(&other.known().past);
+        self.known().past.share(&before);
+    }
+
     /// Whether the transaction `xid` certainly committed before every one of `changes`, or before
     /// these wrote to a table that it defined: that is locked against them.
     pub fn is_before(&self, xid: u32, changes: &[u32]) -> bool {

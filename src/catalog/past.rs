@@ -28,6 +28,8 @@ pub(super) struct Past {
     snapshots: VecDeque<(Instant, Snapshot)>,
     /// Transactions that changed definitions and were decoded.
     definers: VecDeque<u32>,
+    /// Transactions before this one had ended before anything that is decoded.
+    horizon: Option<u32>,
 }
 
 impl Past {
@@ -58,11 +60,48 @@ impl Past {
         self.definers.clear();
     }
 
+    /// Whatever is decoded is of transactions that committed after every one before `horizon`.
+    pub(super) fn begin_after(&mut self, horizon: Option<u32>) {
+        self.horizon = horizon;
+    }
+
+    /// Knows what `other` saw.
+    pub(super) fn share(&mut self, other: &Self) {
+        self.snapshots.clone_from(&other.snapshots);
+    }
+
     /// See [`super::Catalog::is_before`].
     pub(super) fn is_before(&self, xid: u32, changes: &[u32]) -> bool {
+        if self.horizon.is_some_and(|horizon| precedes(xid, horizon)) {
+            return true;
+        }
         let between = |snapshot: &Snapshot| {
             snapshot.has_ended(xid) && !changes.iter().any(|change| snapshot.sees(*change))
         };
         self.definers.contains(&xid) || self.snapshots.iter().any(|(_, snapshot)| between(snapshot))
+    }
+}
+
+/// Ids before these are not given to transactions: what has one was always there.
+const FIRST_NORMAL_XID: u32 = 3;
+
+/// As the server compares ids, which come again after 2^32.
+fn precedes(xid: u32, other: u32) -> bool {
+    xid < FIRST_NORMAL_XID || xid.wrapping_sub(other) > u32::MAX / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ended_before_the_log_begins_is_before_every_change() {
+        let mut past = Past::default();
+        assert!(!past.is_before(90, &[100]));
+        past.begin_after(Some(95));
+        assert!(past.is_before(90, &[100]) && past.is_before(2, &[100]));
+        assert!(!past.is_before(95, &[100]) && !past.is_before(99, &[100]));
+        past.begin_after(Some(5));
+        assert!(past.is_before(u32::MAX - 5, &[100]), "before they came again");
     }
 }

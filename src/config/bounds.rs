@@ -53,6 +53,8 @@ pub(super) const BOUNDS: &[(&str, i64, i64)] = &[
     ("server.header_timeout_ms", 100, 120_000),
     ("server.body_timeout_ms", 100, 600_000),
     ("server.idle_timeout_ms", 1_000, 3_600_000),
+    ("server.stream_heartbeat_ms", 100, 600_000),
+    ("server.stream_retry_ms", 100, 600_000),
     ("server.connect_error_backoff_ms", 0, 8_000),
     ("server.join_error_backoff_ms", 0, 8_000),
     ("server.drain_timeout_ms", 0, 60_000),

@@ -407,6 +407,12 @@ pub struct Server {
     /// anything being taken before the kernel gives a connection up. Default 60000, 1000 to
     /// 3600000.
     pub idle_timeout_ms: u64,
+    /// Milliseconds between two comments on an event stream over HTTP, by which both ends notice
+    /// that the other is gone. Default 15000, 100 to 600000.
+    pub stream_heartbeat_ms: u64,
+    /// Milliseconds that an event stream's client is told to wait before it comes back; each is
+    /// told up to half more or less, so that not all come at once. Default 2000, 100 to 600000.
+    pub stream_retry_ms: u64,
     /// Milliseconds before a refused socket is answered, for the same reason. Default 500, 0 to
     /// 8000.
     pub connect_error_backoff_ms: u64,
@@ -434,6 +440,8 @@ impl Default for Server {
             header_timeout_ms: 10_000,
             body_timeout_ms: 30_000,
             idle_timeout_ms: 60_000,
+            stream_heartbeat_ms: 15_000,
+            stream_retry_ms: 2_000,
             connect_error_backoff_ms: 500,
             join_error_backoff_ms: 500,
             drain_timeout_ms: 5_000,

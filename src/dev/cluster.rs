@@ -99,8 +99,7 @@ pub struct Cluster {
     directories: Vec<PathBuf>,
     notice: Option<String>,
     leave: bool,
-    /// Held as long as we live; the kernel releases it however we end.
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Cluster {
@@ -497,8 +496,20 @@ fn remove_directory(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// Held as long as we live; the kernel releases it however we end.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that another thread starts just now has a copy
+        // of it, until it becomes what it was started as.
+        let _ = self.0.unlock();
+    }
+}
+
 /// One start at a time for each directory.
-fn lock(home: &Path) -> Result<File, Error> {
+fn lock(home: &Path) -> Result<Lock, Error> {
     let path = home.join("lock");
     let file = File::options()
         .create(true)
@@ -508,7 +519,7 @@ fn lock(home: &Path) -> Result<File, Error> {
         .open(&path)
         .map_err(io_error("open", &path))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => Err(Error::Busy { data_dir: home.to_path_buf() }),
         Err(TryLockError::Error(error)) => Err(io_error("lock", &path)(error)),
     }
@@ -576,6 +587,18 @@ fn last_lines(path: &Path, count: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_is_free_when_its_holder_is_gone_though_a_copy_of_the_lock_lives() {
+        let home = std::env::temp_dir().join(format!("walcast-lock-{}", std::process::id()));
+        fs::create_dir_all(&home).unwrap();
+        let first = lock(&home).unwrap();
+        let _copy = first.0.try_clone().unwrap();
+        assert!(matches!(lock(&home), Err(Error::Busy { .. })));
+        drop(first);
+        lock(&home).unwrap();
+        fs::remove_dir_all(&home).unwrap();
+    }
 
     #[test]
     fn the_port_of_an_earlier_run_is_read_back() {

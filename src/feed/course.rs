@@ -73,6 +73,7 @@ mod tests {
             start: Lsn::new(start),
             created_slot,
             messages: true,
+            catalog_xmin: None,
         }
     }
 

@@ -461,6 +461,9 @@ impl Publisher {
                 };
                 (decisive == Visibility::Failed).then_some(change.relation.oid)
             });
+            for (number, _) in verdicts().filter(|(_, v)| v.old == Visibility::Forgotten) {
+                self.hub.miss(claims, changes[place(number)].place());
+            }
             let mut oids: Vec<u32> = failed.collect();
             oids.sort_unstable();
             oids.dedup();

@@ -63,6 +63,8 @@ struct Ring {
     ends: Place,
     /// What commits before is from before this process, and was not all read until it was passed.
     live_from: Lsn,
+    /// Every transaction before this one had ended before all that is kept.
+    horizon: Option<u32>,
     entries: VecDeque<Arc<Entry>>,
     bytes: usize,
     /// Tables as they were defined where the first entry begins.
@@ -89,6 +91,8 @@ pub(super) struct Picture {
     pub(super) ends: Place,
     /// See [`History::attach`].
     pub(super) live_from: Lsn,
+    /// See [`History::attach`].
+    pub(super) horizon: Option<u32>,
     pub(super) entries: Vec<Arc<Entry>>,
     defined: HashMap<u32, Arc<Definition>>,
 }
@@ -100,12 +104,21 @@ impl History {
     }
 
     /// A connection begins. Everything after `begins` will be read, and what is kept goes on,
-    /// unless `anew`. What commits before `live_from` was there before.
-    pub(super) fn attach(&self, epoch: Epoch, begins: Place, live_from: Lsn, anew: bool) {
+    /// unless `anew`. What commits before `live_from` was there before; every transaction before
+    /// `horizon` had ended before anything that will be read.
+    pub(super) fn attach(
+        &self,
+        epoch: Epoch,
+        begins: Place,
+        live_from: Lsn,
+        horizon: Option<u32>,
+        anew: bool,
+    ) {
         let mut ring = self.lock();
         if anew || ring.begins.is_none() || ring.epoch != epoch {
             let ends = begins;
-            *ring = Ring { epoch, begins: Some(begins), ends, live_from, ..Ring::default() };
+            let begins = Some(begins);
+            *ring = Ring { epoch, begins, ends, live_from, horizon, ..Ring::default() };
         }
         ring.fresh = true;
     }
@@ -144,6 +157,7 @@ impl History {
             begins: ring.begins?,
             ends: ring.ends,
             live_from: ring.live_from,
+            horizon: ring.horizon,
             entries: ring.entries.iter().cloned().collect(),
             defined: ring.defined.clone(),
         })

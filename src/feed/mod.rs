@@ -525,7 +525,9 @@ impl Feed {
     /// Says to the history, and to whoever joins, where the log is read from now.
     fn begin_history(&self, identity: &Identity, live_from: Lsn, anew: bool) -> Epoch {
         let epoch = Epoch::of(&identity.system_id, identity.timeline);
-        self.history.attach(epoch, Place::before(identity.start), live_from, anew);
+        let (begins, horizon) = (Place::before(identity.start), identity.catalog_xmin);
+        self.history.attach(epoch, begins, live_from, horizon, anew);
+        self.publisher.catalog.begin_after(horizon);
         self.publisher.hub.read_at(epoch, Place::before(live_from), anew);
         epoch
     }

@@ -21,6 +21,7 @@ use super::Status;
 use super::history::{History, Picture};
 use super::memory::Memory;
 use super::publish::Publisher;
+use crate::catalog::Catalog;
 use crate::cursor::{Cursor, Place};
 use crate::hub::{Format, Hub, Membership, Subscriber, Word};
 use crate::kill;
@@ -45,6 +46,9 @@ mod reason {
     pub(super) const AHEAD: &str = "ahead_of_the_log";
     /// A subscription ended, and what is left of the channel is not what it asked for.
     pub(super) const ENDED: &str = "subscription_ended";
+    /// A row was deleted, and who saw it before cannot be found out any more: the transaction changed
+    /// that too.
+    pub(super) const UNDECIDED: &str = "undecided";
     /// What was kept could not be read again.
     pub(super) const UNREADABLE: &str = "history_unreadable";
 }
@@ -114,6 +118,8 @@ pub struct Replayer {
     pub hub: Arc<Hub>,
     /// Of the feed that fills the history.
     pub feed: Arc<Status>,
+    /// That of the feed.
+    pub catalog: Arc<Catalog>,
     /// Decides what they may see, with a catalog and answers of its own: those of the feed are of
     /// another place in the log. Its hub is replaced each time.
     pub publisher: Publisher,
@@ -241,6 +247,8 @@ impl Replayer {
         // What is known of the catalog may be of a later place than what is read now, or an older one.
         publisher.catalog.forget_all();
         publisher.catalog.forget_definers();
+        publisher.catalog.begin_after(picture.horizon);
+        publisher.catalog.look_back(&self.catalog);
         publisher.authorizer.forget(None);
         let mut memory = Memory { epoch: picture.epoch, ..Memory::default() };
         let payload_bytes_max = publisher.payload_bytes_max;
@@ -273,6 +281,7 @@ impl Replayer {
                 publisher.report_refused(segment.messages_refused, &mut memory);
             }
             for mut one in std::mem::take(&mut shown) {
+                tell_missed(&one, picture);
                 // Otherwise its claims changed, or it left: it has what it was offered until then.
                 let stayed = one.channel.is_in_past();
                 let reads = one.channel.queued_bytes() <= UNREAD_MAX;
@@ -299,6 +308,16 @@ impl Replayer {
         }
         waiting
     }
+}
+
+/// Tells a channel between which places something was that could not be decided any more.
+fn tell_missed(one: &Shown, picture: &Picture) {
+    let Some((first, last)) = one.subscriber.take_missed() else { return };
+    let cursor = |place| Cursor { place, epoch: picture.epoch };
+    let from = Some(cursor(Place::before(first.commit)));
+    let word = Word::Gap { from, to: cursor(last), reason: reason::UNDECIDED };
+    metrics::counter!(telemetry::RESUMES, telemetry::RESULT => "gap").increment(1);
+    one.channel.tell((one.returning.format.word)(&one.returning.topic, &word));
 }
 
 /// The channel has everything up to `reached`. It comes back if it has to be shown more.

@@ -1,13 +1,14 @@
 //! The routes, and who answers them.
 //!
 //! In:     requests; an [`Admit`] that knows who may open a socket.
-//! Out:    101 and a running socket, or a refusal as JSON; probes and metrics; rows; what another
-//!         Supabase service answers, when we stand in front of one.
+//! Out:    101 and a running socket, an event stream, or a refusal as JSON; probes and metrics; rows;
+//!         what another Supabase service answers, when we stand in front of one.
 //! Never:  logs a path or a query: both may hold a token.
 
 mod body;
 mod broadcast;
 mod cors;
+mod events;
 mod probes;
 mod proxy;
 mod rest;
@@ -23,6 +24,7 @@ use axum::routing::{any, get, post};
 use serde::Serialize;
 
 use crate::transport::admit::Admit;
+use crate::transport::events::Events;
 use crate::transport::listener::Connections;
 
 pub use broadcast::{Broadcasts, batch};
@@ -46,6 +48,8 @@ pub struct Service<A> {
     pub gate: Gate,
     /// What operators and their programs ask.
     pub operations: Operations,
+    /// Event streams; there are none without.
+    pub events: Option<Events>,
     /// What is said over HTTP; nothing can be when there is none.
     pub broadcasts: Option<Broadcasts>,
     /// Rows of the user's tables; when there are none here, the proxy may have them.
@@ -74,6 +78,8 @@ pub fn router<A: Admit>(service: Arc<Service<A>>) -> Router {
     router
         .route("/socket/websocket", get(sockets::open::<A>))
         .route("/realtime/v1/websocket", get(sockets::open::<A>))
+        .route("/events", any(events::open::<A>))
+        .route("/realtime/v1/events", any(events::open::<A>))
         .route("/healthz", get(probes::alive))
         .route("/health", get(probes::alive))
         .route("/healthcheck", get(probes::alive))

@@ -140,9 +140,9 @@ pub fn parse(text: &str) -> Result<Vec<Condition>, ParseError> {
     segments.into_iter().map(|segment| parse_condition(segment.trim())).collect()
 }
 
-/// Cuts at the commas outside parentheses and quotes. Every byte that decides is ASCII, so a cut
+/// Cuts a filter at the commas outside parentheses and quotes. Every byte that decides is ASCII, so a cut
 /// never falls inside a character.
-fn segments(text: &str) -> Vec<&str> {
+pub fn segments(text: &str) -> Vec<&str> {
     let mut segments = Vec::new();
     let (mut start, mut depth, mut quoted, mut escaped, mut previous) =
         (0, 0_usize, false, false, 0_u8);

@@ -38,7 +38,9 @@ use crate::config;
 use crate::cursor::{Cursor, Epoch, Place};
 use crate::event::broadcast::Broadcast;
 
-pub use filter::{CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse};
+pub use filter::{
+    CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse, segments,
+};
 pub use index::TableIndex;
 pub use predicate::{Bound, Image, Is, Match, Operand, Predicate, Question, Unbound, canonical};
 pub use presence::{MemberId, Presence, Supply, TrackError};
@@ -745,6 +747,16 @@ impl Hub {
         let party = self.lock().party(audience, claims);
         for subscriber in party {
             subscriber.notice(message.to_owned());
+        }
+    }
+
+    /// Something at this place could not be decided for these claims.
+    pub fn miss(&self, claims: ClaimsId, place: Place) {
+        let registry = self.lock();
+        for audience in registry.audiences() {
+            for subscriber in registry.party(audience, claims) {
+                subscriber.miss(place);
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! One connection's bounded out list, together with the socket it is written to.
 //!
-//! In:     finished frames, shared between connections; the reason to end.
+//! In:     finished frames, shared between connections, whole or from their second part on; the
+//!         reason to end.
 //! Out:    the same bytes in order, up to 64 frames in one system call.
 //! Never:  waits; builds a frame; holds more than its bound; hands out a frame after a close.
 //!
@@ -37,7 +38,11 @@ const IDLE_PLACES: usize = 64;
 
 /// What a queued frame costs beyond its bytes: the handle in the queue. Counted, so that very
 /// small frames cannot fill memory below the bound in bytes.
-const FRAME_OVERHEAD: usize = size_of::<Bytes>();
+const FRAME_OVERHEAD: usize = size_of::<Queued>();
+
+/// Bytes of a second part up to which a frame of two is made one: copying a page costs no more
+/// than to keep two parts.
+const JOINED_MAX: usize = 4096;
 
 /// Handles that an idle queue keeps; a longer one gives its memory back ([`Outbox::rest`]).
 const IDLE_CAPACITY: usize = 4;
@@ -135,11 +140,41 @@ pub struct Outbox {
     opened: Instant,
     /// When something last came in, in milliseconds since `opened`.
     last_seen_ms: AtomicU64,
+    /// Its peer says something now and then, and is gone if it does not.
+    speaks: bool,
+}
+
+/// One frame of the queue.
+#[derive(Debug)]
+struct Queued {
+    first: Bytes,
+    /// What follows it in the same frame, and is shared with connections that have another `first`.
+    rest: Option<Box<Bytes>>,
+}
+
+impl From<Bytes> for Queued {
+    fn from(frame: Bytes) -> Self {
+        Self { first: frame, rest: None }
+    }
+}
+
+impl Queued {
+    fn parts(&self) -> impl Iterator<Item = &Bytes> {
+        [Some(&self.first), self.rest.as_deref()].into_iter().flatten()
+    }
+
+    fn len(&self) -> usize {
+        self.first.len() + self.rest.as_ref().map_or(0, |rest| rest.len())
+    }
+
+    fn cost(&self) -> usize {
+        self.len() + FRAME_OVERHEAD
+    }
 }
 
 #[derive(Debug)]
 struct Queue {
-    frames: VecDeque<Bytes>,
+    frames: VecDeque<Queued>,
     /// Bytes of the first frame that are already written.
     written: usize,
     /// Sum of [`cost`] over `frames`.
@@ -189,6 +224,15 @@ impl Signals {
 impl Outbox {
     /// An empty outbox for an open socket; `bytes_max` as in `server.outbox_bytes_max`.
     pub fn new(stream: TcpStream, bytes_max: usize) -> Self {
+        Self::with(stream, bytes_max, true)
+    }
+
+    /// The same for a peer that has nothing to say: however long it is silent, it is not idle.
+    pub fn of_listener(stream: TcpStream, bytes_max: usize) -> Self {
+        Self::with(stream, bytes_max, false)
+    }
+
+    fn with(stream: TcpStream, bytes_max: usize, speaks: bool) -> Self {
         Self {
             stream,
             bytes_max,
@@ -204,6 +248,7 @@ impl Outbox {
             signals: AtomicU8::new(0),
             opened: Instant::now(),
             last_seen_ms: AtomicU64::new(0),
+            speaks,
         }
     }
 
@@ -217,7 +262,21 @@ impl Outbox {
     /// # Errors
     /// Why this connection takes no more frames; its subscriber can be forgotten.
     pub fn offer(&self, frame: Bytes) -> Result<bool, CloseReason> {
-        self.offer_to(&mut self.lock(), frame)
+        self.offer_to(&mut self.lock(), frame.into())
+    }
+
+    /// [`offer`](Self::offer) for a frame in two parts, the second one shared with connections whose
+    /// first is another: it is copied for none of them.
+    ///
+    /// # Errors
+    /// As [`offer`](Self::offer).
+    pub fn offer_parts(&self, first: Bytes, rest: &Bytes) -> Result<bool, CloseReason> {
+        let queued = if rest.len() <= JOINED_MAX {
+            joined(&first, rest).into()
+        } else {
+            Queued { first, rest: Some(Box::new(rest.clone())) }
+        };
+        self.offer_to(&mut self.lock(), queued)
     }
 
     /// [`offer`](Self::offer) for several frames under one lock; they stay together.
@@ -228,7 +287,7 @@ impl Outbox {
         let mut queue = self.lock();
         let mut was_clean = false;
         for frame in frames {
-            was_clean |= self.offer_to(&mut queue, frame.clone())?;
+            was_clean |= self.offer_to(&mut queue, frame.clone().into())?;
         }
         Ok(was_clean)
     }
@@ -239,7 +298,7 @@ impl Outbox {
     /// As [`offer`](Self::offer).
     pub fn send(&self, frame: Bytes) -> Result<(), CloseReason> {
         let mut queue = self.lock();
-        self.offer_to(&mut queue, frame)?;
+        self.offer_to(&mut queue, frame.into())?;
         self.flush_locked(&mut queue);
         Ok(())
     }
@@ -274,8 +333,11 @@ impl Outbox {
         self.lock().bytes
     }
 
-    /// How long nothing has come in.
+    /// How long nothing has come in of what should.
     pub fn idle(&self) -> Duration {
+        if !self.speaks {
+            return Duration::ZERO;
+        }
         let seen = Duration::from_millis(self.last_seen_ms.load(Ordering::Relaxed));
         self.opened.elapsed().saturating_sub(seen)
     }
@@ -307,11 +369,11 @@ impl Outbox {
         self.waiting_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    fn offer_to(&self, queue: &mut Queue, frame: Bytes) -> Result<bool, CloseReason> {
+    fn offer_to(&self, queue: &mut Queue, frame: Queued) -> Result<bool, CloseReason> {
         if let State::Closing(reason) = queue.state {
             return Err(reason);
         }
-        let cost = cost(&frame);
+        let cost = frame.cost();
         if !queue.fits(cost, self.bytes_max) {
             // Not yet flushed is not slow: see what the socket takes before judging.
             if self.write(queue).is_err() {
@@ -361,18 +423,22 @@ impl Outbox {
 
     /// One system call for up to [`FRAMES_PER_WRITE`] frames, again until empty or full.
     fn write(&self, queue: &mut Queue) -> io::Result<Written> {
-        while let Some(first) = queue.frames.front() {
-            let first = first.get(queue.written..).unwrap_or_default();
-            let outcome = if queue.frames.len() == 1 {
+        while let Some(front) = queue.frames.front() {
+            let outcome = if queue.frames.len() == 1 && front.rest.is_none() {
                 // Most writes are of one frame, and cheaper without a list.
-                self.stream.try_write(first)
+                self.stream.try_write(front.first.get(queue.written..).unwrap_or_default())
             } else {
                 let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
-                slices[0] = IoSlice::new(first);
-                for (slice, frame) in slices.iter_mut().zip(&queue.frames).skip(1) {
-                    *slice = IoSlice::new(frame);
+                let (mut count, mut written) = (0, queue.written);
+                let parts = queue.frames.iter().flat_map(Queued::parts);
+                for part in parts.take(FRAMES_PER_WRITE) {
+                    let Some(left) = part.get(written..).filter(|left| !left.is_empty()) else {
+                        written -= part.len();
+                        continue;
+                    };
+                    slices[count] = IoSlice::new(left);
+                    (count, written) = (count + 1, 0);
                 }
-                let count = queue.frames.len().min(FRAMES_PER_WRITE);
                 self.stream.try_write_vectored(&slices[..count])
             };
             match outcome {
@@ -466,7 +532,8 @@ impl Outbox {
     /// Queues the Close frame behind everything else, past the bound.
     pub(crate) fn push_last(&self, frame: Bytes) {
         let mut queue = self.lock();
-        queue.bytes += cost(&frame);
+        let frame = Queued::from(frame);
+        queue.bytes += frame.cost();
         queue.frames.push_back(frame);
     }
 
@@ -498,7 +565,7 @@ impl Queue {
             && first.len() <= self.written
         {
             self.written -= first.len();
-            self.bytes -= cost(first);
+            self.bytes -= first.cost();
             self.frames.pop_front();
         }
     }
@@ -508,12 +575,13 @@ impl Queue {
     fn drop_unstarted(&mut self) {
         self.frames.truncate(usize::from(self.written > 0));
         self.frames.shrink_to_fit();
-        self.bytes = self.frames.iter().map(cost).sum();
+        self.bytes = self.frames.iter().map(Queued::cost).sum();
     }
 }
 
-fn cost(frame: &Bytes) -> usize {
-    frame.len() + FRAME_OVERHEAD
+/// The two parts of a frame as one.
+pub(super) fn joined(first: &[u8], rest: &[u8]) -> Bytes {
+    [first, rest].concat().into()
 }
 
 /// Frames that wait for something before they are offered. All that wait for one connection are
@@ -532,7 +600,7 @@ impl<T> Waiting<T> {
 
     /// Keeps a frame. Without room for it the connection is closed: it would miss the frame.
     pub(super) fn push(&mut self, name: T, frame: Bytes) {
-        let bytes = cost(&frame) + size_of::<T>();
+        let bytes = frame.len() + FRAME_OVERHEAD + size_of::<T>();
         if self.outbox.may_wait(bytes) {
             self.bytes += bytes;
             self.frames.push((name, frame));
@@ -544,7 +612,7 @@ impl<T> Waiting<T> {
 
     /// Keeps a frame, if there is room for it within `bytes_max` too.
     pub(super) fn try_push(&mut self, name: T, frame: &Bytes, bytes_max: usize) -> bool {
-        let bytes = cost(frame) + size_of::<T>();
+        let bytes = frame.len() + FRAME_OVERHEAD + size_of::<T>();
         let fits = self.bytes + bytes <= bytes_max && self.outbox.may_wait(bytes);
         if fits {
             self.bytes += bytes;
@@ -766,6 +834,73 @@ mod tests {
         }
         assert!(taken <= 150_000 / FRAME_OVERHEAD, "{taken} frames");
         assert_eq!(outbox.closing(), Some(CloseReason::TooSlow));
+    }
+
+    /// Reads that many bytes.
+    async fn read(client: &TcpStream, bytes: usize) -> Vec<u8> {
+        let mut read = Vec::new();
+        while read.len() < bytes {
+            client.readable().await.unwrap();
+            match client.try_read_buf(&mut read) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+        }
+        read
+    }
+
+    #[tokio::test]
+    async fn a_frame_of_two_parts_is_written_as_one_and_copied_for_nobody() {
+        let (outbox, client) = outbox(1_000_000).await;
+        let (large, small) = (vec![b'l'; 100_000].into(), Bytes::from_static(b"s"));
+        let mut expected = Vec::new();
+        for (number, rest) in [&large, &small, &large, &small].into_iter().enumerate() {
+            let first = Bytes::from(format!("first {number}"));
+            expected.extend([&first[..], rest].concat());
+            outbox.offer_parts(first, rest).unwrap();
+            outbox.offer(frame(10)).unwrap();
+            expected.extend(&frame(10));
+        }
+        assert_eq!(outbox.queued_bytes(), expected.len() + 8 * FRAME_OVERHEAD);
+        {
+            let queue = outbox.lock();
+            let rests: Vec<_> = queue.frames.iter().filter_map(|f| f.rest.as_deref()).collect();
+            assert!(rests.len() == 2 && rests.iter().all(|rest| rest.as_ptr() == large.as_ptr()));
+        }
+        outbox.flush();
+        assert!(read(&client, expected.len()).await == expected);
+        assert_eq!(outbox.queued_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_was_begun_stays_whole_when_the_rest_is_dropped() {
+        // Cut anywhere, also between its parts.
+        for written in [1, 5, 6, 50_000] {
+            let (outbox, client) = outbox(1_000_000).await;
+            {
+                let mut queue = outbox.lock();
+                let rest = Some(Box::new(frame(100_000)));
+                queue.frames.push_back(Queued { first: frame(5), rest });
+                queue.frames.push_back(frame(7).into());
+                queue.bytes = queue.frames.iter().map(Queued::cost).sum();
+                queue.consume(written);
+                queue.drop_unstarted();
+                assert_eq!(queue.frames.len(), 1, "{written}");
+                assert_eq!(queue.bytes, 100_005 + FRAME_OVERHEAD);
+            }
+            // What is left of it follows, then nothing.
+            let left = 100_005 - written;
+            let writing = async {
+                while outbox.queued_bytes() > 0 {
+                    outbox.lock().state = State::Dirty;
+                    outbox.flush();
+                    tokio::task::yield_now().await;
+                }
+            };
+            let (read, ()) = tokio::join!(read(&client, left), writing);
+            assert_eq!(read.len(), left);
+        }
     }
 
     #[tokio::test]

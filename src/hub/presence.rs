@@ -35,6 +35,9 @@ const RECEIVERS_AT_ONCE: u32 = 32;
 /// a second, whoever comes and goes. Longer is cheaper, and seen later.
 const INTERVAL_PER_RECEIVER: Duration = Duration::from_micros(50);
 
+/// How many ways there are for a message to end: one for each version of the protocol.
+const ENDS_MAX: usize = 2;
+
 /// The members of a meta that are ours. A client's own are left out.
 const OURS: [&str; 2] = ["phx_ref", "phx_ref_prev"];
 
@@ -169,7 +172,7 @@ impl Tracked {
 /// it a receiver. A receiver's first frame is its state: the official clients keep diffs that come
 /// before one, across joins, and would apply them to the state of a later one.
 ///
-/// Memory: at most three times `topic_bytes_max` (what is, what was told, the rendered state).
+/// Memory: at most four times `topic_bytes_max` (what is, what was told, the rendered states).
 #[derive(Debug)]
 pub struct Presence {
     supply: Arc<Supply>,
@@ -180,8 +183,8 @@ pub struct Presence {
     told: Metas,
     joins: Metas,
     leaves: Metas,
-    /// `told` as JSON, until it changes.
-    state: Option<Bytes>,
+    /// `told` as JSON with a byte behind it, until it changes: one for each such byte.
+    states: Vec<Bytes>,
     /// No diff before that.
     open_at: Instant,
 }
@@ -196,7 +199,7 @@ impl Presence {
             told: Metas::new(),
             joins: Metas::new(),
             leaves: Metas::new(),
-            state: None,
+            states: Vec::new(),
             open_at: now,
         }
     }
@@ -270,16 +273,22 @@ impl Presence {
         }
     }
 
-    /// What receivers were told so far: `{"key":{"metas":[…]}}`. For a new one, together with
-    /// every diff from now on. Rendered once for all who ask between two diffs.
-    pub fn state(&mut self) -> Bytes {
-        let told = &self.told;
-        let state = self.state.get_or_insert_with(|| {
-            let mut json = String::with_capacity(rendered_bytes(told));
-            render(told, &mut json);
-            json.into()
-        });
-        state.clone()
+    /// What receivers were told so far, `{"key":{"metas":[…]}}`, and the byte that ends the message
+    /// it is in. For a new one, together with every diff from now on. Rendered once for all who ask
+    /// between two diffs: the same bytes for all whose messages end alike.
+    pub fn state(&mut self, end: u8) -> Bytes {
+        if let Some(state) = self.states.iter().find(|state| state.last() == Some(&end)) {
+            return state.clone();
+        }
+        let mut json = String::with_capacity(rendered_bytes(&self.told) + 1);
+        render(&self.told, &mut json);
+        let mut bytes = json.into_bytes();
+        bytes.push(end);
+        let state = Bytes::from(bytes);
+        if self.states.len() < ENDS_MAX {
+            self.states.push(state.clone());
+        }
+        state
     }
 
     /// When to take the next diff; none while there is nothing to tell. It is in the past where
@@ -311,7 +320,7 @@ impl Presence {
             self.told.remove(place);
         }
         self.told.extend(joins);
-        self.state = None;
+        self.states.clear();
         self.open_at = now + self.interval(receivers);
         Some(diff.into())
     }

@@ -395,18 +395,22 @@ impl Occupancy {
         }
     }
 
-    /// Is told from now on who is there, beginning with the frame that `first` makes of the state
-    /// as it is known to all (a JSON object). Does nothing the second time.
-    pub fn watch(&self, first: impl FnOnce(&[u8]) -> Bytes, dirty: &mut DirtyList) {
+    /// Is told from now on who is there, beginning with a frame that ends with the state as it is
+    /// known to all (a JSON object) and the byte `end`; `begin` makes what is before, for so many
+    /// bytes. Does nothing the second time.
+    pub fn watch(&self, end: u8, begin: impl FnOnce(usize) -> Bytes, dirty: &mut DirtyList) {
         let mut inner = locked(&self.room.inner);
-        // Rendering the state costs as much as there are members.
+        // The state is as long as there are members: it is rendered once, and shared.
         if inner.member(self.format, self.number).is_none_or(|member| member.watches) {
             return;
         }
-        let state = inner.presence.as_mut().map_or(Bytes::from_static(b"{}"), |p| p.state());
+        let nobody = || vec![b'{', b'}', end].into();
+        let state = inner.presence.as_mut().map_or_else(nobody, |known| known.state(end));
         let Some(member) = inner.member(self.format, self.number) else { return };
         member.watches = true;
-        member.offer(&[first(&state)], dirty);
+        if member.subscriber.offer_parts(begin(state.len()), &state) {
+            dirty.push(member.subscriber.outbox());
+        }
         inner.watchers += 1;
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::outbox::{Outbox, Waiting};
+use super::outbox::{Outbox, Waiting, joined};
 use crate::cursor::Place;
 use crate::lsn::Lsn;
 
@@ -49,6 +49,8 @@ pub struct Subscriber {
     until: AtomicPlace,
     /// The last one it was offered, of a channel in the past.
     reached: AtomicPlace,
+    /// Of such a channel, between which places something could not be decided.
+    missed: Mutex<Option<(Place, Place)>>,
     /// It catches up: row changes go into `later`.
     catching_up: AtomicBool,
     later: Mutex<Later>,
@@ -124,6 +126,7 @@ impl Subscriber {
             after: AtomicPlace::new(Place::ZERO),
             until: AtomicPlace::new(Place::LAST),
             reached: AtomicPlace::new(Place::ZERO),
+            missed: Mutex::default(),
             catching_up: AtomicBool::new(false),
             later: Mutex::new(Later { waiting, let_go: None }),
         }
@@ -155,6 +158,21 @@ impl Subscriber {
         self.reached.load()
     }
 
+    /// Something at this place could not be decided for it.
+    pub(super) fn miss(&self, place: Place) {
+        if self.after.load() < place && place <= self.until.load() {
+            let mut missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner);
+            let (first, _) = missed.unwrap_or((place, place));
+            *missed = Some((first, place));
+        }
+    }
+
+    /// Of a channel in the past: between which places something could not be decided for it, since
+    /// this was last asked.
+    pub fn take_missed(&self) -> Option<(Place, Place)> {
+        self.missed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Has row changes wait until [`Self::caught_up`]. To be called before it can be found.
     pub(super) fn catch_up(&self) {
         self.catching_up.store(true, Ordering::Release);
@@ -175,6 +193,8 @@ impl Subscriber {
             if self.offer(&frames) {
                 self.outbox.flush();
             }
+            // What the history has may still be on its way here: read, and not published so far.
+            self.after.store(self.after.load().max(reached));
             self.catching_up.store(false, Ordering::Release);
         }
         None
@@ -251,38 +271,39 @@ impl Subscriber {
         if !valid.contains(&now) {
             return false;
         }
+        if self.catching_up.load(Ordering::Acquire) && self.wait(frames, places) {
+            return false;
+        }
+        // If it did catch up, `after` is where: it was stored before.
         let (after, until) = (self.after.load(), self.until.load());
         if after < *first && until == Place::LAST {
-            return self.offer_later(frames, places);
+            return self.offer(frames);
         }
         let owed = |place: &&Place| after < **place && **place <= until;
         let from = places.iter().take_while(|place| **place <= after).count();
         let count = places[from..].iter().take_while(owed).count();
-        let (frames, places) = (&frames[from..from + count], &places[from..from + count]);
         if until != Place::LAST {
             // Another frame of the same change may follow.
             self.reached.store(until.min(*last).max(self.reached.load()));
         }
-        !frames.is_empty() && self.offer_later(frames, places)
+        count > 0 && self.offer(&frames[from..from + count])
     }
 
-    fn offer_later(&self, frames: &[Bytes], places: &[Place]) -> bool {
-        if !self.catching_up.load(Ordering::Acquire) {
-            return self.offer(frames);
-        }
+    /// Keeps row changes until [`Self::caught_up`]; false when it is.
+    fn wait(&self, frames: &[Bytes], places: &[Place]) -> bool {
         let mut later = self.later();
-        // It may have changed before the list was ours.
         if !self.catching_up.load(Ordering::Acquire) {
-            return self.offer(frames);
+            return false;
         }
-        for (place, frame) in places.iter().zip(frames) {
+        let after = self.after.load();
+        for (place, frame) in places.iter().zip(frames).filter(|(place, _)| **place > after) {
             let Later { waiting, let_go } = &mut *later;
             if let_go.is_some() || !waiting.try_push(*place, frame, CATCH_UP_BYTES_MAX) {
                 waiting.clear();
                 *let_go = Some(*place);
             }
         }
-        false
+        true
     }
 
     fn later(&self) -> MutexGuard<'_, Later> {
@@ -308,6 +329,14 @@ impl Subscriber {
             }
             _gone => false,
         }
+    }
+
+    /// [`Self::offer`] for one frame in two parts, the second one shared with others.
+    pub(super) fn offer_parts(&self, first: Bytes, rest: &Bytes) -> bool {
+        if self.state.load(Ordering::Acquire) == LIVE {
+            return self.outbox.offer_parts(first, rest).unwrap_or(false);
+        }
+        self.offer(&[joined(&first, rest)])
     }
 
     /// The join was answered: what was held follows, then live frames.

@@ -39,12 +39,12 @@ use join::Wishes;
 use message::json_string;
 use rate::Rate;
 use room::Talk;
-use users::UserPlace;
 
 pub use join::{BroadcastOptions, JoinRequest, PresenceOptions};
 pub use message::{Frame, Message, Payload, REF_BYTES_MAX, RawRef, RefTooLong, UserBroadcast};
 pub use rate::Rates;
 pub use room::Grants;
+pub use users::UserPlace;
 
 /// The topic of heartbeats; nothing can be joined there.
 const HEARTBEAT_TOPIC: &str = "phoenix";

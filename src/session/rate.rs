@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::users::Users;
+use super::users::{UserPlace, Users};
 
 /// Counts events within each second of the clock.
 #[derive(Debug, Default)]
@@ -61,6 +61,16 @@ pub struct Rates {
 }
 
 impl Rates {
+    /// Counts one join; false when there were `most` in this second already.
+    pub fn admit_join(&self, most: usize, now: SystemTime) -> bool {
+        self.joins.admit(most, now)
+    }
+
+    /// Counts one connection of a user; none when it has `most`.
+    pub fn enter(&self, subject: &Arc<str>, most: usize) -> Option<UserPlace> {
+        self.users.enter(subject, most)
+    }
+
     /// Counts the events of one request; none of them, and false, when there would be more than
     /// `most` in this second.
     pub fn admit_events(&self, count: usize, most: usize, now: SystemTime) -> bool {

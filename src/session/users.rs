@@ -16,7 +16,7 @@ pub(super) struct Users {
 
 /// One connection of one user; dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct UserPlace {
+pub struct UserPlace {
     users: Arc<Users>,
     subject: Arc<str>,
 }

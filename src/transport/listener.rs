@@ -1,12 +1,16 @@
 //! The listening socket, and every connection that came through it.
 //!
 //! In:     TCP connections; a router that answers their requests; a word to stop.
-//! Out:    upgraded sockets running [`websocket::run`]; connections that are silent, too many or
-//!         left at the end, closed with a reason.
+//! Out:    upgraded sockets running [`websocket::run`]; sockets that are [taken over](Takeover) to be
+//!         answered without end; connections that are silent, too many or left at the end, closed
+//!         with a reason.
 //! Never:  parses HTTP (hyper does); decides who may connect (`http` asks).
 
+use std::convert::Infallible;
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +18,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::Request;
+use axum::http::{HeaderMap, Request, header};
 use hashbrown::HashMap;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -23,6 +27,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -142,6 +147,15 @@ fn client_of(address: IpAddr) -> IpAddr {
 struct Entry {
     id: u64,
     place: Place,
+}
+
+impl Entry {
+    /// Takes note of the end.
+    fn ended(self, reason: CloseReason) {
+        debug!(connection = self.id, reason = reason.label(), ?reason, "socket closed");
+        let closed = telemetry::CONNECTIONS_CLOSED;
+        metrics::counter!(closed, telemetry::REASON => reason.label()).increment(1);
+    }
 }
 
 impl Drop for Entry {
@@ -316,11 +330,35 @@ impl Place {
         let connections = Arc::clone(&self.connections);
         let outbox = Arc::new(Outbox::new(stream, connections.outbox_bytes_max));
         let peer = start(Arc::clone(&outbox));
+        let entry = self.enter(&outbox);
+        let limits = connections.limits.clone();
+        connections.tasks.spawn(async move {
+            let reason = websocket::run(outbox, read, limits, peer).await;
+            entry.ended(reason);
+        });
+    }
+
+    /// Runs a socket that was taken over, and whose peer only listens, in a task of its own. `run`
+    /// gets the connection's outbox, and how long it may take to say goodbye.
+    pub fn attend<R>(self, stream: TcpStream, run: impl FnOnce(Arc<Outbox>, Duration) -> R)
+    where
+        R: Future<Output = CloseReason> + Send + 'static,
+    {
+        let connections = Arc::clone(&self.connections);
+        let outbox = Arc::new(Outbox::of_listener(stream, connections.outbox_bytes_max));
+        let entry = self.enter(&outbox);
+        let running = run(outbox, connections.limits.close_grace);
+        connections.tasks.spawn(async move { entry.ended(running.await) });
+    }
+
+    /// Its socket is open from now on, and hears what all are told.
+    fn enter(self, outbox: &Arc<Outbox>) -> Entry {
+        let connections = Arc::clone(&self.connections);
         let id = {
             let mut live = connections.live();
             live.next += 1;
             let id = live.next;
-            live.outboxes.insert(id, Arc::clone(&outbox));
+            live.outboxes.insert(id, Arc::clone(outbox));
             id
         };
         let entry = Entry { id, place: self };
@@ -328,14 +366,50 @@ impl Place {
             outbox.close(CloseReason::Shutdown);
         }
         debug!(connection = id, "socket open");
-        let limits = connections.limits.clone();
-        connections.tasks.spawn(async move {
-            let reason = websocket::run(outbox, read, limits, peer).await;
-            debug!(connection = entry.id, reason = reason.label(), ?reason, "socket closed");
-            let closed = telemetry::CONNECTIONS_CLOSED;
-            metrics::counter!(closed, telemetry::REASON => reason.label()).increment(1);
-            drop(entry);
-        });
+        entry
+    }
+}
+
+/// In the extensions of a response: the socket is wanted when the rest of the response is known.
+/// What the response says is not written; whoever takes the socket over writes an answer of his
+/// own, with these headers and others. Nothing else is asked on this connection then.
+#[derive(Clone)]
+pub struct Takeover(Arc<Mutex<Option<Start>>>);
+
+type Start = Box<dyn FnOnce(HeaderMap, TcpStream) + Send>;
+
+impl fmt::Debug for Takeover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Takeover")
+    }
+}
+
+impl Takeover {
+    /// By `start`, with the headers of the response.
+    pub fn new(start: impl FnOnce(HeaderMap, TcpStream) + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::new(start)))))
+    }
+
+    fn take(&self) -> Option<Start> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Where a connection learns that its socket is wanted.
+#[derive(Debug, Default)]
+struct Handover {
+    wanted: Mutex<Option<(HeaderMap, Takeover)>>,
+    told: Notify,
+}
+
+impl Handover {
+    fn wanted(&self) -> MutexGuard<'_, Option<(HeaderMap, Takeover)>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn want(&self, headers: HeaderMap, takeover: Takeover) {
+        *self.wanted() = Some((headers, takeover));
+        self.told.notify_one();
     }
 }
 
@@ -420,32 +494,62 @@ impl Drop for HttpConnection {
 
 impl HttpConnection {
     async fn run(&self, stream: TcpStream, router: Router, address: SocketAddr) {
+        let handover = Arc::new(Handover::default());
+        let wanted = Arc::clone(&handover);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(address));
-            router.clone().oneshot(request.map(Body::new))
+            let answering = router.clone().oneshot(request.map(Body::new));
+            let wanted = Arc::clone(&wanted);
+            async move {
+                let Ok(mut response) = answering.await;
+                let Some(takeover) = response.extensions_mut().remove::<Takeover>() else {
+                    return Ok::<_, Infallible>(response);
+                };
+                let mut headers = std::mem::take(response.headers_mut());
+                // Of the response that is not written.
+                for its_own in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
+                    headers.remove(its_own);
+                }
+                wanted.want(headers, takeover);
+                // hyper answers nothing: it is about to lose the connection.
+                std::future::pending().await
+            }
         });
         let connections = &self.connections;
-        let mut connection = std::pin::pin!(
-            http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(connections.header_timeout)
-                .max_header_size(connections.header_bytes_max)
-                .max_buf_size(connections.header_bytes_max.max(HYPER_BUFFER_MIN))
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades()
-        );
+        let mut connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(connections.header_timeout)
+            .max_header_size(connections.header_bytes_max)
+            .max_buf_size(connections.header_bytes_max.max(HYPER_BUFFER_MIN))
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let serving = async {
+            tokio::select! {
+                outcome = &mut connection => return Some(outcome),
+                () = connections.stopping.cancelled() => {}
+            }
+            Pin::new(&mut connection).graceful_shutdown();
+            timeout(connections.drain_timeout, &mut connection).await.ok()
+        };
         let outcome = tokio::select! {
-            outcome = connection.as_mut() => outcome,
-            () = connections.stopping.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                match timeout(connections.drain_timeout, connection).await {
-                    Ok(outcome) => outcome,
-                    Err(_) => return,
-                }
+            outcome = serving => outcome,
+            () = handover.told.notified() => {
+                hand_over(&handover, connection.into_parts().map(|parts| parts.io.into_inner()));
+                return;
             }
         };
-        if let Err(error) = outcome {
+        if let Some(Err(error)) = outcome {
             debug!(%error, "http connection ended");
         }
+    }
+}
+
+/// Gives the socket to who wants it. What was read past its request is not for him: he only speaks.
+fn hand_over(handover: &Handover, stream: Option<TcpStream>) {
+    let wanted = handover.wanted().take();
+    if let (Some((headers, takeover)), Some(stream)) = (wanted, stream)
+        && let Some(start) = takeover.take()
+    {
+        start(headers, stream);
     }
 }

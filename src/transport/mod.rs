@@ -2,6 +2,7 @@
 
 pub mod admit;
 pub mod deadlines;
+pub mod events;
 pub mod listener;
 pub mod phoenix;
 pub mod realtime;

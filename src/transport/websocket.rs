@@ -204,10 +204,21 @@ pub fn binary_frame(payload: &[u8]) -> Bytes {
     frame(BINARY, payload)
 }
 
+/// The beginning of a text frame whose payload goes on with `rest_bytes` more, for a rest that is
+/// shared by frames that begin in different ways.
+pub fn text_frame_head(payload: &[u8], rest_bytes: usize) -> Bytes {
+    partial_frame(TEXT, payload, rest_bytes)
+}
+
 fn frame(opcode: u8, payload: &[u8]) -> Bytes {
+    partial_frame(opcode, payload, 0)
+}
+
+fn partial_frame(opcode: u8, payload: &[u8], rest_bytes: usize) -> Bytes {
     let mut frame = Vec::with_capacity(10 + payload.len());
     frame.push(0x80 | opcode);
-    match (u8::try_from(payload.len()), u16::try_from(payload.len())) {
+    let length = payload.len() + rest_bytes;
+    match (u8::try_from(length), u16::try_from(length)) {
         (Ok(length @ 0..=125), _) => frame.push(length),
         (_, Ok(length)) => {
             frame.push(126);
@@ -215,7 +226,7 @@ fn frame(opcode: u8, payload: &[u8]) -> Bytes {
         }
         (_, Err(_)) => {
             frame.push(127);
-            let length = u64::try_from(payload.len()).expect("a length in memory fits 64 bits");
+            let length = u64::try_from(length).expect("a length in memory fits 64 bits");
             frame.extend_from_slice(&length.to_be_bytes());
         }
     }
@@ -273,8 +284,8 @@ pub async fn run<P: Peer>(
 }
 
 /// Shuts the socket down, however the connection ends.
-struct End {
-    outbox: Arc<Outbox>,
+pub(super) struct End {
+    pub(super) outbox: Arc<Outbox>,
 }
 
 impl Drop for End {
@@ -283,8 +294,8 @@ impl Drop for End {
     }
 }
 
-/// Gives the queue and the Close frame a short time to leave, then the peer one to answer.
-async fn say_goodbye(outbox: &Outbox, reason: CloseReason, grace: Duration) {
+/// Gives the queue and the last words a short time to leave, then the peer one to answer.
+pub(super) async fn say_goodbye(outbox: &Outbox, reason: CloseReason, grace: Duration) {
     let goodbye = async {
         poll_fn(|context| outbox.poll_drain(context)).await?;
         outbox.shut_down_writing();
@@ -450,7 +461,7 @@ fn give_way(context: &mut Context<'_>) {
 }
 
 /// Lends this thread's read buffer.
-fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+pub(super) fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
     thread_local! {
         static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
     }

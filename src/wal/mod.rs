@@ -491,6 +491,7 @@ async fn attach(
     slot::keep_failover(&mut connection, settings, &found).await?;
     let confirmed = found.confirmed_flush_lsn.unwrap_or(Lsn::ZERO);
     identity.start = start_position(resume, confirmed, identity.head);
+    identity.catalog_xmin = found.catalog_xmin;
 
     let binary = matches!(format, Format::Binary);
     let command = slot::start_command(settings, identity.start, binary, identity.messages);

@@ -45,6 +45,8 @@ pub struct Identity {
     pub created_slot: bool,
     /// The stream carries the publication of messages, too.
     pub messages: bool,
+    /// Every transaction with a lower id had ended before anything that the stream carries.
+    pub catalog_xmin: Option<u32>,
 }
 
 /// A slot as `pg_replication_slots` shows it.
@@ -68,6 +70,8 @@ pub struct Slot {
     pub restart_lsn: Option<Lsn>,
     /// What it was last told.
     pub confirmed_flush_lsn: Option<Lsn>,
+    /// The oldest transaction whose rows of the catalog it may need.
+    pub catalog_xmin: Option<u32>,
     /// Log it keeps, in bytes.
     pub retained_bytes: Option<u64>,
     /// Log that may still be written before it is lost; none where the server sets no limit.
@@ -122,6 +126,7 @@ pub(super) async fn identify(connection: &mut Connection) -> Result<Identity, Er
         head: system.parsed()?,
         server_version: settings.parsed()?,
         start: Lsn::ZERO,
+        catalog_xmin: None,
         created_slot: false,
         messages: false,
     };
@@ -201,7 +206,7 @@ pub(super) async fn find(connection: &mut Connection, name: &str) -> Result<Opti
     let rows = connection
         .query(&format!(
             "select s.plugin, s.database, s.active_pid, s.temporary, s.two_phase, s.wal_status, \
-             s.restart_lsn, s.confirmed_flush_lsn, \
+             s.restart_lsn, s.confirmed_flush_lsn, s.catalog_xmin, \
              pg_catalog.pg_wal_lsn_diff(case when pg_catalog.pg_is_in_recovery() \
              then pg_catalog.pg_last_wal_replay_lsn() else pg_catalog.pg_current_wal_lsn() end, \
              s.restart_lsn)::bigint, s.safe_wal_size, \
@@ -223,6 +228,7 @@ pub(super) async fn find(connection: &mut Connection, name: &str) -> Result<Opti
         wal_status: fields.optional()?,
         restart_lsn: fields.optional()?,
         confirmed_flush_lsn: fields.optional()?,
+        catalog_xmin: fields.optional()?,
         retained_bytes: fields.optional::<i64>()?.and_then(|bytes| u64::try_from(bytes).ok()),
         safe_wal_bytes: fields.optional()?,
         failover: fields.optional()?,
@@ -633,6 +639,7 @@ mod tests {
             wal_status: Some("reserved".into()),
             restart_lsn: None,
             confirmed_flush_lsn: None,
+            catalog_xmin: None,
             retained_bytes: None,
             safe_wal_bytes: None,
             failover: None,

@@ -25,7 +25,7 @@ export const BIN =
   process.env.WALCAST_BIN ?? fileURLToPath(new URL("../../target/debug/walcast", import.meta.url));
 
 /** Longest wait for anything; a reconnecting client pauses 1, 2, 5 and 10 s between attempts. */
-export const DEADLINE_MS = 25_000;
+export const DEADLINE_MS = 60_000;
 
 export const ALICE = "00000000-0000-4000-8000-00000000000a";
 export const BOB = "00000000-0000-4000-8000-00000000000b";
@@ -177,6 +177,10 @@ export class Server {
       WALCAST_BIND: `127.0.0.1:${this.port}`,
       // Names of slots are the cluster's, and other tests share it.
       WALCAST_SLOT: `walcast_${this.database.name}`,
+      // Nothing is withheld because the machine is slow.
+      WALCAST_DATABASE_CHECK_TIMEOUT_MS: "60000",
+      WALCAST_DATABASE_BATCH_CHECK_TIMEOUT_MS: "120000",
+      WALCAST_DATABASE_CHANNEL_WAIT_TIMEOUT_MS: "60000",
       WALCAST_LOG: process.env.WALCAST_LOG ?? "info",
       RUST_BACKTRACE: "1",
       ...this.env,

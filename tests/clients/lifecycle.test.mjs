@@ -15,12 +15,12 @@ const SCHEMA = `
 `;
 
 /** Clients whose clocks run ten times as fast and more, so that half a minute is seconds. */
-const HEARTBEAT_MS = 500;
+const HEARTBEAT_MS = 1000;
 const fast = {
   heartbeatIntervalMs: HEARTBEAT_MS,
   reconnectAfterMs: (tries) => [100, 200, 500][tries - 1] ?? 1000,
 };
-const IDLE_MS = 3000;
+const IDLE_MS = 5000;
 
 /** One service with what its tests need, ended with them. */
 function served(env) {

@@ -42,7 +42,7 @@ const SCHEMA = `
 describe("rows over HTTP", () => {
   const stage = new Rows(SCHEMA, {
     WALCAST_API_KEYS: JSON.stringify({ [PUBLISHABLE]: "anon", [SECRET_KEY]: "service_role" }),
-    WALCAST_REST_STATEMENT_TIMEOUT_MS: "700",
+    WALCAST_REST_STATEMENT_TIMEOUT_MS: "2000",
     WALCAST_REST_BODY_BYTES_MAX: "100000",
     WALCAST_REST_AT_ROOT: "true",
   });
@@ -312,7 +312,7 @@ describe("rows of a database in trouble", () => {
   const stage = new Rows(SCHEMA, {
     PGRST_DB_POOL: "1",
     PGRST_DB_ANON_ROLE: "nobody",
-    WALCAST_REST_WAIT_TIMEOUT_MS: "100",
+    WALCAST_REST_WAIT_TIMEOUT_MS: "2000",
   });
   const limit = async (connections) => {
     const format = "select format('alter database %I connection limit %s', current_database(), $1::int) as sql";

@@ -5,7 +5,7 @@
 
 import { spawn } from "node:child_process";
 import { chmodSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { availableParallelism, cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -14,6 +14,18 @@ import { BIN, says, start } from "./harness.mjs";
 const here = fileURLToPath(new URL(".", import.meta.url));
 const files = process.argv.slice(2);
 if (files.length === 0) files.push(...readdirSync(here).filter((name) => name.endsWith(".test.mjs")));
+
+/**
+ * How many files run at once. Each has a database, a slot, a server and a port of its own, and waits
+ * more than it computes; the server has ten slots, and some files take two.
+ */
+function concurrency() {
+  const [major, minor] = process.versions.node.split(".").map(Number);
+  // Before, Node decides.
+  if (major < 20 || (major === 20 && minor < 10)) return [];
+  const cores = availableParallelism?.() ?? cpus().length;
+  return [`--test-concurrency=${Math.min(2 * cores, 4)}`];
+}
 
 const env = { ...process.env };
 let postgres;
@@ -30,7 +42,8 @@ try {
     const [, url] = await says(postgres, /^DATABASE_URL=(\S+)$/m, 120_000);
     env.WALCAST_TEST_DATABASE_URL = url;
   }
-  const tests = spawn(process.execPath, ["--test", ...files], { cwd: here, env, stdio: "inherit" });
+  const args = ["--test", ...concurrency(), ...files];
+  const tests = spawn(process.execPath, args, { cwd: here, env, stdio: "inherit" });
   code = await new Promise((resolve) => tests.once("exit", (code) => resolve(code ?? 1)));
 } finally {
   if (postgres) {

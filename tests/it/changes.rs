@@ -15,7 +15,7 @@ use crate::service::{
 };
 
 /// How long may pass until deliveries follow new claims.
-const REFRESH: Duration = Duration::from_secs(3);
+const REFRESH: Duration = Duration::from_secs(20);
 
 const TOPIC: &str = "realtime:test";
 

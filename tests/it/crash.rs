@@ -1,7 +1,7 @@
 //! What dies: the service, the server, their links. Nothing committed after SUBSCRIBED is missed.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -13,7 +13,9 @@ use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Database, connect};
-use crate::service::{ALICE, DEADLINE, SECRET, Service, Socket, Version, anon, service_role, user};
+use crate::service::{
+    ALICE, DEADLINE, PATIENT, SECRET, Service, Socket, Version, anon, listen, service_role, user,
+};
 use crate::stream::all_of;
 
 /// Everybody may do everything with it.
@@ -31,8 +33,7 @@ struct Program {
 
 /// A port that was free a moment ago.
 async fn free_address() -> SocketAddr {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    tokio::net::TcpListener::bind(any).await.unwrap().local_addr().unwrap()
+    listen().await.local_addr().unwrap()
 }
 
 impl Program {
@@ -41,6 +42,7 @@ impl Program {
         let child = Command::new(env!("CARGO_BIN_EXE_walcast"))
             .arg("serve")
             .env_clear()
+            .envs(PATIENT)
             .env("DATABASE_URL", &database.url)
             .env("WALCAST_JWT_SECRET", SECRET)
             .env("WALCAST_SLOT", &database.name)

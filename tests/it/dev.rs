@@ -19,6 +19,7 @@ use walcast::config::Config;
 use walcast::dev::{self, Cluster, Error, StopMode};
 
 use crate::cluster;
+use crate::service::listen;
 
 /// For anything that is not stuck, also on a busy machine.
 const DEADLINE: Duration = Duration::from_mins(2);
@@ -358,7 +359,7 @@ async fn only_postgres_serves_until_it_is_told_to_stop() {
 }
 
 async fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+    listen().await.local_addr().unwrap().port()
 }
 
 /// A process that ends in the ordinary way takes the run's cluster with it.

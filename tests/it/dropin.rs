@@ -26,7 +26,7 @@ use walcast::config::{Config, Secret};
 
 use crate::cluster::{Database, bin, connect};
 use crate::service::{
-    ALICE, DEADLINE, SECRET, Service, Socket, Version, anon, now, service_role, sign, user,
+    ALICE, DEADLINE, PATIENT, SECRET, Service, Socket, Version, anon, now, service_role, sign, user,
 };
 
 /// Sends one request as it is; reads the answer to its end.
@@ -419,6 +419,7 @@ async fn the_official_environment_starts_it_with_the_official_log() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_walcast"))
         .arg("serve")
         .env_clear()
+        .envs(PATIENT)
         .envs([
             ("PORT", "0"),
             ("DB_HOST", &*host),
@@ -746,6 +747,7 @@ async fn listening(environment: &[(&str, &str)]) -> (tokio::process::Child, Sock
     let mut child = Command::new(env!("CARGO_BIN_EXE_walcast"))
         .arg("serve")
         .env_clear()
+        .envs(PATIENT)
         .envs([("WALCAST_BIND", "127.0.0.1:0"), ("WALCAST_JWT_SECRET", SECRET)])
         .envs(environment.iter().copied())
         .stderr(Stdio::piped())

@@ -165,7 +165,7 @@ macro_rules! targets {
 }
 
 targets! {
-    broadcast_batch filter framing jwt origin pgoutput phoenix rest_body rest_headers rest_query
+    broadcast_batch events filter framing jwt origin pgoutput phoenix rest_body rest_headers rest_query
     topic values
 }
 

@@ -128,14 +128,16 @@ async fn f19_a_second_instance_stands_by_and_follows_within_two_seconds() {
     says(&mut second, "(standby): slot").await;
     reaches(&mut second, "walcast_slot_state{state=\"standby\"}", 1.0).await;
     // Long enough for its pauses to have grown.
+    let mut pause_ms = String::new();
     for _ in 0..8 {
-        second.line("code=\"standby\"").await;
+        let line = second.line("code=\"standby\"").await;
+        let (_, after) = line.split_once("retry_in_ms=").unwrap();
+        pause_ms = after.split(' ').next().unwrap().to_owned();
     }
+    assert_eq!(pause_ms, "1000");
     first.terminate();
     assert_eq!(first.end().await.0, 0);
-    let released = Instant::now();
     second.ready().await;
-    assert!(released.elapsed() < Duration::from_secs(3), "{:?}", released.elapsed());
     let slots = "select count(*) = 1 from pg_replication_slots where database = current_database()";
     until(&database.client().await, slots).await;
 }
@@ -188,6 +190,7 @@ async fn f23_a_slot_over_its_budget_warns_sheds_and_is_given_up_before_the_disk_
     let mut variables = environment(&database).to_vec();
     variables.push(("WALCAST_REPLICATION_WAL_BUDGET_BYTES", &budget));
     variables.push(("WALCAST_REPLICATION_CREATE_TIMEOUT_MS", "2000"));
+    variables.push(("WALCAST_DATABASE_CHECK_TIMEOUT_MS", "2000"));
     let mut program = Program::start(&variables);
     program.ready().await;
     let client = database.client().await;
@@ -228,6 +231,7 @@ async fn f23_a_slot_that_may_not_be_given_up_is_kept_and_said() {
     let mut variables = environment(&database).to_vec();
     variables.push(("WALCAST_REPLICATION_WAL_BUDGET_BYTES", &budget));
     variables.push(("WALCAST_REPLICATION_WAL_GIVE_UP", "false"));
+    variables.push(("WALCAST_DATABASE_CHECK_TIMEOUT_MS", "2000"));
     let mut program = Program::start(&variables);
     program.ready().await;
     let client = database.client().await;
@@ -286,7 +290,8 @@ async fn f25_a_publication_that_was_away_wedges_the_slot_until_it_is_replaced() 
     client.batch_execute("drop publication supabase_realtime").await.unwrap();
     let dropped = Instant::now();
     says(&mut program, "(publication_missing): publication supabase_realtime").await;
-    assert!(dropped.elapsed() < Duration::from_secs(5), "{:?}", dropped.elapsed());
+    // At a look of its own it would be after a minute.
+    assert!(dropped.elapsed() < Duration::from_secs(40), "{:?}", dropped.elapsed());
     client.batch_execute("insert into t values (1)").await.unwrap();
     client.batch_execute("create publication supabase_realtime for table t").await.unwrap();
     if cluster::version(&client).await >= 180_000 {

@@ -161,7 +161,7 @@ async fn strange_topics_are_answered() {
 
 #[tokio::test]
 async fn ten_thousand_joins_end_in_refusals_or_in_the_end_of_the_socket() {
-    for joins_per_second_max in [1_000_000, 700] {
+    for joins_per_second_max in [1_000_000, 20] {
         let service = Service::with(|config| {
             config.limits.connection_joins_per_second_max = joins_per_second_max;
             config.limits.joins_per_second_max = 1_000_000;
@@ -247,7 +247,7 @@ const SLOW: &str = "
 async fn a_flood_of_tokens_keeps_nobody_from_joining() {
     let service = Service::with(|config| {
         config.database.channel_pool_size = 1;
-        config.database.channel_wait_timeout_ms = 3000;
+        config.database.channel_wait_timeout_ms = 10_000;
     })
     .await;
     service.admin().await.batch_execute(SLOW).await.unwrap();
@@ -263,7 +263,8 @@ async fn a_flood_of_tokens_keeps_nobody_from_joining() {
     }
     socket.heartbeat().await;
     let mut other = service.connect(Version::V2, &user(BOB)).await;
-    let joined = timeout(Duration::from_secs(3), other.join("realtime:room2", &private())).await;
+    // All of them would take twice as long.
+    let joined = timeout(Duration::from_secs(10), other.join("realtime:room2", &private())).await;
     assert_eq!(joined.expect("a place in the queue")["status"], "ok");
 }
 
@@ -272,7 +273,7 @@ async fn a_flood_of_tokens_keeps_nobody_from_joining() {
 async fn joining_and_leaving_slow_topics_keeps_nobody_from_joining() {
     let service = Service::with(|config| {
         config.database.channel_pool_size = 2;
-        config.database.channel_wait_timeout_ms = 3000;
+        config.database.channel_wait_timeout_ms = 6000;
     })
     .await;
     let policy = "create policy hears on realtime.messages for select to authenticated using (
@@ -286,10 +287,10 @@ async fn joining_and_leaving_slow_topics_keeps_nobody_from_joining() {
     }
     socket.heartbeat().await;
     let mut other = service.connect(Version::V2, &user(BOB)).await;
-    let joined = timeout(Duration::from_secs(1), other.join("realtime:room", &private())).await;
+    let joined = timeout(Duration::from_secs(6), other.join("realtime:room", &private())).await;
     assert_eq!(joined.expect("a place of its own")["status"], "ok");
-    // None of those that it left is asked about any more.
-    let joined = timeout(Duration::from_secs(2), socket.join("realtime:room", &private())).await;
+    // None of those that it left is asked about any more: they would take ten seconds.
+    let joined = timeout(Duration::from_secs(6), socket.join("realtime:room", &private())).await;
     assert_eq!(joined.expect("its turn")["status"], "ok");
 }
 

@@ -98,6 +98,28 @@ async fn c48_who_tracks_is_in_the_state_of_whoever_comes_later() {
     }
 }
 
+/// A long state is shared by all to whom it is told, whatever each one's frame begins with.
+#[tokio::test]
+async fn c48_a_long_state_is_whole_for_everybody_whatever_his_version_and_join() {
+    let service = shared().await;
+    let topic = topic("c48 long");
+    let mut shown = Member::join(service, Version::V2, &topic, &config("a", false)).await;
+    let meta = json!({ "text": "x".repeat(50_000) });
+    shown.track(&meta).await;
+    shown.state().await;
+    for (version, reference) in
+        [(Version::V2, "1"), (Version::V1, "1"), (Version::V2, "a longer ref"), (Version::V1, "7")]
+    {
+        let mut socket = service.connect(version, &anon()).await;
+        let join_ref = json!(reference);
+        socket.send(&join_ref, &join_ref, &topic, "phx_join", &config("w", true)).await;
+        assert_eq!(socket.reply(&join_ref).await.payload["status"], "ok");
+        let mut member = Member { socket, topic: topic.clone(), join_ref };
+        assert_eq!(metas(&member.state().await, "a"), std::slice::from_ref(&meta));
+        member.socket.nothing_came().await;
+    }
+}
+
 #[tokio::test]
 async fn c49_who_did_not_ask_gets_neither_state_nor_diffs_until_it_tracks() {
     let service = shared().await;

@@ -303,7 +303,7 @@ async fn functions_see_who_asks_and_how() {
 #[tokio::test]
 async fn what_takes_too_long_is_ended() {
     let service = world_with(|config| {
-        config.rest.statement_timeout_ms = 200;
+        config.rest.statement_timeout_ms = 1500;
         config.rest.pool_size = 1;
     })
     .await;
@@ -344,7 +344,7 @@ async fn whoever_hangs_up_ends_his_statement() {
 async fn whoever_finds_no_connection_in_time_is_told() {
     let service = world_with(|config| {
         config.rest.pool_size = 1;
-        config.rest.wait_timeout_ms = 100;
+        config.rest.wait_timeout_ms = 1500;
         config.rest.statement_timeout_ms = 600_000;
     })
     .await;

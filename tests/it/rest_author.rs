@@ -164,7 +164,7 @@ async fn without_a_place_for_keys_only_who_needs_one_is_refused() {
 
 #[tokio::test]
 async fn a_write_is_answered_when_it_is_published_if_that_is_preferred() {
-    let (service, admin) = world(|config| config.rest.feed_wait_timeout_ms = 500).await;
+    let (service, admin) = world(|config| config.rest.feed_wait_timeout_ms = 60_000).await;
     let mut socket = listener(&service).await;
     let waiting = |body: &str| note(body).with("prefer", "wait=feed").bearing(&user(ALICE));
     for number in 0..20 {

@@ -24,7 +24,7 @@ use walcast::rest::schema::{
 use crate::cluster::Database;
 
 /// How long anything may take before a test fails.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 /// A login of this database alone, which may do nothing but connect.
 async fn login(database: &Database) -> Login {

@@ -330,3 +330,59 @@ async fn a_token_that_is_replaced_while_the_past_is_shown_loses_nothing() {
     assert_eq!(seen, (1..=5000).collect::<Vec<i64>>());
     assert_eq!(caught_up, 1);
 }
+
+#[tokio::test]
+async fn who_saw_a_row_before_its_transaction_changed_that_too_is_told_of_a_gap() {
+    let service = shared().await;
+    let t = service.table("room int").await;
+    let members = format!("{t}_members");
+    run(
+        service,
+        &format!(
+            "create table {members} (room int, member uuid, primary key (room, member));
+            grant select on {members} to authenticated;
+            alter publication supabase_realtime add table {members};
+            alter table {t} replica identity full;
+            alter table {t} enable row level security;
+            create policy members on {t} to authenticated using (exists (
+                select from {members} as m where m.room = {t}.room and m.member = auth.uid()));
+            insert into {members} values (1, '{ALICE}');
+            insert into {t} values (1, 1), (2, 1)"
+        ),
+    )
+    .await;
+    let mut socket = service.connect(Version::V2, &user(ALICE)).await;
+    let begins = join(&mut socket, all_of(&t)).await;
+    run(service, &format!("delete from {t} where id = 1")).await;
+    run(service, &format!("begin; delete from {t}; delete from {members}; commit")).await;
+    let first = socket.change().await;
+    assert_eq!(id(&first), 1);
+    for _ in 0..2 {
+        let mut socket = service.connect(Version::V2, &user(ALICE)).await;
+        join(&mut socket, from(&t, &begins)).await;
+        // As of now nobody is a member, and the first deletion was nobody's doing but its own.
+        let (rows, gap) = replayed(&mut socket).await;
+        assert!(rows.is_empty(), "{gap}");
+        assert_eq!((&gap["kind"], &gap["reason"]), (&json!("gap"), &json!("undecided")));
+        assert!(text(&gap["from"]) >= text(&first["cursor"]) && gap["to"] != gap["from"]);
+        assert_eq!(replayed(&mut socket).await.1["kind"], "caught_up");
+    }
+}
+
+#[tokio::test]
+async fn columns_are_known_after_a_restart_though_some_were_dropped_before() {
+    let mut service = Service::start().await;
+    let t = service.owned_table("gone text, note text, other text").await;
+    run(&service, &format!("alter table {t} drop gone; alter table {t} rename other to more"))
+        .await;
+    let mut socket = service.connect(Version::V2, &user(ALICE)).await;
+    let begins = join(&mut socket, all_of(&t)).await;
+    run(&service, &format!("insert into {t} values (1, '{ALICE}', 'a', 'b')")).await;
+    let live = socket.change().await["record"].take();
+    assert_eq!(live, json!({ "id": 1, "owner": ALICE, "note": "a", "more": "b" }));
+    service.stop().await.unwrap();
+    service.start_again().await;
+    let mut socket = service.connect(Version::V2, &user(ALICE)).await;
+    join(&mut socket, from(&t, &begins)).await;
+    assert_eq!(socket.change().await["record"], live);
+}

@@ -801,7 +801,7 @@ async fn case_53_views_in_a_policy_read_as_their_definer_or_their_caller() {
 
 #[tokio::test]
 async fn case_55_a_sleeping_policy_withholds_only_its_own_user() {
-    let world = World::with(|settings| settings.check_timeout_ms = 300).await;
+    let world = World::with(|settings| settings.check_timeout_ms = 1500).await;
     world.create_notes().await;
     world
         .policy(&format!("case when auth.uid() = '{B}' then pg_sleep(60) is null else true end"))
@@ -812,12 +812,12 @@ async fn case_55_a_sleeping_policy_withholds_only_its_own_user() {
     let new: Vec<_> = answers.iter().map(|answer| answer.verdicts[0].new).collect();
     assert_eq!(new, [Yes, Failed, Yes]);
     assert_eq!(answers[1].error.as_deref(), Some("the policies of this table take too long"));
-    assert!(started.elapsed() < Duration::from_secs(20));
+    assert!(started.elapsed() < Duration::from_secs(40));
 }
 
 #[tokio::test]
 async fn a_policy_that_does_not_stop_when_told_to_withholds_only_its_own_user() {
-    let world = World::with(|settings| settings.check_timeout_ms = 150).await;
+    let world = World::with(|settings| settings.check_timeout_ms = 1000).await;
     world.create_notes().await;
     world
         .run(
@@ -856,12 +856,13 @@ async fn all_policies_together_have_a_time_limit_too() {
     let subjects: Vec<&str> = subjects.iter().map(String::as_str).collect();
     let answers = world.ask(&changes, &subjects).await;
     assert!(answers.iter().all(|answer| answer.verdicts[0].new == Failed));
-    assert!(started.elapsed() < Duration::from_secs(15));
+    // One by one it would be half a minute.
+    assert!(started.elapsed() < Duration::from_secs(25));
 }
 
 #[tokio::test]
 async fn a_lock_that_is_not_granted_is_no_answer_rather_than_a_no() {
-    let world = World::with(|settings| settings.check_timeout_ms = 100).await;
+    let world = World::with(|settings| settings.check_timeout_ms = 1000).await;
     world.create_notes().await;
     let changes = world.insert("notes", "values (1, 1, null, 'x')").await;
     world.run("begin; lock table map_members in access exclusive mode").await;

@@ -72,7 +72,7 @@ async fn a_filter_on_a_column_that_may_no_longer_be_read_ends_the_subscription()
 
 #[tokio::test]
 async fn a_filter_that_takes_too_long_ends_and_holds_back_nobody_for_long() {
-    let service = Service::with(|config| config.database.check_timeout_ms = 100).await;
+    let service = Service::with(|config| config.database.check_timeout_ms = 1500).await;
     let admin = service.admin().await;
     let t = service.table("note text").await;
     // Back references make the server try every way to divide the text.

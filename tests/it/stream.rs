@@ -99,6 +99,14 @@ impl World {
         self.until(kept, &since).await;
     }
 
+    /// Waits until a check waits for a lock.
+    pub(crate) async fn a_check_waits(&self) {
+        let waits = "select count(*) > 0 from pg_stat_activity
+            where datname = current_database() and application_name = $1
+                and wait_event_type = 'Lock'";
+        self.until(waits, "walcast check").await;
+    }
+
     async fn until(&self, query: &str, parameter: &str) {
         let wait = async {
             loop {

@@ -37,15 +37,15 @@ pub fn decide(
     announce_move_out: bool,
     row_security: bool,
 ) -> (Operation, Shown) {
-    use Visibility::{Failed, No, Unknown, Yes, YesNow};
+    use Visibility::{Failed, Forgotten, No, Unknown, Yes, YesNow};
     let shown = match operation {
         Operation::Insert => match verdict.new {
             Yes => Shown::All,
-            YesNow | No | Unknown | Failed => Shown::Nothing,
+            YesNow | No | Forgotten | Unknown | Failed => Shown::Nothing,
         },
         Operation::Update => match (verdict.old, verdict.new) {
             (Yes, Yes) => Shown::All,
-            (No | Failed, Yes) => Shown::NewOnly,
+            (No | Forgotten | Failed, Yes) => Shown::NewOnly,
             (YesNow, Yes) => Shown::NewAndOldKey,
             (Unknown, Yes) => match (old_image, mode) {
                 // The old key is announced like a deleted row's.
@@ -54,16 +54,17 @@ pub fn decide(
             },
             (Yes | YesNow, No) if announce_move_out => return (Operation::Delete, Shown::KeyOnly),
             // A new row that is not decided says nothing, not even that the old one is gone.
-            (Yes | YesNow | No | Unknown | Failed, YesNow | No | Unknown | Failed) => {
-                Shown::Nothing
-            }
+            (
+                Yes | YesNow | No | Forgotten | Unknown | Failed,
+                YesNow | No | Forgotten | Unknown | Failed,
+            ) => Shown::Nothing,
         },
         Operation::Delete => match (verdict.old, mode) {
             (Yes, _) if row_security => Shown::KeyOnly,
             (Yes, _) => Shown::All,
             (Unknown, DeleteMode::PkCompat) if old_image.is_some() => Shown::KeyOnly,
             (
-                YesNow | No | Unknown | Failed,
+                YesNow | No | Forgotten | Unknown | Failed,
                 DeleteMode::PkCompat | DeleteMode::Full | DeleteMode::Drop,
             ) => Shown::Nothing,
         },

@@ -91,6 +91,9 @@ pub enum Visibility {
     YesNow,
     /// They say no.
     No,
+    /// They say no of a deleted row now; before its transaction they may have said yes, and that
+    /// cannot be asked any more. Only for who asks about the past.
+    Forgotten,
     /// The log did not carry what they need.
     Unknown,
     /// They raised an error or took too long, for this user.
@@ -160,6 +163,8 @@ pub struct Authorizer {
     touched: Mutex<Touched>,
     history: Arc<History>,
     keeper: JoinHandle<()>,
+    /// Asked about changes of which no snapshot from before can be had.
+    of_the_past: bool,
 }
 
 /// When tables were last forgotten, in a count of its own.
@@ -226,7 +231,16 @@ impl Authorizer {
             touched: Mutex::default(),
             history,
             keeper,
+            of_the_past: false,
         }
+    }
+
+    /// For changes of a while ago: answers that only a snapshot from before could have given are
+    /// [`Visibility::Forgotten`].
+    #[must_use]
+    pub fn of_the_past(mut self) -> Self {
+        self.of_the_past = true;
+        self
     }
 
     /// Whether anybody has subscribed to row changes. While so, two connections hold snapshots of
@@ -457,6 +471,7 @@ impl Authorizer {
                 touched: &self.touched,
                 history: &self.history,
                 forgotten: &|table| self.forgotten(table),
+                of_the_past: self.of_the_past,
                 timeout: self.check_timeout(),
                 deadline: started + Duration::from_millis(self.settings.batch_check_timeout_ms),
             };

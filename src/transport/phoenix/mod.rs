@@ -263,10 +263,7 @@ fn begin(
 }
 
 fn finish(version: Version, mut out: Vec<u8>) -> Vec<u8> {
-    out.push(match version {
-        Version::V1 => b'}',
-        Version::V2 => b']',
-    });
+    out.push(end(version));
     out
 }
 
@@ -292,6 +289,24 @@ pub fn encode_push(
     let mut out = begin(version, (join_ref, None), topic, event, payload.len());
     out.extend_from_slice(payload);
     finish(version, out)
+}
+
+/// The content of a push up to its payload, which must follow, and behind it [`end`].
+pub fn encode_push_head(
+    version: Version,
+    join_ref: Option<&RawRef>,
+    topic: &str,
+    event: &str,
+) -> Vec<u8> {
+    begin(version, (join_ref, None), topic, event, 0)
+}
+
+/// What ends every message.
+pub const fn end(version: Version) -> u8 {
+    match version {
+        Version::V1 => b'}',
+        Version::V2 => b']',
+    }
 }
 
 /// The content of a frame, which says what kind of frame it needs.

@@ -63,7 +63,7 @@ impl Admit for Endpoint {
 
 /// The headers of a request that policies may read: those whose names begin with `x-`, but the key.
 /// A JSON object.
-fn policy_headers(headers: &HeaderMap) -> Arc<str> {
+pub(in crate::transport) fn policy_headers(headers: &HeaderMap) -> Arc<str> {
     let mut shown = serde_json::Map::new();
     for (name, value) in headers {
         let name = name.as_str();

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use super::deadlines::{DeadlineId, Deadlines, Expires};
 use super::phoenix::{self, Version};
-use super::websocket::{Peer, text_frame};
+use super::websocket::{Peer, text_frame, text_frame_head};
 use crate::auth::Claims;
 use crate::auth::access::{Asker, ReadGrants};
 use crate::auth::jwt::Verifier;
@@ -39,6 +39,7 @@ use crate::session::{
 use crate::telemetry;
 
 pub use endpoint::Endpoint;
+pub(super) use endpoint::policy_headers;
 use format::{encode_broadcast, format};
 use held::{Held, Raw};
 
@@ -692,11 +693,12 @@ impl Socket {
             return;
         };
         let Kept { topic, join_ref, .. } = &*place.request;
-        let first = |state: &[u8]| {
-            let (version, join_ref) = (self.version, join_ref.as_ref());
-            text_frame(&phoenix::encode_push(version, join_ref, topic, "presence_state", state))
+        let (version, join_ref) = (self.version, join_ref.as_ref());
+        let begin = |rest_bytes| {
+            let head = phoenix::encode_push_head(version, join_ref, topic, "presence_state");
+            text_frame_head(&head, rest_bytes)
         };
-        place.occupancy.watch(first, &mut self.dirty);
+        place.occupancy.watch(phoenix::end(version), begin, &mut self.dirty);
     }
 
     fn track(&mut self, channel: ChannelId, meta: &RawValue) -> Result<(), TrackError> {

@@ -88,6 +88,9 @@ async fn end_at(database: &Database, client: &Client, point: Point, action: &str
     let any = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = any.local_addr().unwrap();
     drop(any);
+    // The slot is moved as soon as something was published, or there is something to come back to.
+    let moves = [Point::BeforeAcknowledge, Point::AfterAcknowledge].contains(&point);
+    let window_ms = if moves { "0" } else { "60000" };
     let mut child = Command::new(env!("CARGO_BIN_EXE_walcast"))
         .arg("serve")
         .env_clear()
@@ -95,8 +98,7 @@ async fn end_at(database: &Database, client: &Client, point: Point, action: &str
         .env("WALCAST_BIND", address.to_string())
         .env("WALCAST_JWT_SECRET", SECRET)
         .env("WALCAST_LOG", "off")
-        // The slot is moved as soon as something was published.
-        .env("WALCAST_REPLICATION_REPLAY_WINDOW_MS", "0")
+        .env("WALCAST_REPLICATION_REPLAY_WINDOW_MS", window_ms)
         .env("WALCAST_SERVER_JOIN_ERROR_BACKOFF_MS", "0")
         .env(VARIABLE, format!("{}:{action}:1", point.name()))
         .stdin(Stdio::null())

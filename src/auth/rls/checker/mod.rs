@@ -35,6 +35,8 @@ pub(super) struct Job<'a> {
     pub(super) xids: &'a [u32],
     pub(super) touched: &'a Mutex<Touched>,
     pub(super) history: &'a History,
+    /// See [`super::Authorizer::of_the_past`].
+    pub(super) of_the_past: bool,
     /// When a table was last forgotten; see [`super::Authorizer::forget`].
     pub(super) forgotten: &'a (dyn Fn(u32) -> u64 + Sync),
     /// For one user's policies.

@@ -76,8 +76,14 @@ impl Checker {
                 sheet.get(*user, item.change).is_some_and(|verdict| verdict.old == doubted)
             };
             let asked: Vec<usize> = users.iter().copied().filter(doubts).collect();
+            let otherwise = match doubt.otherwise() {
+                Visibility::No if sheet.job.of_the_past && self.reads_others(table) => {
+                    Visibility::Forgotten
+                }
+                otherwise => otherwise,
+            };
             for &user in &asked {
-                sheet.set(user, item.change, Side::Old, doubt.otherwise());
+                sheet.set(user, item.change, Side::Old, otherwise);
             }
             if !asked.is_empty() {
                 let xid = change.commit.xid;
@@ -217,6 +223,11 @@ impl Checker {
         let row = self.client.query_one(&self.untold, &parameters).await.map_err(unanswered)?;
         let untold: bool = row.try_get(0).map_err(unanswered)?;
         Ok(!untold)
+    }
+
+    fn reads_others(&self, table: u32) -> bool {
+        let facts = self.tables.get(&table).map(|table| &table.facts);
+        facts.is_none_or(|facts| facts.reads_hidden() || facts.reads_others())
     }
 
     /// In what the answer about a change's old row may be wrong, because it is from after the

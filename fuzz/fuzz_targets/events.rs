@@ -1,0 +1,8 @@
+//! See `walcast_fuzz::events`.
+
+#![no_main]
+
+#[path = "../allocation.rs"]
+mod allocation;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| allocation::bounded(walcast_fuzz::events::check, bytes));
