@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod telemetry;
+pub mod kill;
 pub mod lsn;
 pub mod cursor;
 pub mod snapshot;

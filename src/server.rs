@@ -30,6 +30,7 @@ use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, ro
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
 use crate::join::{self, Joiner};
+use crate::kill;
 use crate::rest::answer::{Published, Rest};
 use crate::rest::run::Runner;
 use crate::rest::schema::Schemas;
@@ -323,6 +324,7 @@ async fn serve(
         () = shutdown.cancelled() => None,
         ended = running.join_next() => ended,
     };
+    kill::point(kill::Point::OnDrain);
     stop_serving.cancel();
     let mut result = Ok(());
     if let Some(ended) = first {

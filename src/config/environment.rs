@@ -82,6 +82,8 @@ const READ_ELSEWHERE: &[&str] = &[
     "WALCAST_DATA_DIR",
     "WALCAST_EXAMPLE",
     "WALCAST_BIN",
+    #[cfg(feature = "kill-points")]
+    "WALCAST_KILL_POINT",
 ];
 
 /// What only the official container's compose file would set, so that the rest of its names are

@@ -154,8 +154,9 @@ pub struct Replication {
     /// `wal_sender_timeout` of our connection, in milliseconds: how long a dead link holds the
     /// slot. Default 10000, 1000 to 600000.
     pub sender_timeout_ms: u64,
-    /// Bytes of WAL in one batch before it is handed on. Default 256 KiB, 4 KiB to 16 MiB. One
-    /// row that is larger makes a batch of its own.
+    /// Bytes of WAL in one batch before it is handed on. Default 256 KiB, 4 KiB to 16 MiB. A
+    /// transaction of up to four times as much comes in one piece, because who may see one of its
+    /// rows may depend on others. One row that is larger makes a batch of its own.
     pub batch_bytes: usize,
     /// Batches read ahead of the publisher before the socket is left to fill. Default 4, 1 to 64.
     pub batches_ahead: usize,

@@ -24,6 +24,7 @@ use crate::change::{Change, Commit, Operation, Relation};
 use crate::hub::{
     AudienceId, AudienceView, BindingId, Candidate, ClaimsId, Interest, Outgoing, Side,
 };
+use crate::kill;
 use crate::subscribe::Answer;
 use crate::telemetry;
 
@@ -69,9 +70,11 @@ impl Publisher {
         let answers = self.answers(changes, &candidates, &audiences, memory).await?;
         self.notify(&answers, &audiences, memory);
         let outgoing = self.frames(changes, messages, &candidates, &audiences, &answers, memory);
+        kill::point(kill::Point::BeforeFanOut);
         let (delivered, mut dirty) = self.hub.publish(&outgoing);
         // A crowd does not hold up other sockets, and what comes next follows when it was written to.
         dirty.flush_in_turns().await;
+        kill::point(kill::Point::AfterFanOut);
         metrics::counter!(telemetry::DELIVERIES).increment(delivered);
         count_messages("ok", messages.len());
         if delivered > 0 {
@@ -444,7 +447,9 @@ impl Publisher {
             return Ok(answers);
         }
         let started = Instant::now();
+        kill::point(kill::Point::BeforeCheck);
         let answered = self.authorizer.visible_to(changes, &questions).await?;
+        kill::point(kill::Point::AfterCheck);
         metrics::histogram!(telemetry::CHECK_SECONDS).record(started.elapsed());
         for ((question, answer), claims) in questions.iter().zip(answered).zip(parties) {
             let verdicts = || question.changes.iter().copied().zip(answer.verdicts.iter().copied());

@@ -30,6 +30,7 @@ use tracing::{debug, error, info, warn};
 use crate::config;
 use crate::cursor::{Cursor, Epoch, Place};
 use crate::db::Login;
+use crate::kill;
 use crate::lsn::Lsn;
 use crate::telemetry;
 use crate::wal::{self, Batch, Format, Identity, WalStream};
@@ -472,6 +473,7 @@ impl Feed {
                 batch = wal.next_batch() => batch?,
             };
             let segments = self.read(&batch, &mut reader, &mut memory, course)?;
+            kill::point(kill::Point::AfterDecode);
             for segment in segments {
                 if segment.catalog_changed && !with_messages {
                     look_now.notify_one();
@@ -566,6 +568,7 @@ impl Feed {
             {
                 let defined = segments.iter().flat_map(|segment| &segment.redefined).cloned();
                 let (batch, defined) = (batch.clone(), defined.collect());
+                kill::point(kill::Point::BeforeHistory);
                 self.history.push(Read { batch, start, defined, one_transaction, ends });
             }
             (segments, ends)

@@ -24,6 +24,7 @@ use super::publish::Publisher;
 use crate::catalog::Catalog;
 use crate::cursor::{Cursor, Place};
 use crate::hub::{Format, Hub, Membership, Subscriber, Word};
+use crate::kill;
 use crate::lsn::Lsn;
 use crate::telemetry;
 
@@ -256,6 +257,7 @@ impl Replayer {
             if entry.fresh && number > 0 {
                 reader = Picture::fresh_reader(reader.at().max(first), payload_bytes_max);
             }
+            kill::point(kill::Point::OnResume);
             let one_transaction = entry.one_transaction;
             let read = publisher.read(&entry.batch, &mut reader, &mut memory, one_transaction);
             let segments = match read {

@@ -24,6 +24,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::kill;
+
 /// Frames in one system call. More gains nothing measurable; fewer costs a call each.
 const FRAMES_PER_WRITE: usize = 64;
 
@@ -707,7 +709,11 @@ impl DirtyList {
     pub fn flush_until(&mut self, until: Instant) -> bool {
         while let Some(outbox) = self.dirty.pop() {
             outbox.flush();
-            if !self.dirty.is_empty() && Instant::now() >= until {
+            if self.dirty.is_empty() {
+                break;
+            }
+            kill::point(kill::Point::MidFanOut);
+            if Instant::now() >= until {
                 return false;
             }
         }

@@ -193,6 +193,8 @@ impl Subscriber {
             if self.offer(&frames) {
                 self.outbox.flush();
             }
+            // What the history has may still be on its way here: read, and not published so far.
+            self.after.store(self.after.load().max(reached));
             self.catching_up.store(false, Ordering::Release);
         }
         None
@@ -269,38 +271,39 @@ impl Subscriber {
         if !valid.contains(&now) {
             return false;
         }
+        if self.catching_up.load(Ordering::Acquire) && self.wait(frames, places) {
+            return false;
+        }
+        // If it did catch up, `after` is where: it was stored before.
         let (after, until) = (self.after.load(), self.until.load());
         if after < *first && until == Place::LAST {
-            return self.offer_later(frames, places);
+            return self.offer(frames);
         }
         let owed = |place: &&Place| after < **place && **place <= until;
         let from = places.iter().take_while(|place| **place <= after).count();
         let count = places[from..].iter().take_while(owed).count();
-        let (frames, places) = (&frames[from..from + count], &places[from..from + count]);
         if until != Place::LAST {
             // Another frame of the same change may follow.
             self.reached.store(until.min(*last).max(self.reached.load()));
         }
-        !frames.is_empty() && self.offer_later(frames, places)
+        count > 0 && self.offer(&frames[from..from + count])
     }
 
-    fn offer_later(&self, frames: &[Bytes], places: &[Place]) -> bool {
-        if !self.catching_up.load(Ordering::Acquire) {
-            return self.offer(frames);
-        }
+    /// Keeps row changes until [`Self::caught_up`]; false when it is.
+    fn wait(&self, frames: &[Bytes], places: &[Place]) -> bool {
         let mut later = self.later();
-        // It may have changed before the list was ours.
         if !self.catching_up.load(Ordering::Acquire) {
-            return self.offer(frames);
+            return false;
         }
-        for (place, frame) in places.iter().zip(frames) {
+        let after = self.after.load();
+        for (place, frame) in places.iter().zip(frames).filter(|(place, _)| **place > after) {
             let Later { waiting, let_go } = &mut *later;
             if let_go.is_some() || !waiting.try_push(*place, frame, CATCH_UP_BYTES_MAX) {
                 waiting.clear();
                 *let_go = Some(*place);
             }
         }
-        false
+        true
     }
 
     fn later(&self) -> MutexGuard<'_, Later> {

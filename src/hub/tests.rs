@@ -154,6 +154,34 @@ async fn read(client: &mut TcpStream, count: usize) -> String {
 }
 
 #[tokio::test]
+async fn what_was_shown_of_the_past_does_not_come_again_when_it_is_published() {
+    let hub = Arc::new(Hub::default());
+    let (outbox, mut client) = connected().await;
+    let later = SystemTime::now() + Duration::from_hours(1);
+    let subscriber = Subscriber::new(outbox, Box::new(Told::default()), later);
+    let registration = registration(&subscriber, claims(0, 0), [interest(None)]);
+    let membership = hub.join_from(registration, Some(Place::ZERO));
+    subscriber.go_live();
+    let change = change(Operation::Insert, None, Some(1));
+    hub.define(&change.relation, false);
+    let audience = hub.candidates(std::slice::from_ref(&change), true)[0].audience;
+    let publish = |commit: u64, text: &'static str| {
+        let (place, frame) = (Place::after(Lsn::new(commit)), Bytes::from_static(text.as_bytes()));
+        let rows = Outgoing::Rows(Delivery::new(audience, Recipients::All, place, frame));
+        hub.publish(&[rows]).1.flush();
+    };
+    publish(10, "shown and published;");
+    publish(30, "published;");
+    let reached = Place::after(Lsn::new(20));
+    assert_eq!(membership.caught_up(reached, Bytes::from_static(b"caught up;")), None);
+    // It was read, and so shown, before it was decided here.
+    publish(20, "shown and published;");
+    publish(40, "live;");
+    let expected = "caught up;published;live;";
+    assert_eq!(read(&mut client, expected.len()).await, expected);
+}
+
+#[tokio::test]
 async fn a_crowd_is_written_to_in_turns_and_everybody_in_order() {
     let hub = Arc::new(Hub::default());
     let mut clients = Vec::new();

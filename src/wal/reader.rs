@@ -34,6 +34,7 @@ use super::standby::{Answer, Standby};
 use super::{Batch, Error, Positions};
 use crate::config::Replication;
 use crate::db::socket::Socket;
+use crate::kill;
 use crate::lsn::Lsn;
 
 /// How long a TCP socket is left to fill, at first. Measured on single-row transactions: 0.3 ms
@@ -62,6 +63,10 @@ const COPIED_BYTES_MAX: usize = 16 * 1024;
 /// Room that must be left for a read to be worth its system call.
 const READ_BYTES_MIN: usize = 16 * 1024;
 
+/// Batches that a transaction may fill and still be handed over in one piece. More would be more
+/// memory; fewer, more rows whose way out of sight cannot be told: see `auth/rls/checker/past.rs`.
+const WHOLE_BATCHES_MAX: usize = 4;
+
 /// Between looks at what the caller has published.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -84,8 +89,12 @@ pub(super) struct Reader {
     positions: Arc<Positions>,
     /// Bytes of whole `CopyData` messages at the start of the connection's input.
     scanned: usize,
-    /// Whether one of them is more than a keepalive, and since when.
-    waiting_since: Option<Instant>,
+    /// Bytes of them up to where the last transaction ended; zero: none has.
+    ended: usize,
+    /// A part of the transaction that goes on was handed over already.
+    parted: bool,
+    /// Whether one of them is more than a keepalive.
+    is_waiting: bool,
     /// What follows the scanned ones.
     next: Next,
     /// Bytes still missing of the message that is being read, as far as it is known.
@@ -119,8 +128,6 @@ enum Next {
 enum Due {
     /// Wait for bytes.
     Read,
-    /// Wait for the rest of a transaction, but not beyond this.
-    ReadUntil(Instant),
     /// Let bytes gather.
     Linger,
     /// Hand a batch over.
@@ -142,7 +149,9 @@ impl Reader {
             standby,
             positions,
             scanned: 0,
-            waiting_since: None,
+            ended: 0,
+            parted: false,
+            is_waiting: false,
             next: Next::Stream,
             missing: 0,
             handed_over: now,
@@ -190,7 +199,7 @@ impl Reader {
                     return Err(lost(io::Error::other("the server is shutting down")));
                 }
             }
-            match self.due(Instant::now()) {
+            match self.due() {
                 Due::Batch => tokio::select! {
                     permit = batches.reserve() => {
                         let Ok(permit) = permit else { return Ok(()) };
@@ -207,10 +216,6 @@ impl Reader {
                     () = closing.cancelled() => return self.say_goodbye().await,
                 },
                 Due::Linger => self.linger().await?,
-                Due::ReadUntil(deadline) => {
-                    let reading = tokio::time::timeout_at(deadline.into(), self.read()).await;
-                    reading.unwrap_or(Ok(()))?;
-                }
                 Due::Read => tokio::select! {
                     read = self.read() => read?,
                     _ = ticks.tick() => self.tick(None).await?,
@@ -224,19 +229,29 @@ impl Reader {
         (self.settings.sender_timeout() / 3).min(Duration::from_secs(10))
     }
 
-    fn due(&self, now: Instant) -> Due {
-        let Some(since) = self.waiting_since else {
+    fn due(&self) -> Due {
+        if !self.is_waiting {
             // The rest of a large row is not worth a pause.
             return if self.traffic && self.missing == 0 { Due::Linger } else { Due::Read };
-        };
-        let complete = self.traffic
+        }
+        let whole = self.ended > 0
             || !self.standby.in_transaction()
             || self.next != Next::Stream
-            || self.scanned >= self.settings.batch_bytes;
-        match since + shortest_pause(&self.connection.socket) {
-            deadline if !complete && now < deadline => Due::ReadUntil(deadline),
-            _ => Due::Batch,
+            || self.scanned >= self.whole_bytes_max();
+        if whole {
+            Due::Batch
+        } else if self.traffic && self.missing == 0 {
+            Due::Linger
+        } else {
+            Due::Read
         }
+    }
+
+    /// A transaction up to this size is handed over in one piece: what it did to one row may depend
+    /// on what it did to others.
+    fn whole_bytes_max(&self) -> usize {
+        let batches = if self.parted { 1 } else { WHOLE_BATCHES_MAX };
+        self.settings.batch_bytes.saturating_mul(batches)
     }
 
     /// Sleeps while bytes gather, and takes them. No traffic when there are none.
@@ -261,7 +276,7 @@ impl Reader {
 
     /// Takes what has arrived, without waiting, up to a full batch.
     async fn read_available(&mut self) -> Result<(), Error> {
-        while self.next == Next::Stream && self.scanned < self.settings.batch_bytes {
+        while self.next == Next::Stream && self.scanned < self.read_bytes_max() {
             self.make_room();
             let Connection { socket, input, .. } = &mut self.connection;
             // A read that is not ready leaves no waker behind: whoever waits next registers again.
@@ -274,6 +289,11 @@ impl Reader {
             self.have_read(read.map_err(lost)?)?;
         }
         Ok(())
+    }
+
+    /// Scanned bytes beyond which no more is read before a batch is handed over.
+    fn read_bytes_max(&self) -> usize {
+        if self.ended > 0 { self.settings.batch_bytes } else { self.whole_bytes_max() }
     }
 
     fn have_read(&mut self, bytes: usize) -> Result<(), Error> {
@@ -304,9 +324,12 @@ impl Reader {
             match framing::first(&self.connection.input[self.scanned..])? {
                 Found::CopyData(message, length) => {
                     if framing::copy_data(&mut self.standby, message, &mut self.answer)? {
-                        self.waiting_since.get_or_insert_with(Instant::now);
+                        self.is_waiting = true;
                     }
                     self.scanned += length;
+                    if !self.standby.in_transaction() {
+                        self.ended = self.scanned;
+                    }
                 }
                 Found::Control => {
                     self.next = Next::Control;
@@ -320,9 +343,9 @@ impl Reader {
                 }
             }
         }
-        if self.waiting_since.is_none() {
+        if !self.is_waiting {
             self.connection.input.advance(self.scanned);
-            self.scanned = 0;
+            (self.scanned, self.ended) = (0, 0);
         }
         let received = self.standby.received().get();
         self.positions.received.store(received, Ordering::Relaxed);
@@ -334,7 +357,10 @@ impl Reader {
     }
 
     fn take_batch(&mut self) -> Batch {
-        let (input, length) = (&mut self.connection.input, self.scanned);
+        // What was begun follows with its end, unless it is too large for that.
+        let cut = self.ended > 0 && self.next == Next::Stream;
+        let length = if cut { self.ended } else { self.scanned };
+        let input = &mut self.connection.input;
         let bytes = if length <= COPIED_BYTES_MAX {
             let bytes = Bytes::copy_from_slice(&input[..length]);
             input.advance(length);
@@ -347,7 +373,9 @@ impl Reader {
             }
             bytes
         };
-        (self.scanned, self.waiting_since) = (0, None);
+        self.parted = self.standby.in_transaction() && !cut;
+        (self.scanned, self.ended) = (self.scanned - length, 0);
+        self.is_waiting = self.scanned > 0;
         let now = Instant::now();
         self.traffic |= now.saturating_duration_since(self.handed_over) < BUSY;
         self.handed_over = now;
@@ -441,8 +469,10 @@ impl Reader {
         self.standby.publish(published, now);
         self.standby.shed(self.positions.shedding.load(Ordering::Relaxed));
         if let Some(flush) = self.standby.advance(now) {
+            kill::point(kill::Point::BeforeAcknowledge);
             self.send_status(Some(flush), false).await?;
             self.send_status(None, false).await?;
+            kill::point(kill::Point::AfterAcknowledge);
         }
         let flushed = self.standby.flushed().get();
         self.positions.flushed.store(flushed, Ordering::Relaxed);

@@ -11,6 +11,7 @@ mod cluster;
 mod crash;
 mod dev;
 mod dropin;
+mod faults;
 mod events;
 mod fuzzing;
 mod hostile;

@@ -362,6 +362,48 @@ async fn a_consumer_that_is_stuck_gives_up_its_connection_but_not_its_place() {
     finish(stream, &database, &settings).await;
 }
 
+#[tokio::test]
+async fn a_transaction_comes_in_one_batch_unless_it_is_larger_than_four() {
+    let (database, client) = prepared().await;
+    let settings = Replication { batch_bytes: 4096, ..settings(&database) };
+    let mut stream = open(&database, &settings).await;
+    // While nothing is read, so that a backlog is cut into batches wherever that may be.
+    let several = "do $$ begin
+            for i in 1..300 loop
+                insert into t select i * 100 + g, repeat('x', 500) from generate_series(1, i % 14) g;
+                commit;
+            end loop;
+        end $$";
+    client.batch_execute(several).await.unwrap();
+    let large = "insert into t select g, repeat('y', 500) from generate_series(50000, 50999) g";
+    client.batch_execute(large).await.unwrap();
+    insert(&client, 0, "end").await;
+    let (mut small, mut parts, mut ended) = (0, 0, false);
+    while !ended {
+        let batch = batch(&mut stream).await;
+        let (mut open, mut is_part) = (0, false);
+        for message in batch.messages() {
+            match message.unwrap() {
+                Message::Begin(_) => open += 1,
+                Message::Commit(_) => open -= 1,
+                Message::Insert(insert) => {
+                    let note = insert.new.columns().nth(1).unwrap().unwrap();
+                    let TupleColumn::Text(note) = note else { panic!("{note:?}") };
+                    ended |= note == b"end";
+                    is_part |= note[0] == b'y';
+                    small += usize::from(note[0] == b'x');
+                }
+                _ => {}
+            }
+        }
+        assert!(open == 0 || is_part, "{open} transactions go on after a batch");
+        parts += usize::from(is_part);
+    }
+    assert_eq!(small, (1..=300).map(|i| i % 14).sum::<usize>());
+    assert!(parts > 10, "{parts} parts of the large one");
+    finish(stream, &database, &settings).await;
+}
+
 async fn reader_pid(client: &Client, settings: &Replication) -> Option<i32> {
     let sql = "select active_pid from pg_replication_slots where slot_name = $1";
     client.query_one(sql, &[&settings.slot]).await.unwrap().get(0)
