@@ -77,8 +77,15 @@ impl Standby {
         window_bytes: u64,
         now: Instant,
     ) -> Self {
-        let here = (published, now);
-        let replayed = (published > flushed).then_some(Step { first: here, last: here });
+        // In as many parts as it was kept in before: as one, all of it would go at once.
+        let bytes = published.bytes_since(flushed);
+        let parts = (1..=u64::from(STEPS)).map(|part| {
+            let bytes = u128::from(bytes) * u128::from(part) / u128::from(STEPS);
+            let end = flushed.get() + u64::try_from(bytes).expect("a part of it");
+            let here = (Lsn::new(end), now);
+            Step { first: here, last: here }
+        });
+        let replayed = if bytes > 0 { parts.collect() } else { VecDeque::new() };
         Self {
             received: published.max(flushed),
             commit: published,
@@ -86,7 +93,7 @@ impl Standby {
             head: Lsn::ZERO,
             published,
             flushed,
-            steps: replayed.into_iter().collect(),
+            steps: replayed,
             window,
             window_bytes,
             shedding: false,
@@ -313,6 +320,15 @@ mod tests {
         standby.keepalive(Lsn::new(700), false, start);
         assert_eq!(standby.advance(after(start, 59)), None);
         assert_eq!(standby.advance(after(start, 60)), Some(Lsn::new(700)));
+    }
+
+    #[test]
+    fn a_new_connection_lets_go_of_no_more_than_has_no_room() {
+        let start = Instant::now();
+        let mut standby = Standby::new(Lsn::new(1000), Lsn::new(7400), WINDOW, 6400, start);
+        transaction(&mut standby, 7500);
+        standby.publish(Lsn::new(7500), start);
+        assert_eq!(standby.advance(start), Some(Lsn::new(1100)));
     }
 
     #[test]

@@ -354,6 +354,7 @@ async fn who_saw_a_row_before_its_transaction_changed_that_too_is_told_of_a_gap(
     let mut socket = service.connect(Version::V2, &user(ALICE)).await;
     let begins = join(&mut socket, all_of(&t)).await;
     run(service, &format!("delete from {t} where id = 1")).await;
+    // Decided while she is a member.
     let first = socket.change().await;
     assert_eq!(id(&first), 1);
     run(service, &format!("begin; delete from {t}; delete from {members}; commit")).await;
@@ -366,6 +367,39 @@ async fn who_saw_a_row_before_its_transaction_changed_that_too_is_told_of_a_gap(
         assert_eq!((&gap["kind"], &gap["reason"]), (&json!("gap"), &json!("undecided")));
         assert!(text(&gap["from"]) >= text(&first["cursor"]) && gap["to"] != gap["from"]);
         assert_eq!(replayed(&mut socket).await.1["kind"], "caught_up");
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_that_deletes_rows_alone_is_a_gap_for_nobody() {
+    let service = shared().await;
+    let t = service.table("room int").await;
+    let members = format!("{t}_members");
+    run(
+        service,
+        &format!(
+            "create table {members} (room int, member uuid, primary key (room, member));
+            grant select on {members} to authenticated;
+            alter publication supabase_realtime add table {members};
+            alter table {t} replica identity full;
+            alter table {t} enable row level security;
+            create policy members on {t} to authenticated using (exists (
+                select from {members} as m where m.room = {t}.room and m.member = auth.uid()));
+            insert into {members} values (1, '{ALICE}');
+            insert into {t} values (1, 1), (2, 1), (3, 2)"
+        ),
+    )
+    .await;
+    let mut socket = service.connect(Version::V2, &user(ALICE)).await;
+    let begins = join(&mut socket, all_of(&t)).await;
+    run(service, &format!("delete from {t}")).await;
+    assert_eq!([id(&socket.change().await), id(&socket.change().await)], [1, 2]);
+    for (who, seen) in [(ALICE, &[1, 2][..]), (BOB, &[])] {
+        let mut socket = service.connect(Version::V2, &user(who)).await;
+        join(&mut socket, from(&t, &begins)).await;
+        let (rows, word) = replayed(&mut socket).await;
+        assert_eq!(ids(&rows), seen);
+        assert_eq!(word["kind"], "caught_up", "{word}");
     }
 }
 

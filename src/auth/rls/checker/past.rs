@@ -78,7 +78,7 @@ impl Checker {
             let asked: Vec<usize> = users.iter().copied().filter(doubts).collect();
             let mut otherwise = doubt.otherwise();
             let is_no = otherwise == Visibility::No;
-            if is_no && sheet.job.of_the_past && self.reads_others(table) {
+            if is_no && sheet.job.of_the_past && self.may_have_changed(sheet.job, table, change) {
                 otherwise = Visibility::Forgotten;
             }
             for &user in &asked {
@@ -224,9 +224,15 @@ impl Checker {
         Ok(!untold)
     }
 
-    fn reads_others(&self, table: u32) -> bool {
-        let facts = self.tables.get(&table).map(|table| &table.facts);
-        facts.is_none_or(|facts| facts.reads_hidden() || facts.reads_others())
+    /// Whether a change's own transaction may have changed who could see its old row: it wrote to
+    /// what the policies read, or may have.
+    fn may_have_changed(&self, job: &Job<'_>, table: u32, change: &Change) -> bool {
+        let Some(facts) = self.tables.get(&table).map(|table| &table.facts) else { return true };
+        let company = lock(job.touched).company(change.commit.xid, table);
+        facts.reads_hidden()
+            || (!company.whole && facts.reads_others())
+            || (company.rows && facts.reads(table))
+            || company.others.iter().any(|other| facts.reads(*other))
     }
 
     /// In what the answer about a change's old row may be wrong, because it is from after the
