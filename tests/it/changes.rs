@@ -28,6 +28,13 @@ async fn run(admin: &Client, sql: &str) {
     admin.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
 }
 
+/// A payload without what tells where in the log it stands, which it must have.
+fn without_cursor(mut payload: Value) -> Value {
+    let cursor = payload["data"].as_object_mut().unwrap().remove("cursor");
+    assert!(cursor.is_some_and(|cursor| cursor.as_str().is_some_and(|text| text.len() == 34)));
+    payload
+}
+
 /// The message of the `system` event that refuses these parameters.
 async fn refusal(socket: &mut Socket, parameters: Value) -> String {
     let (_, system) = socket.try_subscribe(TOPIC, parameters).await;
@@ -755,7 +762,7 @@ async fn c71_column_privileges() {
         let ids = socket.subscribe(TOPIC, all_of(&keyless)).await;
         run(&admin, &format!("truncate {keyless}; insert into {keyless} values (1, 'v')")).await;
         assert_eq!(
-            unauthorised(&mut socket).await,
+            without_cursor(unauthorised(&mut socket).await),
             json!({ "ids": ids, "data": {
                 "schema": "public", "table": keyless, "type": "INSERT", "commit_timestamp": null,
                 "columns": [], "record": {}, "errors": ["Error 401: Unauthorized"],
@@ -806,7 +813,7 @@ async fn c72_a_table_without_a_primary_key() {
         run(&admin, "insert into c72 values ('v')").await;
         let payload = socket.expect("postgres_changes").await.payload;
         assert_eq!(
-            payload,
+            without_cursor(payload),
             json!({ "ids": ids, "data": {
                 "schema": "public", "table": "c72", "type": "INSERT", "commit_timestamp": null,
                 "columns": [], "record": {}, "errors": ["Error 400: Bad Request, no primary key"],
