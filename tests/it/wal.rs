@@ -392,7 +392,13 @@ async fn a_transaction_comes_in_one_batch_unless_it_is_larger_than_four() {
                     is_part |= note[0] == b'y';
                     small += usize::from(note[0] == b'x');
                 }
-                _ => {}
+                Message::Origin(_)
+                | Message::Relation(_)
+                | Message::Type(_)
+                | Message::Update(_)
+                | Message::Delete(_)
+                | Message::Truncate(_)
+                | Message::Logical(_) => {}
             }
         }
         assert!(open == 0 || is_part, "{open} transactions go on after a batch");

@@ -76,14 +76,13 @@ impl Checker {
                 sheet.get(*user, item.change).is_some_and(|verdict| verdict.old == doubted)
             };
             let asked: Vec<usize> = users.iter().copied().filter(doubts).collect();
-            let otherwise = match doubt.otherwise() {
-                Visibility::No
-                    if sheet.job.of_the_past && self.may_have_changed(sheet.job, table, change) =>
-                {
-                    Visibility::Forgotten
-                }
-                otherwise => otherwise,
-            };
+            let mut otherwise = doubt.otherwise();
+            if otherwise == Visibility::No
+                && sheet.job.of_the_past
+                && self.may_have_changed(sheet.job, table, change)
+            {
+                otherwise = Visibility::Forgotten;
+            }
             for &user in &asked {
                 sheet.set(user, item.change, Side::Old, otherwise);
             }
