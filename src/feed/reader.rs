@@ -351,7 +351,9 @@ impl Reader {
         });
         let known = known.collect();
         let new = Self::new(Lsn::ZERO, Some(published), payload_bytes_max);
-        Self { known, transaction: start.0, ..new }
+        // Whoever comes back is owed what was history to all who were there.
+        let transaction = start.0.map(|open| Transaction { history: false, ..open });
+        Self { known, transaction, ..new }
     }
 
     /// What has to be known to read on from here.
@@ -883,6 +885,18 @@ mod tests {
         assert_eq!(ids(&segments[0]), [(150, 0, "1".into())]);
         assert_eq!(segments[0].xids, [7, 8]);
         assert_eq!(segments[0].transactions.len(), 2, "it may have changed who sees what");
+    }
+
+    #[test]
+    fn what_was_history_is_read_again_for_whoever_comes_back() {
+        let mut reader = Reader::new(Lsn::new(150), None, 1000);
+        let first = [begin(100, 7), relation(T, "t"), insert(T, "0")];
+        let segments = read(&mut reader, &first);
+        assert!(segments[0].changes.is_empty() && reader.at() == place(100, 0));
+        let (start, defined) = (reader.start(), segments[0].redefined.clone().into_iter());
+        let mut again = Reader::again(start, defined, reader.at(), 1000);
+        let segments = read(&mut again, &[insert(T, "1"), commit(100)]);
+        assert_eq!(ids(&segments[0]), [(100, 1, "1".into())]);
     }
 
     #[test]
