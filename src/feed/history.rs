@@ -18,6 +18,9 @@ use crate::cursor::{Epoch, Place};
 use crate::lsn::Lsn;
 use crate::wal::Batch;
 
+/// Transactions that are remembered because they changed the catalog before all that is kept.
+const DEFINERS_MAX: usize = 1024;
+
 /// What an entry costs beyond its bytes.
 const ENTRY_OVERHEAD: usize = 512;
 
@@ -29,6 +32,8 @@ pub(super) struct Entry {
     start: Start,
     /// Tables defined in it.
     defined: Box<[Arc<Definition>]>,
+    /// Transactions in it that said that they changed the catalog.
+    definers: Box<[u32]>,
     /// It is the first one of a connection: the server says everything anew from here.
     pub(super) fresh: bool,
     /// Only its first transaction counts; what follows came again over another connection.
@@ -50,6 +55,7 @@ pub(super) struct Read {
     pub(super) batch: Batch,
     pub(super) start: Start,
     pub(super) defined: Box<[Arc<Definition>]>,
+    pub(super) definers: Box<[u32]>,
     pub(super) one_transaction: bool,
     pub(super) ends: Place,
 }
@@ -69,6 +75,8 @@ struct Ring {
     bytes: usize,
     /// Tables as they were defined where the first entry begins.
     defined: HashMap<u32, Arc<Definition>>,
+    /// Transactions before that which changed the catalog, oldest first; not all of them.
+    definers: VecDeque<u32>,
     /// The next entry is the first of a connection.
     fresh: bool,
 }
@@ -95,6 +103,7 @@ pub(super) struct Picture {
     pub(super) horizon: Option<u32>,
     pub(super) entries: Vec<Arc<Entry>>,
     defined: HashMap<u32, Arc<Definition>>,
+    definers: Vec<u32>,
 }
 
 impl History {
@@ -132,13 +141,15 @@ impl History {
 
     /// Takes what was read.
     pub(super) fn push(&self, read: Read) {
-        let Read { batch, start, defined, one_transaction, ends } = read;
+        let Read { batch, start, defined, definers, one_transaction, ends } = read;
         let mut ring = self.lock();
         let now = Instant::now();
         let fresh = std::mem::take(&mut ring.fresh);
         ring.ends = ring.ends.max(ends);
         let (ends, batch) = (ring.ends, batch.copied());
-        let entry = Entry { batch, start, defined, fresh, one_transaction, ends, read_at: now };
+        let read_at = now;
+        let entry =
+            Entry { batch, start, defined, definers, fresh, one_transaction, ends, read_at };
         ring.bytes += entry.cost();
         ring.entries.push_back(Arc::new(entry));
         let is_old = |entry: &Arc<Entry>| now.duration_since(entry.read_at) > self.age_max;
@@ -160,6 +171,7 @@ impl History {
             horizon: ring.horizon,
             entries: ring.entries.iter().cloned().collect(),
             defined: ring.defined.clone(),
+            definers: ring.definers.iter().copied().collect(),
         })
     }
 
@@ -186,6 +198,9 @@ impl Ring {
         self.bytes -= first.cost();
         self.begins = self.begins.max(Some(first.ends));
         define(&mut self.defined, &first);
+        self.definers.extend(&first.definers);
+        let too_many = self.definers.len().saturating_sub(DEFINERS_MAX);
+        self.definers.drain(..too_many);
         true
     }
 }
@@ -214,6 +229,12 @@ impl Picture {
             None => (Start::default(), HashMap::new()),
         };
         (first, Reader::again(start, defined.into_values(), place, payload_bytes_max))
+    }
+
+    /// Transactions that changed the catalog before the entry of this number.
+    pub(super) fn definers_before(&self, number: usize) -> Vec<u32> {
+        let entries = self.entries[..number].iter().flat_map(|entry| &entry.definers);
+        self.definers.iter().chain(entries).copied().collect()
     }
 
     /// A reader for the first entry of a connection, of which nothing up to `place` is read.

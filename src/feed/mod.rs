@@ -567,9 +567,11 @@ impl Feed {
                 && !batch.is_empty()
             {
                 let defined = segments.iter().flat_map(|segment| &segment.redefined).cloned();
-                let (batch, defined) = (batch.clone(), defined.collect());
+                let definers = segments.iter().flat_map(|segment| &segment.definers).copied();
+                let (batch, defined, definers) =
+                    (batch.clone(), defined.collect(), definers.collect());
                 kill::point(kill::Point::BeforeHistory);
-                self.history.push(Read { batch, start, defined, one_transaction, ends });
+                self.history.push(Read { batch, start, defined, definers, one_transaction, ends });
             }
             (segments, ends)
         });

@@ -253,6 +253,7 @@ impl Replayer {
         let mut memory = Memory { epoch: picture.epoch, ..Memory::default() };
         let payload_bytes_max = publisher.payload_bytes_max;
         let (number, mut reader) = picture.reader_after(first, payload_bytes_max);
+        publisher.catalog.observe_definers(&picture.definers_before(number));
         for (entry, number) in picture.entries[number..].iter().zip(0_usize..) {
             if entry.fresh && number > 0 {
                 reader = Picture::fresh_reader(reader.at().max(first), payload_bytes_max);

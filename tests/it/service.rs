@@ -153,6 +153,13 @@ impl Service {
         name
     }
 
+    /// Keeps what it published for as long as a test takes, whatever others write to the same log
+    /// meanwhile.
+    pub(crate) fn keep_all(config: &mut Config) {
+        config.replication.replay_window_bytes = 4 << 30;
+        config.replication.replay_window_ms = 3_600_000;
+    }
+
     /// The response to a GET: head and body.
     pub(crate) async fn request(&self, path: &str) -> String {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

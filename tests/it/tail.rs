@@ -117,7 +117,11 @@ async fn each_event_is_a_line_as_policies_allow_until_it_is_interrupted() {
 
 #[tokio::test]
 async fn it_comes_back_by_itself() {
-    let mut service = Service::with(|config| config.server.stream_retry_ms = 100).await;
+    let mut service = Service::with(|config| {
+        Service::keep_all(config);
+        config.server.stream_retry_ms = 100;
+    })
+    .await;
     let table = service.table("value text").await;
     let mut tail = Tail::on(&service, &anon(), &["--changes", &table]).await;
     for id in 1..=3 {
