@@ -6,8 +6,8 @@
 //!         the join reply, or after it left.
 //!
 //! While a channel catches up, its row changes wait; if they become too many, they are let go, and
-//! are replayed with the rest. A *stand-in* holds for a channel what its newer claims are shown after the older ones expired,
-//! until it is known whether they may subscribe.
+//! are replayed with the rest. A *stand-in* holds for a channel what its newer claims are shown
+//! after the older ones expired, until it is known whether they may subscribe.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
