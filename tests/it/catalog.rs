@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use walcast::catalog::{Catalog, Kind, QualifiedName, RowAccess, Table};
 use walcast::change::value::Type;
@@ -16,26 +17,14 @@ const ROLES: [&str; 5] = ["cat_anon", "cat_user", "cat_loose", "cat_admin", "cat
 async fn database() -> (Client, Catalog) {
     let database = Database::create().await;
     let admin = database.client().await;
-    // Roles are the cluster's: other tests of this file may make them at the same moment.
-    admin
-        .batch_execute(
-            "begin;
-             select pg_advisory_xact_lock(7001);
-             do $$
-             begin
-                 if not exists (select from pg_roles where rolname = 'cat_login') then
-                     create role cat_anon;
-                     create role cat_group;
-                     create role cat_user in role cat_group;
-                     create role cat_loose noinherit in role cat_group;
-                     create role cat_admin bypassrls;
-                     create role cat_login login noinherit;
-                 end if;
-             end $$;
-             commit;",
-        )
-        .await
-        .unwrap();
+    static MADE: OnceCell<()> = OnceCell::const_new();
+    let roles = "create role cat_anon;
+        create role cat_group;
+        create role cat_user in role cat_group;
+        create role cat_loose noinherit in role cat_group;
+        create role cat_admin bypassrls;
+        create role cat_login login noinherit;";
+    cluster::roles(&MADE, roles).await;
     (admin, catalog(&database))
 }
 

@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
 use tokio_postgres::{Client, NoTls};
 use walcast::dev;
 
@@ -126,6 +127,16 @@ pub(crate) async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
+}
+
+/// Makes the roles of a file's tests, which are the cluster's and so made once in a run. No lock of
+/// Postgres does: an advisory lock is a database's.
+pub(crate) async fn roles(made: &OnceCell<()>, sql: &str) {
+    let make = async || {
+        let admin = connect(&cluster().url("postgres")).await;
+        admin.batch_execute(sql).await.unwrap();
+    };
+    made.get_or_init(make).await;
 }
 
 /// `server_version_num`, such as 150018: servers differ, and so does what a test may expect.

@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, Column, Error};
 use walcast::rest::Problem;
@@ -11,7 +12,7 @@ use walcast::rest::sql::Statement;
 use walcast::rest::statement::write::{Action, Writing, write};
 use walcast::rest::statement::{Answer, Count, Form};
 
-use crate::cluster::Database;
+use crate::cluster::{self, Database};
 
 /// A database, and the picture of its schema `api`.
 pub(crate) struct World {
@@ -51,16 +52,11 @@ impl World {
     pub(crate) async fn new(sql: &str) -> Self {
         let database = Database::create().await;
         let admin = database.client().await;
-        // Roles are the cluster's: other tests may make it at the same moment.
-        let role = "begin; select pg_advisory_xact_lock(7010);
-            do $$ begin
-                if not exists (select from pg_roles where rolname = 'rest_caller') then
-                    create role rest_caller nologin;
-                end if;
-            end $$;
-            commit;
-            create schema api; grant usage on schema api to rest_caller; set search_path = api;";
-        admin.batch_execute(role).await.unwrap();
+        static MADE: OnceCell<()> = OnceCell::const_new();
+        cluster::roles(&MADE, "create role rest_caller nologin").await;
+        let schema = "create schema api; grant usage on schema api to rest_caller;
+            set search_path = api;";
+        admin.batch_execute(schema).await.unwrap();
         admin.batch_execute(sql).await.unwrap();
         let grant = "grant all on all tables in schema api to rest_caller;
             grant all on all sequences in schema api to rest_caller";

@@ -11,6 +11,7 @@ use std::error::Error;
 
 use bytes::{Bytes, BytesMut};
 use serde_json::Value;
+use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 use walcast::rest::Problem;
@@ -20,7 +21,7 @@ use walcast::rest::sql::Statement;
 use walcast::rest::statement::read::{Reading, read};
 use walcast::rest::statement::{Count, Form};
 
-use crate::cluster::Database;
+use crate::cluster::{self, Database};
 
 /// Clients have projects, projects have tasks and members; tasks have a parent; a project has at
 /// most one budget. Names are such as people give them, and such as they should not.
@@ -94,15 +95,8 @@ impl World {
     async fn of(sql: &str) -> Self {
         let database = Database::create().await;
         let admin = database.client().await;
-        // Roles are the cluster's: other tests of this file may make it at the same moment.
-        let role = "begin; select pg_advisory_xact_lock(7010);
-            do $$ begin
-                if not exists (select from pg_roles where rolname = 'rest_read_role') then
-                    create role rest_read_role;
-                end if;
-            end $$;
-            commit;";
-        admin.batch_execute(role).await.unwrap();
+        static MADE: OnceCell<()> = OnceCell::const_new();
+        cluster::roles(&MADE, "create role rest_read_role").await;
         admin.batch_execute(sql).await.unwrap();
         let schema = schema::load(&admin, &["public".to_owned()]).await.unwrap();
         let reader = database.client().await;
