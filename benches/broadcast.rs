@@ -33,14 +33,13 @@ mod service;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 use walcast::transport::websocket::text_frame;
 
+use service::heart::{Heart, Latency};
 use service::load::{self, Bare, Figure, Load, ME, heading, is_client, print};
 use service::load::{write_batch, write_one};
 use service::{
@@ -58,8 +57,6 @@ const WINDOW: usize = 256;
 const USER_RATIO_MAX: f64 = 2.0;
 /// Frames of one member: its answers, the state, and a diff for each fraction of a second.
 const FRAMES_MAX: f64 = 64.0;
-/// Time between two heartbeats.
-const HEARTBEAT: Duration = Duration::from_millis(3);
 
 fn main() {
     if is_client() {
@@ -201,65 +198,6 @@ fn compare(
     let results = results.map(|((name, figure), limit)| (name, figure, limit)).collect();
     let [saturated, single] = beats.map(Latency::of);
     Measured { results, saturated, single }
-}
-
-/// A socket that has nothing to do with the room, and how soon its heartbeats are answered.
-struct Heart {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<f64>>,
-}
-
-impl Heart {
-    fn start(service: &Service) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut socket = Socket::open(service.address, &ROOM);
-        let stopped = Arc::clone(&stop);
-        let beat = masked(TEXT, br#"[null,"1","phoenix","heartbeat",{}]"#);
-        let thread = thread::spawn(move || {
-            let mut milliseconds = Vec::new();
-            while !stopped.load(Ordering::Relaxed) {
-                let start = Instant::now();
-                socket.send(&beat);
-                socket.frame();
-                milliseconds.push(start.elapsed().as_secs_f64() * 1000.0);
-                thread::sleep(HEARTBEAT);
-            }
-            milliseconds
-        });
-        Self { stop, thread }
-    }
-
-    fn stop(self) -> Vec<f64> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
-    }
-
-    fn beat_for(self, time: Duration) -> Latency {
-        thread::sleep(time);
-        Latency::of(self.stop())
-    }
-}
-
-/// In milliseconds.
-#[derive(Clone, Copy)]
-struct Latency {
-    p50: f64,
-    p99: f64,
-    most: f64,
-}
-
-impl Latency {
-    fn of(mut milliseconds: Vec<f64>) -> Self {
-        milliseconds.sort_by(f64::total_cmp);
-        let at = |percent: usize| milliseconds[(milliseconds.len() - 1) * percent / 100];
-        Self { p50: at(50), p99: at(99), most: at(100) }
-    }
-}
-
-impl std::fmt::Display for Latency {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms", self.p50, self.p99, self.most)
-    }
 }
 
 /// As the load counts.
