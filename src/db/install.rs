@@ -244,6 +244,15 @@ const FUNCTIONS: &[(&str, &str)] = &[
         include_str!("../../sql/functions/walcast.route.sql"),
     ),
     ("walcast.unroute(text, text)", include_str!("../../sql/functions/walcast.unroute.sql")),
+    (
+        "walcast.guard_call(oid, text, text[])",
+        include_str!("../../sql/functions/walcast.guard_call.sql"),
+    ),
+    ("walcast.unguard_topic(text)", include_str!("../../sql/functions/walcast.unguard_topic.sql")),
+    (
+        "walcast.guard_topic(text, regclass, regproc, text, text[], name[])",
+        include_str!("../../sql/functions/walcast.guard_topic.sql"),
+    ),
 ];
 
 /// Everything in the order it must be made. `publication` is the one that users fill, `messages` the
@@ -442,7 +451,7 @@ pub async fn uninstall(login: &Login, slot: Option<&str>) -> Result<Removal, Err
         return Ok(removal);
     }
     let own = format!(
-        "drop table walcast.requests, walcast.routes, walcast.logins, walcast.objects, \
+        "drop table walcast.requests, walcast.routes, walcast.guards, walcast.logins, walcast.objects, \
          {HISTORY_TABLE}; \
          drop schema walcast"
     );

@@ -14,6 +14,7 @@ mod dropin;
 mod faults;
 mod events;
 mod fuzzing;
+mod guards;
 mod hostile;
 mod install;
 mod keys;
