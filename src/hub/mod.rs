@@ -608,6 +608,19 @@ impl Hub {
         self.rooms.broadcast(room, what, dirty)
     }
 
+    /// Whoever is in a private room of these topics (without `realtime:`) hears nothing more until it
+    /// was found out anew whether he may be there; what comes meanwhile waits. Returns how many are
+    /// asked about.
+    pub fn doubt(&self, is_meant: impl Fn(&str) -> bool) -> usize {
+        self.rooms.doubt(|topic| is_meant(topic.strip_prefix("realtime:").unwrap_or(topic)))
+    }
+
+    /// How often [`Self::doubt`] was called. Whoever enters a room by an answer that he asked for
+    /// before is to be doubted too.
+    pub fn doubts(&self) -> u64 {
+        self.rooms.doubts()
+    }
+
     /// Whether anybody is in any room.
     pub fn has_rooms(&self) -> bool {
         self.rooms.are_open()

@@ -8,6 +8,7 @@
 //! wire format in the room, whoever many get it. Each room has a lock of its own: a crowded one
 //! does not hold up the others.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Instant, SystemTime};
 
@@ -53,6 +54,8 @@ pub struct Entrant {
 #[derive(Debug)]
 pub(super) struct Rooms {
     open: Mutex<HashMap<RoomName, Arc<Room>>>,
+    /// How often somebody's right to be in a room was doubted.
+    doubts: AtomicU64,
     supply: Arc<Supply>,
 }
 
@@ -95,6 +98,8 @@ struct Member {
     replay: Option<Box<Replay>>,
     /// Newer claims are being looked at; what comes after the older ones expired waits here.
     late: Option<Box<Waiting<()>>>,
+    /// How often its right to be here was doubted: an answer from before is none.
+    doubts: u32,
 }
 
 /// A stored message, as it is replayed.
@@ -131,7 +136,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Rooms {
     pub(super) fn new(settings: config::Presence) -> Self {
         let supply = Arc::new(Supply::new(settings, rand::random()));
-        Self { open: Mutex::default(), supply }
+        Self { open: Mutex::default(), doubts: AtomicU64::default(), supply }
     }
 
     pub(super) fn enter(self: &Arc<Self>, name: &RoomName, entrant: Entrant) -> Occupancy {
@@ -139,7 +144,7 @@ impl Rooms {
         let waiting = || Waiting::new(Arc::clone(subscriber.outbox()));
         let replay = replays.then(|| Box::new(Replay::Waiting(waiting())));
         let expires_at = unix_seconds(expires_at);
-        let (watches, late) = (false, None);
+        let (watches, late, doubts) = (false, None, 0);
         let mut closed = None;
         // A room's lock is waited for without that of all rooms: it may be a crowded one.
         let (room, number) = loop {
@@ -152,12 +157,34 @@ impl Rooms {
             }
             inner.members_made += 1;
             let number = inner.members_made;
-            let member = Member { number, subscriber, hears, watches, expires_at, replay, late };
+            let member =
+                Member { number, subscriber, hears, watches, expires_at, replay, late, doubts };
             inner.group(format).members.push(member);
             drop(inner);
             break (room, number);
         };
         Occupancy { rooms: Arc::downgrade(self), room, format: format.id, number }
+    }
+
+    /// Whoever is in a private room of these hears nothing more until it was found out anew whether
+    /// he may be there; what comes meanwhile waits. Returns how many are asked about.
+    pub(super) fn doubt(&self, is_meant: impl Fn(&str) -> bool) -> usize {
+        // First: whoever enters later than the look at the rooms sees it.
+        self.doubts.fetch_add(1, Ordering::SeqCst);
+        let meant = |(name, room): (&RoomName, &Arc<Room>)| {
+            (name.private && is_meant(&name.topic)).then(|| Arc::clone(room))
+        };
+        let rooms: Vec<_> = locked(&self.open).iter().filter_map(meant).collect();
+        let members = |room: &Arc<Room>| {
+            let mut inner = locked(&room.inner);
+            let members = inner.groups.iter_mut().flat_map(|group| &mut group.members);
+            members.map(Member::doubt).count()
+        };
+        rooms.iter().map(members).sum()
+    }
+
+    pub(super) fn doubts(&self) -> u64 {
+        self.doubts.load(Ordering::SeqCst)
     }
 
     pub(super) fn are_open(&self) -> bool {
@@ -347,6 +374,15 @@ impl Member {
         }
     }
 
+    /// From here on everything waits, and it is asked about.
+    fn doubt(&mut self) {
+        self.doubts = self.doubts.wrapping_add(1);
+        self.expires_at = 0;
+        let outbox = self.subscriber.outbox();
+        self.late.get_or_insert_with(|| Box::new(Waiting::new(Arc::clone(outbox))));
+        self.subscriber.doubted();
+    }
+
     fn offer(&self, frames: &[Bytes], dirty: &mut DirtyList) {
         if self.subscriber.offer(frames) {
             dirty.push(self.subscriber.outbox());
@@ -370,6 +406,19 @@ impl Occupancy {
         self.room.broadcast(broadcast, None, (!echo).then_some(self.number), dirty)
     }
 
+    /// Its right to be here is to be found out anew, as by [`super::Hub::doubt`].
+    pub fn doubt(&self) {
+        if let Some(member) = locked(&self.room.inner).member(self.format, self.number) {
+            member.doubt();
+        }
+    }
+
+    /// How often that was doubted so far, for [`Self::renew`].
+    pub fn doubts(&self) -> u32 {
+        let mut inner = locked(&self.room.inner);
+        inner.member(self.format, self.number).map_or(0, |member| member.doubts)
+    }
+
     /// Newer claims are being looked at. Until [`Self::renew`], what comes after the older ones
     /// expired is kept, not lost.
     pub fn await_renewal(&self) {
@@ -380,9 +429,12 @@ impl Occupancy {
     }
 
     /// Whether it hears broadcasts from now on, and when its claims expire. What waited for that
-    /// follows, and goes out when the list is flushed.
-    pub fn renew(&self, hears: bool, expires_at: SystemTime, dirty: &mut DirtyList) {
-        if let Some(member) = locked(&self.room.inner).member(self.format, self.number) {
+    /// follows, and goes out when the list is flushed. `doubts` as they were when the question was
+    /// asked: with more of them since, the answer is none.
+    pub fn renew(&self, hears: bool, expires_at: SystemTime, doubts: u32, dirty: &mut DirtyList) {
+        let mut inner = locked(&self.room.inner);
+        let member = inner.member(self.format, self.number);
+        if let Some(member) = member.filter(|member| member.doubts == doubts) {
             // Something was kept for who no longer hears: it cannot be told what it was.
             if let Some(mut late) = member.late.take()
                 && (hears || !member.hears)

@@ -24,6 +24,8 @@ use crate::lsn::Lsn;
 pub trait Inbox: Send + Sync {
     /// Something about this channel that its client is told in words.
     fn notice(&self, message: String);
+    /// Whether it may still be in its room must be asked anew: until it is told, it hears nothing.
+    fn doubted(&self);
 }
 
 /// Bytes of row changes that wait while a channel catches up, before they are let go.
@@ -87,6 +89,8 @@ struct Deaf;
 
 impl Inbox for Deaf {
     fn notice(&self, _message: String) {}
+
+    fn doubted(&self) {}
 }
 
 /// What a channel is told in the past, it is told here.
@@ -95,6 +99,10 @@ struct Here(Arc<Subscriber>);
 impl Inbox for Here {
     fn notice(&self, message: String) {
         self.0.notice(message);
+    }
+
+    fn doubted(&self) {
+        self.0.doubted();
     }
 }
 
@@ -261,6 +269,11 @@ impl Subscriber {
     /// Tells the client something in words.
     pub(super) fn notice(&self, message: String) {
         self.inbox.notice(message);
+    }
+
+    /// Has it asked anew whether it may be in its room.
+    pub(super) fn doubted(&self) {
+        self.inbox.doubted();
     }
 
     /// [`Self::offer`] for row changes, with the place of each, unless the claims that they are

@@ -33,6 +33,8 @@ fn outbox() -> Arc<Outbox> {
 struct Told(Arc<Mutex<Vec<String>>>);
 
 impl Inbox for Told {
+    fn doubted(&self) {}
+
     fn notice(&self, message: String) {
         self.0.lock().unwrap().push(message);
     }
@@ -682,7 +684,7 @@ fn what_comes_while_newer_claims_are_looked_at_is_kept_and_not_lost() {
         }
         hub.broadcast(&room("r"), &said(10), &mut dirty);
         assert!(subscriber.waiting().is_empty(), "older claims have expired");
-        place.renew(true, later, &mut dirty);
+        place.renew(true, later, 0, &mut dirty);
         assert_eq!(!subscriber.waiting().is_empty(), expected);
         hub.broadcast(&room("r"), &said(20), &mut dirty);
         let lengths: Vec<usize> = subscriber.waiting().iter().map(Bytes::len).collect();
@@ -700,8 +702,45 @@ fn what_was_kept_is_for_nobody_who_no_longer_hears() {
     let place = hub.enter(&room("r"), entrant);
     place.await_renewal();
     hub.broadcast(&room("r"), &said(10), &mut dirty);
-    place.renew(false, later, &mut dirty);
+    place.renew(false, later, 0, &mut dirty);
     assert!(subscriber.waiting().is_empty());
+}
+
+#[test]
+fn who_is_doubted_hears_nothing_until_that_is_answered() {
+    let hub = Arc::new(Hub::default());
+    let later = SystemTime::now() + Duration::from_mins(1);
+    let mut dirty = DirtyList::default();
+    let private =
+        |topic: &str| RoomName { topic: format!("realtime:{topic}").into(), private: true };
+    let enter = |name: &RoomName| {
+        let entrant = Entrant { expires_at: later, ..entrant(&outbox(), 0) };
+        let subscriber = Arc::clone(&entrant.subscriber);
+        (hub.enter(name, entrant), subscriber)
+    };
+    let (place, subscriber) = enter(&private("map:1"));
+    let (_other, unconcerned) = enter(&private("map:2"));
+    let (_public, everybody) = enter(&RoomName { private: false, ..private("map:1") });
+    let before = (place.doubts(), hub.doubts());
+    assert_eq!(hub.doubt(|topic| topic == "map:1"), 1);
+    assert_ne!(hub.doubts(), before.1);
+    for room in
+        [private("map:1"), private("map:2"), RoomName { private: false, ..private("map:1") }]
+    {
+        hub.broadcast(&room, &said(10), &mut dirty);
+    }
+    assert_eq!(unconcerned.waiting().len(), 1);
+    assert_eq!(everybody.waiting().len(), 1);
+    // The answer to a question from before is none.
+    place.renew(true, later, before.0, &mut dirty);
+    assert!(subscriber.waiting().is_empty());
+    place.renew(true, later, place.doubts(), &mut dirty);
+    assert_eq!(subscriber.waiting().len(), 1);
+    // An answer without hearing is one too: what came meanwhile is for nobody.
+    hub.doubt(|_| true);
+    hub.broadcast(&private("map:1"), &said(20), &mut dirty);
+    place.renew(false, later, place.doubts(), &mut dirty);
+    assert_eq!(subscriber.waiting().len(), 1);
 }
 
 /// What a client gets that replays `stored` after `live` has come; a message is its name and the

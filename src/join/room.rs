@@ -96,6 +96,7 @@ impl Door {
         }
         let topic = sub_topic(request);
         let Request { asker, claims, headers, presence, .. } = request;
+        let doubts = self.hub.doubts();
         let grants = self.access.read(asker, claims, topic, headers, *presence);
         let grants = grants.await.map_err(|error| refusal(&error, topic))?;
         let nothing = !grants.broadcast && !grants.presence;
@@ -104,6 +105,9 @@ impl Door {
         }
         // Before the store is read: what is inserted after that comes live.
         let occupancy = self.hub.enter(&name(request), entrant(request, grants));
+        if self.hub.doubts() != doubts {
+            occupancy.doubt();
+        }
         let stored = match replay {
             None => None,
             Some(since) => {

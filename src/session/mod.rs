@@ -135,6 +135,11 @@ pub enum Input<'a> {
         /// What.
         message: SystemMessage,
     },
+    /// Rows changed that decide who may be in the channel's room, and speak there.
+    Doubted {
+        /// Which one.
+        channel: ChannelId,
+    },
     /// The answer to [`Output::CheckWrite`].
     MayWrite {
         /// Which channel.
@@ -282,6 +287,13 @@ pub enum Output {
         /// The new claims.
         claims: Arc<Claims>,
     },
+    /// Find out anew whether a joined channel may be in its room.
+    LookAgain {
+        /// Which one.
+        channel: ChannelId,
+        /// Its claims.
+        claims: Arc<Claims>,
+    },
     /// Send the stored messages that the join asked for.
     Replay {
         /// Which channel.
@@ -339,6 +351,8 @@ struct Joining {
     postgres_changes: Arc<[Box<RawValue>]>,
     /// Newer claims came after the request went out: its answer is for older ones.
     outdated: bool,
+    /// Its right to be in the room was doubted after it had been found: it is looked at again.
+    doubted: bool,
 }
 
 /// Whether it was asked if a private channel may read presence. From then on it is asked for each
@@ -439,6 +453,11 @@ impl Session {
             Input::System { channel, message } => {
                 if let Some(channel) = self.joined_channel(channel) {
                     outputs.push(Output::Send(channel.system(&message)));
+                }
+            }
+            Input::Doubted { channel } => {
+                if let Some(at) = self.position(channel) {
+                    self.doubted(at, outputs);
                 }
             }
             Input::MayWrite { channel, turn, grants } => {
@@ -570,6 +589,7 @@ impl Session {
                     reference,
                     postgres_changes: Arc::clone(&postgres_changes),
                     outdated: false,
+                    doubted: false,
                 };
                 outputs.push(Output::Join(Box::new(JoinRequest {
                     channel: id,
@@ -718,6 +738,10 @@ impl Session {
                 }
                 let system = system.iter().map(|message| Output::Send(channel.system(message)));
                 outputs.extend(system);
+                if joining.doubted {
+                    let claims = Arc::clone(&channel.claims);
+                    outputs.push(Output::LookAgain { channel: id, claims });
+                }
                 self.begin_talk(at, outputs);
             }
             Err(reason) => {
@@ -780,6 +804,18 @@ impl Session {
             }
             Err(error) => self.shut_down(at, &Refusal::Token(error), outputs),
         }
+    }
+
+    /// What the claims may do in the room is not known any more.
+    fn doubted(&mut self, at: usize, outputs: &mut Vec<Output>) {
+        let channel = &mut self.channels[at];
+        let claims = Arc::clone(&channel.claims);
+        if let Some(joining) = &mut channel.joining {
+            joining.doubted = true;
+        } else {
+            outputs.push(Output::LookAgain { channel: channel.id, claims });
+        }
+        self.forget_grants(at, outputs);
     }
 
     /// Ends a channel and says why: to a joining one as the answer to its join.

@@ -58,6 +58,10 @@ const NOTICES_MAX: usize = 100;
 /// The token has expired: the one end that a client should not come back from as it is.
 const EXPIRED: CloseReason = CloseReason::Session { code: 4401, text: "the token has expired" };
 
+/// Rows changed that decide what it may hear.
+const DOUBTED: CloseReason =
+    CloseReason::Session { code: 4403, text: "what you may hear has to be decided anew" };
+
 /// It never began.
 const REFUSED: CloseReason = CloseReason::Session { code: 4400, text: "refused" };
 
@@ -498,6 +502,8 @@ enum Mail {
     Notice(String),
     /// The token may have expired.
     Due,
+    /// Rows changed that decide who may be in one of its rooms.
+    Doubted,
 }
 
 /// The part of a stream that others hold.
@@ -515,7 +521,7 @@ impl Mailbox {
     fn post(&self, mail: Mail) {
         {
             let mut waiting = self.mail();
-            if waiting.len() >= NOTICES_MAX && matches!(mail, Mail::Notice(_)) {
+            if waiting.len() >= NOTICES_MAX && matches!(mail, Mail::Notice(_) | Mail::Doubted) {
                 return;
             }
             waiting.push(mail);
@@ -535,6 +541,8 @@ impl Mailbox {
                 Mail::Due if deadline.at <= SystemTime::now() => return Err(EXPIRED),
                 // The clock was set back since.
                 Mail::Due => deadline.set(),
+                // It comes back with how far it has come, and is asked about then.
+                Mail::Doubted => return Err(DOUBTED),
             }
         }
         Ok(())
@@ -554,6 +562,12 @@ impl Inbox for Notices {
     fn notice(&self, message: String) {
         if let Some(mailbox) = self.0.upgrade() {
             mailbox.post(Mail::Notice(message));
+        }
+    }
+
+    fn doubted(&self) {
+        if let Some(mailbox) = self.0.upgrade() {
+            mailbox.post(Mail::Doubted);
         }
     }
 }
@@ -593,7 +607,11 @@ fn not_begun() -> Refused {
 /// The last event of a stream; none when there is nobody to read it.
 fn goodbye(reason: CloseReason) -> Option<Bytes> {
     let (_, text) = reason.code_and_text()?;
-    let code = if reason == EXPIRED { "token_expired" } else { reason.label() };
+    let code = match reason {
+        EXPIRED => "token_expired",
+        DOUBTED => "rights_changed",
+        _ => reason.label(),
+    };
     Some(closing(code, text))
 }
 

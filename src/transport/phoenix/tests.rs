@@ -105,6 +105,9 @@ impl Talk {
             Output::Refresh { channel, claims } => {
                 format!("refresh {} {}", channel.get(), claims.role)
             }
+            Output::LookAgain { channel, claims } => {
+                format!("look {} {}", channel.get(), claims.role)
+            }
             Output::JoinAgain { channel, claims } => {
                 format!("again {} {}", channel.get(), claims.role)
             }
@@ -1074,6 +1077,29 @@ fn whether_presence_may_be_read_is_asked_only_where_it_is_not_known_and_matters(
         talk.say(&json!(["1", null, ROOM, "access_token", { "access_token": other }]));
         assert_eq!(talk.may(0, true, true), ["check 1 authenticated 1 sees"]);
         assert_eq!(talk.may(1, true, true), ["track 1 {}"]);
+    });
+}
+
+#[test]
+fn a_doubted_channel_is_looked_at_again_and_asked_again_before_it_speaks() {
+    both(|talk| {
+        talk.join("1", ROOM, &private());
+        let channel = talk.joins[0].channel;
+        talk.say(&say("2"));
+        talk.may(0, true, true);
+        assert_eq!(talk.input(Input::Doubted { channel }), ["look 1 anon"]);
+        assert_eq!(talk.say(&say("3")), ["check 1 anon 1"]);
+        assert_eq!(talk.input(Input::Doubted { channel }), ["look 1 anon"]);
+        // What was found before the doubt lets nothing pass.
+        assert_eq!(talk.may(1, true, true), ["check 1 anon 2"]);
+        assert_eq!(talk.may(2, true, true), ["say 1 {}".to_owned(), ok("1", "3", ROOM)]);
+    });
+    // While it joins, its answer stands, and it is looked at right after.
+    both(|talk| {
+        talk.say(&json!(["1", "1", ROOM, "phx_join", private()]));
+        let channel = talk.joins[0].channel;
+        assert_eq!(talk.input(Input::Doubted { channel }), NOTHING);
+        assert_eq!(talk.accept(), [joined("1", ROOM), "look 1 anon".into()]);
     });
 }
 

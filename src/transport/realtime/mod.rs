@@ -95,6 +95,7 @@ enum Mail {
     /// None: it came to nothing, for a later one.
     Refreshed(ChannelId, Option<Result<(), String>>),
     Notice(ChannelId, String),
+    Doubted(ChannelId),
     Expired(ChannelId),
     MayWrite(ChannelId, MayWrite),
     Renewed(ChannelId, Renewed),
@@ -120,6 +121,8 @@ struct Renewed {
     turn: u64,
     /// Whether they were asked about presence.
     presence: bool,
+    /// How often its place had been doubted before it was asked.
+    doubts: u32,
     outcome: Result<ReadGrants, String>,
     expires_at: SystemTime,
 }
@@ -137,6 +140,19 @@ impl Mailbox {
     fn post(&self, mail: Mail) {
         self.mail.lock().unwrap_or_else(PoisonError::into_inner).push(mail);
         self.outbox.wake();
+    }
+}
+
+impl Mailbox {
+    /// Once is enough, however many rows changed.
+    fn post_doubt(&self, channel: ChannelId) {
+        let mut mail = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_this = |mail: &Mail| matches!(mail, Mail::Doubted(of) if *of == channel);
+        if !mail.iter().any(is_this) {
+            mail.push(Mail::Doubted(channel));
+            drop(mail);
+            self.outbox.wake();
+        }
     }
 }
 
@@ -159,6 +175,12 @@ impl Inbox for Notices {
     fn notice(&self, message: String) {
         if let Some(mailbox) = self.mailbox.upgrade() {
             mailbox.post(Mail::Notice(self.channel, message));
+        }
+    }
+
+    fn doubted(&self) {
+        if let Some(mailbox) = self.mailbox.upgrade() {
+            mailbox.post_doubt(self.channel);
         }
     }
 }
@@ -357,6 +379,7 @@ impl Socket {
             Output::JoinAgain { channel, claims } => self.join_again(channel, claims),
             Output::Leave(channel) => self.leave(channel),
             Output::Refresh { channel, claims } => self.refresh(channel, claims),
+            Output::LookAgain { channel, claims } => self.renew(channel, &claims),
             Output::Replay { channel, join_ref } => self.replay(channel, join_ref.as_ref()),
             Output::Broadcast { channel, broadcast, echo } => {
                 if let Some(place) = self.joined.get(&channel) {
@@ -536,7 +559,7 @@ impl Socket {
         let Some(place) = self.joined.get_mut(&channel) else { return };
         place.turn += 1;
         if !place.request.private {
-            place.occupancy.renew(true, claims.expires_at, &mut self.dirty);
+            place.occupancy.renew(true, claims.expires_at, 0, &mut self.dirty);
             return;
         }
         place.occupancy.await_renewal();
@@ -550,20 +573,21 @@ impl Socket {
             return;
         }
         let (turn, before, kept) = (place.turn, place.grants, Arc::clone(&place.request));
+        let doubts = place.occupancy.doubts();
         let (expires_at, presence) = (claims.expires_at, place.wants_presence());
         let request = Request { presence, ..self.request(&kept, Arc::clone(claims)) };
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
         self.realtime.spawn(async move {
             let outcome = joiner.renew(&request, before).await;
             if let Some(mailbox) = mailbox.upgrade() {
-                let renewed = Renewed { turn, presence, outcome, expires_at };
+                let renewed = Renewed { turn, presence, doubts, outcome, expires_at };
                 mailbox.post(Mail::Renewed(channel, renewed));
             }
         });
     }
 
     fn renewed(&mut self, channel: ChannelId, renewed: Renewed) -> ControlFlow<CloseReason> {
-        let Renewed { turn, presence, outcome, expires_at } = renewed;
+        let Renewed { turn, presence, doubts, outcome, expires_at } = renewed;
         let next = self.joined.get_mut(&channel).and_then(|place| place.renewing.end());
         if let Some(claims) = next {
             self.look_again(channel, &claims);
@@ -579,7 +603,7 @@ impl Socket {
                 if presence {
                     place.grants.presence = grants.presence;
                 }
-                place.occupancy.renew(grants.broadcast, expires_at, &mut self.dirty);
+                place.occupancy.renew(grants.broadcast, expires_at, doubts, &mut self.dirty);
                 if place.wants_presence() {
                     self.watch(channel);
                 }
@@ -850,6 +874,7 @@ impl Peer for Socket {
                     let message = SystemMessage::not_subscribed(problem);
                     self.input(Input::System { channel, message })?;
                 }
+                Mail::Doubted(channel) => self.input(Input::Doubted { channel })?,
                 Mail::MayWrite(channel, answer) => self.may_write(channel, answer)?,
                 Mail::Renewed(channel, renewed) => self.renewed(channel, renewed)?,
                 Mail::Replication(channel, true) => {
