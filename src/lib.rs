@@ -14,6 +14,7 @@ pub mod change;
 pub mod catalog;
 pub mod auth;
 pub mod event;
+pub mod mapping;
 pub mod hub;
 pub mod subscribe;
 pub mod feed;

@@ -25,7 +25,9 @@ use crate::config::{self, Config};
 use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
-use crate::feed::{Feed, Filters, Gap, History, Publisher, Replayer, Replays, Status, Writes};
+use crate::feed::{
+    Feed, Filters, Gap, History, Lookups, Publisher, Replayer, Replays, Status, Writes,
+};
 use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, router};
 use crate::hub::Hub;
 use crate::hub::outbox::CloseReason;
@@ -180,6 +182,7 @@ async fn serve(
             catalog: Arc::new(new_catalog()),
             authorizer: Arc::new(new_authorizer().of_the_past()),
             filters: Filters::new(logins.check.clone(), check_timeout),
+            lookups: Lookups::new(logins.check.clone(), check_timeout),
             hub: Arc::default(),
             status: Arc::default(),
         },
@@ -197,6 +200,7 @@ async fn serve(
             catalog: Arc::clone(&catalog),
             authorizer: Arc::clone(&authorizer),
             filters: Filters::new(logins.check.clone(), check_timeout),
+            lookups: Lookups::new(logins.check.clone(), check_timeout),
             hub: Arc::clone(&hub),
             status: Arc::clone(&status),
         },

@@ -53,7 +53,10 @@ pub const REST_REQUESTS: &str = "walcast_rest_requests_total";
 pub const REST_SECONDS: &str = "walcast_rest_seconds";
 /// Frames offered to subscribers.
 pub const DELIVERIES: &str = "walcast_deliveries_total";
-/// Row changes withheld from somebody who asked, by [`REASON`]: once for each party (subscribers
+/// Events of mapped tables told to rooms.
+pub const DOMAIN_EVENTS: &str = "walcast_domain_events_total";
+/// Row changes withheld from somebody who asked, by [`REASON`], and events of mapped tables that could
+/// not be made (`mapping_…`): once for each party (subscribers
 /// of one channel and the same claims) that a policy keeps it from, once for each audience
 /// otherwise.
 pub const WITHHELD: &str = "walcast_withheld_total";
@@ -273,6 +276,7 @@ fn describe() {
     describe_histogram!(REST_SECONDS, Unit::Seconds, "HTTP requests for rows.");
     describe_counter!(DATABASE_BROADCASTS, "Broadcasts from the database, by result.");
     describe_counter!(DELIVERIES, "Frames offered to subscribers.");
+    describe_counter!(DOMAIN_EVENTS, "Events of mapped tables told to rooms.");
     describe_counter!(WITHHELD, "Row changes withheld from somebody who asked, by reason.");
     describe_gauge!(WAL_LAG_BYTES, Unit::Bytes, "WAL not yet published.");
     describe_gauge!(WAL_RETAINED_BYTES, Unit::Bytes, "WAL that the slot keeps on the server.");

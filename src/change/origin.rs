@@ -1,7 +1,7 @@
 //! Who made a transaction, as its writer said in the log.
 //!
 //! In:     the transactional message [`PREFIX`], JSON `{"id", "sub", "connection_id",
-//!         "mutation_id"}`, all optional strings.
+//!         "mutation_id"}`, all optional strings; the last two may be called `conn` and `mutation`.
 //! Out:    [`Origin`], and its JSON for events.
 //! Never:  more than [`TEXT_BYTES_MAX`] of one text: whoever may write may write this message.
 //! Source: postgresql.org/docs/17/functions-admin.html, `pg_logical_emit_message`
@@ -29,10 +29,10 @@ pub struct Origin {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub: Option<Box<str>>,
     /// What the writer calls its connection.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", alias = "conn")]
     pub connection_id: Option<Box<str>>,
     /// What the writer calls this change.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", alias = "mutation")]
     pub mutation_id: Option<Box<str>>,
 }
 
@@ -79,6 +79,8 @@ mod tests {
             mutation_id: Some("m".into()),
         };
         assert_eq!(Origin::parse(origin.to_message().as_bytes()), Some(origin.clone()));
+        let short = Origin::parse(br#"{"sub":"u","conn":"c","mutation":"m"}"#).unwrap();
+        assert_eq!((short.connection_id, short.mutation_id), (Some("c".into()), Some("m".into())));
         assert_eq!(serde_json::to_string(&origin).unwrap(), r#"{"sub":"u\"1","mutation_id":"m"}"#);
     }
 

@@ -157,10 +157,22 @@ impl Object {
 }
 
 impl Object {
-    /// Functions that find out themselves who calls them.
+    /// Functions that find out themselves who calls them, or do nothing that the caller could not.
     fn is_for_all(&self) -> bool {
-        self.name.starts_with("walcast.begin_request")
-            || self.name.starts_with("walcast.end_request")
+        let for_all = [
+            "begin_request",
+            "end_request",
+            "mappings_at",
+            "look_up",
+            "mapping_of",
+            "check_mapping_",
+            "declare_mapping",
+            "map_",
+            "unmap_",
+            "explain_mapping",
+        ];
+        let name = self.name.strip_prefix("walcast.");
+        name.is_some_and(|name| for_all.iter().any(|prefix| name.starts_with(prefix)))
     }
 }
 
@@ -252,6 +264,49 @@ const FUNCTIONS: &[(&str, &str)] = &[
     (
         "walcast.guard_topic(text, regclass, regproc, text, text[], name[])",
         include_str!("../../sql/functions/walcast.guard_topic.sql"),
+    ),
+    (
+        "walcast.announce_mapping()",
+        include_str!("../../sql/functions/walcast.announce_mapping.sql"),
+    ),
+    ("walcast.stamp_mapping()", include_str!("../../sql/functions/walcast.stamp_mapping.sql")),
+    (
+        "walcast.mappings_at(pg_lsn, text)",
+        include_str!("../../sql/functions/walcast.mappings_at.sql"),
+    ),
+    (
+        "walcast.look_up(bigint, integer, text, text[], jsonb)",
+        include_str!("../../sql/functions/walcast.look_up.sql"),
+    ),
+    ("walcast.mapping_of(oid)", include_str!("../../sql/functions/walcast.mapping_of.sql")),
+    (
+        "walcast.check_mapping_columns(regclass, text[], text)",
+        include_str!("../../sql/functions/walcast.check_mapping_columns.sql"),
+    ),
+    (
+        "walcast.check_mapping_topic(regclass, text, text)",
+        include_str!("../../sql/functions/walcast.check_mapping_topic.sql"),
+    ),
+    (
+        "walcast.declare_mapping(regclass, jsonb)",
+        include_str!("../../sql/functions/walcast.declare_mapping.sql"),
+    ),
+    (
+        "walcast.map_table(regclass, text, text, text[], text, text[], text[], text[], text, text, text, text, text, text[], boolean)",
+        include_str!("../../sql/functions/walcast.map_table.sql"),
+    ),
+    (
+        "walcast.map_event(regclass, text, boolean, boolean, text[], boolean, boolean, jsonb, jsonb, text, text[], text[], jsonb, jsonb, text, boolean, boolean, text)",
+        include_str!("../../sql/functions/walcast.map_event.sql"),
+    ),
+    ("walcast.unmap_table(regclass)", include_str!("../../sql/functions/walcast.unmap_table.sql")),
+    (
+        "walcast.unmap_event(regclass, text)",
+        include_str!("../../sql/functions/walcast.unmap_event.sql"),
+    ),
+    (
+        "walcast.explain_mapping(regclass)",
+        include_str!("../../sql/functions/walcast.explain_mapping.sql"),
     ),
 ];
 
@@ -451,8 +506,8 @@ pub async fn uninstall(login: &Login, slot: Option<&str>) -> Result<Removal, Err
         return Ok(removal);
     }
     let own = format!(
-        "drop table walcast.requests, walcast.routes, walcast.guards, walcast.logins, walcast.objects, \
-         {HISTORY_TABLE}; \
+        "drop table walcast.requests, walcast.routes, walcast.mappings, walcast.guards, \
+         walcast.secrets, walcast.logins, walcast.objects, {HISTORY_TABLE}; \
          drop schema walcast"
     );
     match client.batch_execute(&own).await {

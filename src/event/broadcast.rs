@@ -51,17 +51,18 @@ pub struct Meta {
     pub replayed: bool,
     /// When it was stored, as Postgres prints it: the texts are in the order of the times. Not told.
     pub stored_at: Option<Box<str>>,
+    /// More members of the object, as JSON with commas between.
+    pub about: Option<Box<str>>,
 }
 
 impl Meta {
     /// A JSON object; none when there is nothing to say.
     pub fn to_json(&self) -> Option<String> {
-        let replayed = if self.replayed { r#""replayed":true"# } else { "" };
-        let Some(id) = &self.id else {
-            return self.replayed.then(|| format!("{{{replayed}}}"));
-        };
-        let comma = if self.replayed { "," } else { "" };
-        Some(format!(r#"{{{replayed}{comma}"id":{}}}"#, json_string(id)))
+        let replayed = self.replayed.then(|| r#""replayed":true"#.to_owned());
+        let id = self.id.as_ref().map(|id| format!(r#""id":{}"#, json_string(id)));
+        let about = self.about.as_ref().map(|about| about.to_string());
+        let members: Vec<String> = [replayed, id, about].into_iter().flatten().collect();
+        (!members.is_empty()).then(|| format!("{{{}}}", members.join(",")))
     }
 }
 
@@ -145,7 +146,7 @@ mod tests {
             parsed(&event(Encoding::Json, Meta::default())),
             json!({ "event": "say \"hi\"", "payload": { "a": 1 }, "type": "broadcast" })
         );
-        let meta = Meta { id: Some("7".into()), replayed: true, stored_at: None };
+        let meta = Meta { id: Some("7".into()), replayed: true, ..Meta::default() };
         assert_eq!(
             parsed(&event(Encoding::Json, meta))["meta"],
             json!({ "replayed": true, "id": "7" })

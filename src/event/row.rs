@@ -257,7 +257,7 @@ fn is_large(event: &RowEvent<'_>) -> bool {
 }
 
 /// Appends `"2026-08-21T10:11:12.345Z"`: UTC, milliseconds cut off.
-fn timestamp(time: SystemTime, out: &mut Vec<u8>) {
+pub fn timestamp(time: SystemTime, out: &mut Vec<u8>) {
     let millis = match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
         Err(before) => {

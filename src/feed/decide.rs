@@ -12,8 +12,10 @@ use std::time::{Duration, Instant, SystemTime};
 use hashbrown::{HashMap, HashSet};
 use tracing::{debug, error, warn};
 
+use super::domain::{Mapped, Told};
 use super::filters;
 use super::frames::{Frames, Rules, Wanted};
+use super::lookups;
 use super::memory::{Completed, Memory, Within};
 use super::messages::{self, Message};
 use super::publish::Publisher;
@@ -21,10 +23,12 @@ use super::reader::{Definition, Pending, Segment};
 use crate::auth::rls::{self, Question, Verdict, Visibility};
 use crate::catalog::{self, RowAccess, Table};
 use crate::change::{Change, Commit, Operation, Relation};
+use crate::cursor::Place;
 use crate::hub::{
     AudienceId, AudienceView, BindingId, Candidate, ClaimsId, Interest, Outgoing, Side,
 };
 use crate::kill;
+use crate::lsn::Lsn;
 use crate::subscribe::Answer;
 use crate::telemetry;
 
@@ -46,30 +50,42 @@ pub(super) enum Unanswered {
     Catalog(#[from] catalog::Error),
     #[error("a filter was not decided")]
     Filter(#[from] filters::Error),
+    #[error("nothing was looked up")]
+    Lookup(#[from] lookups::Error),
 }
 
 impl Publisher {
-    /// Publishes changes under one definition of each table, and messages in their places between
-    /// them.
+    /// Publishes changes under one definition of each table, and messages and events in their
+    /// places between them. `ended`: see [`Self::domain`].
     pub(super) async fn decide(
         &self,
-        changes: &[Change],
+        (changes, mapped): (&[Change], &[Mapped]),
         messages: &[&Message],
+        ended: Option<Lsn>,
         memory: &mut Memory,
     ) -> Result<(), Unanswered> {
         let candidates = if changes.is_empty() {
             Vec::new()
         } else {
-            let candidates = self.hub.candidates(changes, self.changes.announce_move_out);
+            let mut candidates = self.hub.candidates(changes, self.changes.announce_move_out);
+            let again: HashSet<usize> =
+                mapped.iter().filter(|mapped| mapped.again).map(|mapped| mapped.change).collect();
+            if !again.is_empty() {
+                candidates.retain(|candidate| !again.contains(&place(candidate.change)));
+            }
             self.finish_filters(changes, candidates).await?
         };
-        if candidates.is_empty() && messages.is_empty() {
+        let said = self.domain(changes, mapped, ended, memory).await?;
+        if candidates.is_empty() && messages.is_empty() && said.told.is_empty() {
+            memory.gathered = said.gathered;
             return Ok(());
         }
         let audiences = self.audiences(changes, &candidates);
         let answers = self.answers(changes, &candidates, &audiences, memory).await?;
         self.notify(&answers, &audiences, memory);
-        let outgoing = self.frames(changes, messages, &candidates, &audiences, &answers, memory);
+        let spoken = Spoken::in_order(messages, &said.told);
+        let outgoing = self.frames(changes, spoken, &candidates, &audiences, &answers, memory);
+        memory.gathered = said.gathered;
         kill::point(kill::Point::BeforeFanOut);
         let (delivered, mut dirty) = self.hub.publish(&outgoing);
         // A crowd does not hold up other sockets, and what comes next follows when it was written to.
@@ -77,6 +93,8 @@ impl Publisher {
         kill::point(kill::Point::AfterFanOut);
         metrics::counter!(telemetry::DELIVERIES).increment(delivered);
         count_messages("ok", messages.len());
+        let events = u64::try_from(said.told.len()).unwrap_or(u64::MAX);
+        metrics::counter!(telemetry::DOMAIN_EVENTS).increment(events);
         if delivered > 0 {
             let now = SystemTime::now();
             let mut commits: Vec<Commit> = changes.iter().map(|change| change.commit).collect();
@@ -170,12 +188,13 @@ impl Publisher {
         &self,
         pending: &[Pending],
         memory: &mut Memory,
-    ) -> Result<(Vec<Change>, usize), Unanswered> {
+    ) -> Result<(Vec<Change>, Vec<Mapped>, usize), Unanswered> {
         let mut done: HashMap<u32, (Arc<Relation>, Option<Within>)> = HashMap::new();
         let mut roots: HashMap<u32, Arc<Relation>> = HashMap::new();
         let mut changes = Vec::with_capacity(pending.len());
+        let mut mapped = Vec::new();
         if pending.is_empty() {
-            return Ok((changes, 0));
+            return Ok((changes, mapped, 0));
         }
         let beside = self.catalog.beside().await?;
         for (used, change) in pending.iter().enumerate() {
@@ -192,11 +211,11 @@ impl Publisher {
                     let root = roots.entry(relation.oid).or_insert_with(|| Arc::clone(relation));
                     // Partitions differ in what the log carries of them, or the root came itself.
                     if root != relation || done.contains_key(&relation.oid) {
-                        return Ok((changes, used));
+                        return Ok((changes, mapped, used));
                     }
                 }
                 if roots.contains_key(&oid) {
-                    return Ok((changes, used));
+                    return Ok((changes, mapped, used));
                 }
                 self.announce(&relation, false);
                 if let Some(Within { relation, .. }) = &within {
@@ -214,7 +233,11 @@ impl Publisher {
                 ordinal: change.ordinal,
                 origin: change.origin.clone(),
             };
-            let as_root = within.as_ref().map(|within| Change {
+            if let Some(declaration) = &change.mapped {
+                let (declaration, again) = (Arc::clone(declaration), change.again);
+                mapped.push(Mapped { change: changes.len(), declaration, again });
+            }
+            let as_root = within.as_ref().filter(|_| !change.again).map(|within| Change {
                 relation: Arc::clone(&within.relation),
                 record: change.record.as_ref().map(|record| record.rearranged(&within.places)),
                 old_record: change
@@ -226,7 +249,7 @@ impl Publisher {
             changes.push(whole);
             changes.extend(as_root);
         }
-        Ok((changes, pending.len()))
+        Ok((changes, mapped, pending.len()))
     }
 
     /// For changes of `xids`: a table's relation, and for a partition its place in a table that somebody asked for.
@@ -505,14 +528,14 @@ impl Publisher {
     fn frames(
         &self,
         changes: &[Change],
-        messages: &[&Message],
+        spoken: Vec<Spoken<'_>>,
         candidates: &[Candidate],
         audiences: &Audiences,
         answers: &Answers,
         memory: &mut Memory,
     ) -> Vec<Outgoing> {
         let mut frames = Frames::new(memory.epoch);
-        let mut messages = messages.iter().peekable();
+        let mut spoken = spoken.into_iter().peekable();
         let mut rest = candidates;
         let mut wanted = Vec::new();
         while let Some(first) = rest.first() {
@@ -520,9 +543,8 @@ impl Publisher {
             let (of_change, after) = rest.split_at(count);
             rest = after;
             let change = &changes[place(first.change)];
-            let before = |message: &&&Message| message.place() < change.place();
-            while let Some(message) = messages.next_if(before) {
-                frames.say(message);
+            while let Some(next) = spoken.next_if(|next| next.place() < change.place()) {
+                next.say(&mut frames);
             }
             let Some(table) = memory.table(change.relation.oid) else {
                 // Dropped meanwhile: nobody can be asked who may see its rows.
@@ -584,8 +606,8 @@ impl Publisher {
                 }
             }
         }
-        for message in messages {
-            frames.say(message);
+        for rest in spoken {
+            rest.say(&mut frames);
         }
         frames.finish()
     }
@@ -620,6 +642,38 @@ impl Publisher {
         let (schema, name) = (&table.schema, &table.name);
         let text = format!("The subscription to {schema}.{name} ended: {what} may not be read.");
         self.hub.end_binding(binding, &text);
+    }
+}
+
+/// What is said to rooms between row changes.
+#[derive(Debug, Clone, Copy)]
+enum Spoken<'a> {
+    /// By a stored message.
+    Message(&'a Message),
+    /// By a change of a mapped table, after its row change.
+    Event(&'a Told),
+}
+
+impl<'a> Spoken<'a> {
+    fn in_order(messages: &[&'a Message], told: &'a [Told]) -> Vec<Self> {
+        let messages = messages.iter().map(|message| Self::Message(message));
+        let mut all: Vec<Self> = messages.chain(told.iter().map(Self::Event)).collect();
+        all.sort_by_key(Self::place);
+        all
+    }
+
+    fn place(&self) -> Place {
+        match self {
+            Self::Message(message) => message.place(),
+            Self::Event(told) => told.place,
+        }
+    }
+
+    fn say(self, frames: &mut Frames) {
+        match self {
+            Self::Message(message) => frames.say(message),
+            Self::Event(told) => frames.tell(told),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::domain::Told;
 use super::messages::Message;
 use crate::auth::rls::{Shown, Verdict, Visibility, decide};
 use crate::change::{Change, ColumnSet, Operation};
@@ -74,6 +75,14 @@ impl Frames {
     pub(super) fn say(&mut self, message: &Message) {
         let cursor = Cursor { place: message.place(), epoch: self.epoch };
         self.outgoing.push(Outgoing::Said(message.room.clone(), message.what.clone(), cursor));
+    }
+
+    /// Tells rooms of an event, after everything that was added before.
+    pub(super) fn tell(&mut self, told: &Told) {
+        let Told { rooms, what, except, reached, .. } = told;
+        let cursor = Cursor { place: *reached, epoch: self.epoch };
+        let (rooms, what, except) = (rooms.clone(), what.clone(), except.clone());
+        self.outgoing.push(Outgoing::Told(hub::Told { rooms, what, except, cursor }));
     }
 
     /// Makes the frames of one change for one audience. `unrestricted`: its role sees every row,
@@ -365,7 +374,7 @@ mod tests {
     fn rows(frames: Frames) -> Vec<Delivery> {
         let rows = frames.finish().into_iter().map(|outgoing| match outgoing {
             Outgoing::Rows(delivery) => delivery,
-            said @ Outgoing::Said(..) => panic!("{said:?}"),
+            said @ (Outgoing::Said(..) | Outgoing::Told(_)) => panic!("{said:?}"),
         });
         rows.collect()
     }

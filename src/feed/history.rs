@@ -218,13 +218,17 @@ impl Picture {
     /// The number of the first entry with anything after `place`, and a reader that is ready for
     /// it. Nothing up to `place` is read from it.
     pub(super) fn reader_after(&self, place: Place, payload_bytes_max: usize) -> (usize, Reader) {
-        let first = self.entries.iter().take_while(|entry| entry.ends <= place).count();
+        let mut first = self.entries.iter().take_while(|entry| entry.ends <= place).count();
+        // What is gathered from a transaction is gathered from its beginning.
+        while self.entries.get(first).is_some_and(|entry| entry.start.gathers()) && first > 0 {
+            first -= 1;
+        }
         let mut defined = self.defined.clone();
         for entry in &self.entries[..first] {
             define(&mut defined, entry);
         }
-        let start = self.entries.get(first).filter(|entry| !entry.fresh);
-        let (start, defined) = match start {
+        let (start, defined) = match self.entries.get(first) {
+            Some(entry) if entry.fresh => (entry.start.clone(), HashMap::new()),
             Some(entry) => (entry.start.clone(), defined),
             None => (Start::default(), HashMap::new()),
         };
@@ -237,8 +241,8 @@ impl Picture {
         self.definers.iter().chain(entries).copied().collect()
     }
 
-    /// A reader for the first entry of a connection, of which nothing up to `place` is read.
-    pub(super) fn fresh_reader(place: Place, payload_bytes_max: usize) -> Reader {
-        Reader::again(Start::default(), std::iter::empty(), place, payload_bytes_max)
+    /// A reader for `entry`, the first one of a connection, of which nothing up to `place` is read.
+    pub(super) fn fresh_reader(entry: &Entry, place: Place, payload_bytes_max: usize) -> Reader {
+        Reader::again(entry.start.clone(), std::iter::empty(), place, payload_bytes_max)
     }
 }

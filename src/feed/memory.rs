@@ -9,11 +9,13 @@ use std::time::Instant;
 
 use hashbrown::HashMap;
 
+use super::domain::Planned;
 use super::reader::Definition;
 use crate::catalog::{QualifiedName, RowAccess, Table};
 use crate::change::{ColumnSet, Relation};
 use crate::cursor::Epoch;
 use crate::hub::{ClaimsId, Subscription};
+use crate::mapping::{Gathered, Refusal};
 
 /// What is kept between batches.
 #[derive(Default)]
@@ -29,6 +31,12 @@ pub(super) struct Memory {
     /// Messages that were too large since that was last told.
     pub(super) refused: usize,
     pub(super) refused_told: Option<Instant>,
+    /// By table.
+    pub(super) plans: HashMap<u32, Planned>,
+    /// What the open transaction has said so far.
+    pub(super) gathered: Gathered,
+    /// Declaration, rule and refusal, and when that was told last.
+    pub(super) refusals: HashMap<(i64, usize, Option<Refusal>), Instant>,
 }
 
 /// What a role may read of a relation, as long as both definitions stay.

@@ -211,7 +211,7 @@ pub(super) fn read(
     Ok(match (payload, event, id) {
         (Some((encoding, data)), Some(event), Some(id)) => {
             let stored_at = printed(column(places.inserted_at)).map(Into::into);
-            let meta = Meta { id: Some(id), replayed: false, stored_at };
+            let meta = Meta { id: Some(id), stored_at, ..Meta::default() };
             let event = UserEvent { event: event.into(), encoding, data, meta };
             if event.can_be_told_on(&room.topic) {
                 Read::Said(room, Broadcast::User(event))
@@ -369,7 +369,7 @@ mod tests {
 
     fn said(encoding: Encoding, data: &'static [u8]) -> Broadcast {
         let stored_at = Some("2026-11-21 00:00:00".into());
-        let meta = Meta { id: Some(ID.into()), replayed: false, stored_at };
+        let meta = Meta { id: Some(ID.into()), stored_at, ..Meta::default() };
         Broadcast::User(UserEvent { event: "e".into(), encoding, data: Bytes::from(data), meta })
     }
 

@@ -8,10 +8,13 @@
 
 mod course;
 mod decide;
+mod declared;
+mod domain;
 mod filters;
 mod frames;
 mod guard;
 mod history;
+mod lookups;
 mod memory;
 mod messages;
 mod publish;
@@ -19,6 +22,7 @@ mod reader;
 mod replay;
 mod written;
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,6 +42,7 @@ use crate::wal::{self, Batch, Format, Identity, WalStream};
 pub use filters::Filters;
 pub use guard::{Budget, CATALOG_AGE_MUCH, Pressure, SlotState};
 pub use history::History;
+pub use lookups::Lookups;
 pub use publish::Publisher;
 pub use replay::{Replayer, Replays, Resume};
 pub use written::{Write, Writes};
@@ -413,6 +418,9 @@ impl Feed {
         course: &mut Course,
         shutdown: &CancellationToken,
     ) -> Result<Ended, Error> {
+        // Without them nothing may be read; the stream is not begun until they are known.
+        let rules = declared::at_start(&self.login, wal.identity()).await;
+        let rules = rules.map_err(|error| wal::Error::Disconnected(io::Error::other(error)))?;
         let gap = course.attach(wal.identity());
         let live_from = course.live_from.unwrap_or_default();
         let epoch = self.begin_history(wal.identity(), live_from, gap.is_some());
@@ -429,7 +437,8 @@ impl Feed {
         self.status.catalog_changes.fetch_add(1, Ordering::Release);
         self.ready.send_replace(true);
         metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
-        let mut reader = Reader::new(live_from, course.within, self.publisher.payload_bytes_max);
+        let mut reader =
+            Reader::new(live_from, course.within, self.publisher.payload_bytes_max).under(rules);
         let mut memory = Memory { epoch, ..Memory::default() };
         // Whatever was cached may have changed while nobody read the log.
         self.publisher.catalog.forget_all();
@@ -486,6 +495,10 @@ impl Feed {
                     }
                 }
                 self.publisher.report_refused(segment.messages_refused, &mut memory);
+                for cause in &segment.undeclared {
+                    let cause = telemetry::chain(cause);
+                    error!(error = cause, "a declaration in the log is not in force");
+                }
                 for (id, end) in &segment.written {
                     self.writes.published(id, *end);
                 }

@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 use super::Status;
 use super::decide::Unanswered;
 use super::filters::Filters;
+use super::lookups::Lookups;
 use super::memory::{Memory, Roots};
 use super::messages::Message;
 use super::reader::{self, Definition, Pending, Reader, Segment};
@@ -41,6 +42,8 @@ pub struct Publisher {
     pub authorizer: Arc<Authorizer>,
     /// Filters that only Postgres can finish.
     pub filters: Filters,
+    /// What events take from other tables.
+    pub lookups: Lookups,
     /// Subscribers.
     pub hub: Arc<Hub>,
     /// For health and metrics.
@@ -125,7 +128,8 @@ impl Publisher {
             let (changes, whole) = (touched.changes, touched.whole);
             self.authorizer.observe_transaction(commit, tables, changes, whole);
         }
-        if segment.last().is_none() && !segment.asks_the_catalog() {
+        let nothing = segment.changes.is_empty() && segment.messages.is_empty();
+        if nothing && segment.gathered.is_none() && !segment.asks_the_catalog() {
             self.catalog.observe_definers(&segment.definers);
             return Ok(());
         }
@@ -135,14 +139,16 @@ impl Publisher {
         let messages = self.sure(&segment.messages).await?;
         loop {
             let rest = segment.changes.get(done.changes..).unwrap_or_default();
-            let (changes, used) = self.complete(rest, memory).await?;
+            let (changes, mapped, used) = self.complete(rest, memory).await?;
             let out = |said: &&&Message| done.said.is_some_and(|last| said.place() <= last);
             let said = &messages[messages.iter().take_while(out).count()..];
             // Those before what is left after these changes.
             let next = rest.get(used).map(Pending::place);
             let is_due = |said: &&Message| next.is_none_or(|next| said.place() < next);
             let due = said.iter().take_while(|said| is_due(said)).count();
-            self.decide(&changes, &said[..due], memory).await?;
+            let ended = segment.gathered.filter(|_| next.is_none());
+            let changes = (&changes[..], &mapped[..]);
+            self.decide(changes, &said[..due], ended, memory).await?;
             done.changes += used;
             done.said = said[..due].last().map_or(done.said, |last| Some(last.place()));
             if next.is_none() {

@@ -18,6 +18,7 @@ use crate::change::{
 use crate::cursor::Place;
 use crate::hub::RoomName;
 use crate::lsn::Lsn;
+use crate::mapping::{self, Declaration, Rules};
 use crate::wal::Batch;
 use crate::wal::pgoutput::{self, DecodeError, Message, OldKind, TupleColumn, TupleData};
 
@@ -26,6 +27,9 @@ pub(super) const DDL_PREFIX: &str = "walcast.ddl";
 
 /// Room for the columns of a usual row; more grow it.
 const COLUMNS_USUAL: usize = 16;
+
+/// Refused declarations of one batch that are told one by one.
+const REFUSED_MAX: usize = 8;
 
 /// Relations of one transaction that are remembered.
 const TOUCHED_MAX: usize = 256;
@@ -160,6 +164,11 @@ pub(super) struct Pending {
     pub ordinal: u32,
     /// Who made its transaction, if that was said.
     pub origin: Option<Arc<Origin>>,
+    /// What it means to the application, as declared at its place.
+    pub mapped: Option<Arc<Declaration>>,
+    /// It was published before, and comes again only because events are gathered from all rows of
+    /// its transaction.
+    pub again: bool,
 }
 
 /// What one transaction did in this segment and before it.
@@ -201,6 +210,10 @@ pub(super) struct Segment {
     pub written: Vec<(Box<str>, Lsn)>,
     /// End of the last transaction that is complete with this segment.
     pub committed: Option<Lsn>,
+    /// Commit of the last one complete with it from whose rows events are gathered.
+    pub gathered: Option<Lsn>,
+    /// Why declarations in it are not in force; not all of many.
+    pub undeclared: Vec<mapping::AnnounceError>,
 }
 
 impl Pending {
@@ -218,7 +231,7 @@ impl Segment {
 
     /// The last of its changes and messages: its transaction, and its number there.
     pub(super) fn last(&self) -> Option<Place> {
-        let change = self.changes.last().map(Pending::place);
+        let change = self.changes.iter().rev().find(|change| !change.again).map(Pending::place);
         let message = self.messages.last().map(StoredMessage::place);
         change.max(message)
     }
@@ -232,6 +245,7 @@ impl Segment {
             && self.unreadable.is_empty()
             && !self.catalog_changed
             && self.definers.is_empty()
+            && self.gathered.is_none()
     }
 }
 
@@ -241,6 +255,8 @@ struct Known {
     wanted: bool,
     /// Its new rows may be messages.
     messages: Option<Places>,
+    /// What its changes mean to the application, from here on.
+    mapped: Option<Arc<Declaration>>,
 }
 
 #[derive(Debug, Clone)]
@@ -255,6 +271,8 @@ struct Transaction {
     overflowed: bool,
     /// It said that it changed the catalog.
     defines: bool,
+    /// Events are gathered from its rows.
+    gathers: bool,
     origin: Option<Arc<Origin>>,
     /// Messages it deleted.
     deleted: Deleted,
@@ -271,6 +289,7 @@ impl Transaction {
             touched,
             overflowed: false,
             defines: false,
+            gathers: false,
             origin: None,
             deleted: Deleted::default(),
         }
@@ -296,9 +315,16 @@ impl Transaction {
     }
 }
 
-/// The transaction that a batch begins in.
+/// The transaction that a batch begins in, and what is declared there.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Start(Option<Transaction>);
+pub(super) struct Start(Option<Transaction>, Rules);
+
+impl Start {
+    /// Whether events are gathered from rows of the same transaction that came before.
+    pub(super) fn gathers(&self) -> bool {
+        self.0.as_ref().is_some_and(|transaction| transaction.gathers)
+    }
+}
 
 /// What is kept between batches of one connection.
 #[derive(Debug)]
@@ -314,6 +340,8 @@ pub(super) struct Reader {
     at: Place,
     /// A larger payload of a message is said to nobody.
     payload_bytes_max: usize,
+    /// What is declared at this place.
+    rules: Rules,
     /// Whether somebody asked for a table that is known.
     wanting: bool,
     /// Row changes seen so far, wanted or not.
@@ -332,9 +360,15 @@ impl Reader {
             generation: None,
             at: Place::ZERO,
             payload_bytes_max,
+            rules: Rules::default(),
             wanting: false,
             changes_decoded: 0,
         }
+    }
+
+    /// With this declared where it begins to read.
+    pub(super) fn under(self, rules: Rules) -> Self {
+        Self { rules, ..self }
     }
 
     /// For what was read before, from a batch that began like this, with these tables defined.
@@ -345,20 +379,22 @@ impl Reader {
         published: Place,
         payload_bytes_max: usize,
     ) -> Self {
+        let Start(transaction, rules) = start;
         let known = defined.map(|definition| {
             let (wanted, messages) = (false, Places::of(&definition));
-            (definition.oid, Known { definition, wanted, messages })
+            let mapped = rules.of(definition.oid).cloned();
+            (definition.oid, Known { definition, wanted, messages, mapped })
         });
         let known = known.collect();
         let new = Self::new(Lsn::ZERO, Some(published), payload_bytes_max);
         // Whoever comes back is owed what was history to all who were there.
-        let transaction = start.0.map(|open| Transaction { history: false, ..open });
-        Self { known, transaction, ..new }
+        let transaction = transaction.map(|open| Transaction { history: false, ..open });
+        Self { known, transaction, rules, ..new }
     }
 
     /// What has to be known to read on from here.
     pub(super) fn start(&self) -> Start {
-        Start(self.transaction.clone())
+        Start(self.transaction.clone(), self.rules.clone())
     }
 
     /// Everything up to there was read.
@@ -407,6 +443,8 @@ impl Reader {
                     if let Some(ended) = ended {
                         // What came before it last said so is in an earlier segment.
                         segment.definers.extend(ended.defines.then_some(ended.commit.xid));
+                        segment.gathered =
+                            ended.gathers.then_some(ended.commit.lsn).or(segment.gathered);
                         let id = ended.origin.and_then(|origin| origin.id.clone());
                         segment.written.extend(id.map(|id| (id, commit.end_lsn)));
                     }
@@ -428,7 +466,13 @@ impl Reader {
                     segment.redefined.push(Arc::clone(&definition));
                     self.wanting |= wanted;
                     let messages = Places::of(&definition);
-                    self.known.insert(oid, Known { definition, wanted, messages });
+                    let mapped = self.rules.of(oid).cloned();
+                    self.known.insert(oid, Known { definition, wanted, messages, mapped });
+                }
+                Message::Logical(message)
+                    if message.transactional && message.prefix == mapping::PREFIX =>
+                {
+                    self.declare(&mut segment, message.content);
                 }
                 Message::Logical(message) if message.prefix == DDL_PREFIX => {
                     if !segment.changes.is_empty() {
@@ -451,19 +495,21 @@ impl Reader {
                     if let Some(hears) = hears {
                         self.message(&mut segment, batch, insert.relation, &insert.new, hears)?;
                     }
-                    self.row(&mut segment, batch, insert.relation, Operation::Insert, || {
-                        Ok((None, Some(insert.new)))
-                    })?;
+                    let in_rooms = hears.is_some();
+                    let row = (insert.relation, Operation::Insert);
+                    self.row(&mut segment, batch, row, in_rooms, || Ok((None, Some(insert.new))))?;
                 }
                 Message::Update(update) => {
-                    self.row(&mut segment, batch, update.relation, Operation::Update, || {
+                    let row = (update.relation, Operation::Update);
+                    self.row(&mut segment, batch, row, hears.is_some(), || {
                         let (old, new) = update.split()?;
                         Ok((old, Some(new)))
                     })?;
                 }
                 Message::Delete(delete) => {
                     self.deleted(delete.relation, &delete.old)?;
-                    self.row(&mut segment, batch, delete.relation, Operation::Delete, || {
+                    let row = (delete.relation, Operation::Delete);
+                    self.row(&mut segment, batch, row, hears.is_some(), || {
                         Ok((Some((delete.kind, delete.old)), None))
                     })?;
                 }
@@ -549,8 +595,8 @@ impl Reader {
         &mut self,
         segment: &mut Segment,
         batch: &Batch,
-        oid: u32,
-        operation: Operation,
+        (oid, operation): (u32, Operation),
+        in_rooms: bool,
         tuples: impl FnOnce() -> Result<Images<'b>, DecodeError>,
     ) -> Result<(), Error> {
         self.changes_decoded += 1;
@@ -560,14 +606,20 @@ impl Reader {
         self.at = self.at.max(Place { commit: transaction.commit.lsn, ordinal });
         transaction.touch(oid);
         let known = self.known.get(&oid).ok_or(Error::OutOfOrder(oid))?;
-        if !known.wanted || transaction.history {
+        let mapped = known.mapped.as_ref().filter(|mapped| in_rooms || mapped.gathers());
+        if !known.wanted && mapped.is_none() || transaction.history {
             return Ok(());
         }
-        if self
-            .published
-            .is_some_and(|last| Place { commit: transaction.commit.lsn, ordinal } <= last)
-        {
-            return Ok(());
+        let place = Place { commit: transaction.commit.lsn, ordinal };
+        let gathers = mapped.is_some_and(|mapped| mapped.gathers());
+        transaction.gathers |= gathers;
+        let mut again = false;
+        if let Some(last) = self.published.filter(|last| place <= *last) {
+            // The event that is gathered was not told before the end of the transaction.
+            again = gathers && last < Place::after(place.commit);
+            if !again {
+                return Ok(());
+            }
         }
         let (old, new) = tuples()?;
         let old = match old {
@@ -600,8 +652,32 @@ impl Reader {
             commit: transaction.commit,
             ordinal,
             origin: transaction.origin.clone(),
+            mapped: mapped.cloned(),
+            again,
         });
         Ok(())
+    }
+
+    /// Takes a declaration, which is in force for all rows from here on.
+    fn declare(&mut self, segment: &mut Segment, content: &[u8]) {
+        let relation = match self.rules.announce(content) {
+            Ok(relation) => Some(relation),
+            Err(error) => {
+                let relation = match &error {
+                    mapping::AnnounceError::Declaration(relation, _) => Some(*relation),
+                    mapping::AnnounceError::Malformed | mapping::AnnounceError::Unsigned => None,
+                };
+                if segment.undeclared.len() < REFUSED_MAX {
+                    segment.undeclared.push(error);
+                }
+                relation
+            }
+        };
+        if let Some(relation) = relation
+            && let Some(known) = self.known.get_mut(&relation)
+        {
+            known.mapped = self.rules.of(relation).cloned();
+        }
     }
 }
 

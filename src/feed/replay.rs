@@ -26,6 +26,7 @@ use crate::cursor::{Cursor, Place};
 use crate::hub::{Format, Hub, Membership, Subscriber, Word};
 use crate::kill;
 use crate::lsn::Lsn;
+use crate::mapping::Gathered;
 use crate::telemetry;
 
 /// Bytes that a client may have left unread when it is shown more of the past.
@@ -256,7 +257,10 @@ impl Replayer {
         publisher.catalog.observe_definers(&picture.definers_before(number));
         for (entry, number) in picture.entries[number..].iter().zip(0_usize..) {
             if entry.fresh && number > 0 {
-                reader = Picture::fresh_reader(reader.at().max(first), payload_bytes_max);
+                let read = reader.at().max(first);
+                // The open transaction comes again from its beginning.
+                memory.gathered = Gathered::default();
+                reader = Picture::fresh_reader(entry, read, payload_bytes_max);
             }
             kill::point(kill::Point::OnResume);
             let one_transaction = entry.one_transaction;

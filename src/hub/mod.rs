@@ -338,6 +338,21 @@ pub enum Outgoing {
     Rows(Delivery),
     /// What a stored message says to a room, and where it stands in the log.
     Said(RoomName, Broadcast, Cursor),
+    /// What a change of a mapped table means to several rooms.
+    Told(Told),
+}
+
+/// What several rooms are told, each connection once.
+#[derive(Debug)]
+pub struct Told {
+    /// Which. Of those that a connection is in, it hears it in the first.
+    pub rooms: Box<[RoomName]>,
+    /// What.
+    pub what: Broadcast,
+    /// The connection that is left out, by the name it has for itself.
+    pub except: Option<Box<str>>,
+    /// What whoever has heard it has.
+    pub cursor: Cursor,
 }
 
 /// All subscribers of this process.
@@ -721,8 +736,12 @@ impl Hub {
                     delivered += self.rooms.say(room, broadcast, *cursor, &mut dirty);
                     rest = &rest[1..];
                 }
+                Outgoing::Told(told) => {
+                    delivered += self.rooms.tell(told, &mut dirty);
+                    rest = &rest[1..];
+                }
                 Outgoing::Rows(_) => {
-                    let is_said = |next: &Outgoing| matches!(next, Outgoing::Said(..));
+                    let is_said = |next: &Outgoing| !matches!(next, Outgoing::Rows(_));
                     let rows = rest.iter().position(is_said).unwrap_or(rest.len());
                     let (rows, after) = rest.split_at(rows);
                     delivered += self.lock().offer(rows, now, &mut dirty);

@@ -13,12 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::outbox::{DirtyList, Waiting};
 use super::presence::{MemberId, Presence, Supply, TrackError};
 use super::subscriber::unix_seconds;
-use super::{Format, Subscriber};
+use super::{Format, Subscriber, Told};
 use crate::config;
 use crate::cursor::Cursor;
 use crate::event::broadcast::Broadcast;
@@ -48,6 +48,8 @@ pub struct Entrant {
     pub expires_at: SystemTime,
     /// Whether stored messages come first: until [`Occupancy::replay`], broadcasts wait.
     pub replays: bool,
+    /// What its client calls the connection when it writes, so as not to hear of its own writes.
+    pub connection_id: Option<Arc<str>>,
 }
 
 /// Every room that somebody is in.
@@ -100,6 +102,30 @@ struct Member {
     late: Option<Box<Waiting<()>>>,
     /// How often its right to be here was doubted: an answer from before is none.
     doubts: u32,
+    connection_id: Option<Arc<str>>,
+}
+
+/// Whom a broadcast passes over.
+#[derive(Debug, Default)]
+struct Except<'a> {
+    /// The member with this number.
+    member: Option<u64>,
+    /// The connection that calls itself this.
+    connection: Option<&'a str>,
+    /// Connections that have heard it in another room, by their outboxes; none: it is said in one.
+    heard: Option<HashSet<usize>>,
+}
+
+impl Except<'_> {
+    /// Whether a member is one of them. It is counted as one from now on.
+    fn takes(&mut self, member: &Member) -> bool {
+        self.member == Some(member.number)
+            || self.connection.is_some_and(|id| member.connection_id.as_deref() == Some(id))
+            || self
+                .heard
+                .as_mut()
+                .is_some_and(|heard| !heard.insert(Arc::as_ptr(member.subscriber.outbox()).addr()))
+    }
 }
 
 /// A stored message, as it is replayed.
@@ -140,7 +166,7 @@ impl Rooms {
     }
 
     pub(super) fn enter(self: &Arc<Self>, name: &RoomName, entrant: Entrant) -> Occupancy {
-        let Entrant { subscriber, format, hears, expires_at, replays } = entrant;
+        let Entrant { subscriber, format, hears, expires_at, replays, connection_id } = entrant;
         let waiting = || Waiting::new(Arc::clone(subscriber.outbox()));
         let replay = replays.then(|| Box::new(Replay::Waiting(waiting())));
         let expires_at = unix_seconds(expires_at);
@@ -157,8 +183,17 @@ impl Rooms {
             }
             inner.members_made += 1;
             let number = inner.members_made;
-            let member =
-                Member { number, subscriber, hears, watches, expires_at, replay, late, doubts };
+            let member = Member {
+                number,
+                subscriber,
+                hears,
+                watches,
+                expires_at,
+                replay,
+                late,
+                doubts,
+                connection_id,
+            };
             inner.group(format).members.push(member);
             drop(inner);
             break (room, number);
@@ -224,7 +259,7 @@ impl Rooms {
         dirty: &mut DirtyList,
     ) -> u64 {
         let room = locked(&self.open).get(name).map(Arc::clone);
-        room.map_or(0, |room| room.broadcast(broadcast, None, None, dirty))
+        room.map_or(0, |room| room.broadcast(broadcast, None, &mut Except::default(), dirty))
     }
 
     /// The same for what came through the log.
@@ -236,7 +271,22 @@ impl Rooms {
         dirty: &mut DirtyList,
     ) -> u64 {
         let room = locked(&self.open).get(name).map(Arc::clone);
-        room.map_or(0, |room| room.broadcast(broadcast, Some(cursor), None, dirty))
+        let mut nobody = Except::default();
+        room.map_or(0, |room| room.broadcast(broadcast, Some(cursor), &mut nobody, dirty))
+    }
+
+    /// The same for several rooms.
+    pub(super) fn tell(&self, told: &Told, dirty: &mut DirtyList) -> u64 {
+        let Told { rooms, what, except, cursor } = told;
+        let heard = (rooms.len() > 1).then(HashSet::new);
+        let mut except = Except { member: None, connection: except.as_deref(), heard };
+        let mut delivered = 0;
+        for name in rooms {
+            let room = locked(&self.open).get(name).map(Arc::clone);
+            let say = |room: Arc<Room>| room.broadcast(what, Some(*cursor), &mut except, dirty);
+            delivered += room.map_or(0, say);
+        }
+        delivered
     }
 }
 
@@ -245,7 +295,7 @@ impl Room {
         &self,
         broadcast: &Broadcast,
         cursor: Option<Cursor>,
-        except: Option<u64>,
+        except: &mut Except<'_>,
         dirty: &mut DirtyList,
     ) -> u64 {
         let now = unix_seconds(SystemTime::now());
@@ -253,7 +303,7 @@ impl Room {
         for group in &mut locked(&self.inner).groups {
             let mut frame = None;
             for member in &mut group.members {
-                if !member.hears || !member.takes(now) || except == Some(member.number) {
+                if !member.hears || !member.takes(now) || except.takes(member) {
                     continue;
                 }
                 if frame.is_none() {
@@ -403,7 +453,9 @@ impl Occupancy {
     /// Says something to everybody else in the room, and with `echo` to itself too. Returns how
     /// many frames were handed over; they go out when the list is flushed.
     pub fn broadcast(&self, broadcast: &Broadcast, echo: bool, dirty: &mut DirtyList) -> u64 {
-        self.room.broadcast(broadcast, None, (!echo).then_some(self.number), dirty)
+        let member = (!echo).then_some(self.number);
+        let mut except = Except { member, ..Except::default() };
+        self.room.broadcast(broadcast, None, &mut except, dirty)
     }
 
     /// Its right to be here is to be found out anew, as by [`super::Hub::doubt`].

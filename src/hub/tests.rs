@@ -628,7 +628,8 @@ proptest! {
 fn entrant(outbox: &Arc<Outbox>, valid_seconds: u64) -> Entrant {
     let expires_at = SystemTime::now() + Duration::from_secs(valid_seconds);
     let subscriber = Subscriber::new(Arc::clone(outbox), Box::new(Told::default()), expires_at);
-    Entrant { subscriber, format: FORMAT, hears: true, expires_at, replays: false }
+    let (hears, replays, connection_id) = (true, false, None);
+    Entrant { subscriber, format: FORMAT, hears, expires_at, replays, connection_id }
 }
 
 fn room(topic: &str) -> RoomName {

@@ -196,6 +196,7 @@ fn entrant(request: &Request, grants: ReadGrants) -> Entrant {
         hears: grants.broadcast,
         expires_at: request.claims.expires_at,
         replays: request.replay.is_some(),
+        connection_id: None,
     }
 }
 
@@ -270,7 +271,8 @@ fn broadcast(stored: Stored) -> Option<Broadcast> {
         StoredPayload::Json(json) => (Encoding::Json, json.into_bytes().into()),
         StoredPayload::Hex(hex) => (Encoding::Bytes, unhex(&hex)?),
     };
-    let meta = Meta { id: Some(id.into()), replayed: true, stored_at: Some(at.into()) };
+    let (id, stored_at) = (Some(id.into()), Some(at.into()));
+    let meta = Meta { id, replayed: true, stored_at, ..Meta::default() };
     Some(Broadcast::User(UserEvent { event: event.into(), encoding, data, meta }))
 }
 

@@ -19,6 +19,7 @@ mod hostile;
 mod install;
 mod keys;
 mod layers;
+mod mapping;
 mod messages;
 mod operations;
 mod pipeline;
