@@ -26,7 +26,7 @@ use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
 use crate::feed::{
-    Feed, Filters, Gap, History, Lookups, Publisher, Replayer, Replays, Status, Writes,
+    Feed, Filters, Gap, History, Lookups, Publisher, Replayer, Replays, Status, Watches, Writes,
 };
 use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, router};
 use crate::hub::Hub;
@@ -183,6 +183,7 @@ async fn serve(
             authorizer: Arc::new(new_authorizer().of_the_past()),
             filters: Filters::new(logins.check.clone(), check_timeout),
             lookups: Lookups::new(logins.check.clone(), check_timeout),
+            watches: None,
             hub: Arc::default(),
             status: Arc::default(),
         },
@@ -201,6 +202,7 @@ async fn serve(
             authorizer: Arc::clone(&authorizer),
             filters: Filters::new(logins.check.clone(), check_timeout),
             lookups: Lookups::new(logins.check.clone(), check_timeout),
+            watches: Some(Watches::new(logins.check.clone(), check_timeout)),
             hub: Arc::clone(&hub),
             status: Arc::clone(&status),
         },

@@ -53,6 +53,8 @@ pub const REST_REQUESTS: &str = "walcast_rest_requests_total";
 pub const REST_SECONDS: &str = "walcast_rest_seconds";
 /// Frames offered to subscribers.
 pub const DELIVERIES: &str = "walcast_deliveries_total";
+/// Members of rooms whose right to be there was looked at again.
+pub const DOUBTED: &str = "walcast_members_doubted_total";
 /// Events of mapped tables told to rooms.
 pub const DOMAIN_EVENTS: &str = "walcast_domain_events_total";
 /// Row changes withheld from somebody who asked, by [`REASON`], and events of mapped tables that could
@@ -276,6 +278,7 @@ fn describe() {
     describe_histogram!(REST_SECONDS, Unit::Seconds, "HTTP requests for rows.");
     describe_counter!(DATABASE_BROADCASTS, "Broadcasts from the database, by result.");
     describe_counter!(DELIVERIES, "Frames offered to subscribers.");
+    describe_counter!(DOUBTED, "Members of rooms asked about anew, because rows changed.");
     describe_counter!(DOMAIN_EVENTS, "Events of mapped tables told to rooms.");
     describe_counter!(WITHHELD, "Row changes withheld from somebody who asked, by reason.");
     describe_gauge!(WAL_LAG_BYTES, Unit::Bytes, "WAL not yet published.");

@@ -20,6 +20,7 @@ use super::memory::{Completed, Memory, Within};
 use super::messages::{self, Message};
 use super::publish::Publisher;
 use super::reader::{Definition, Pending, Segment};
+use super::watches;
 use crate::auth::rls::{self, Question, Verdict, Visibility};
 use crate::catalog::{self, RowAccess, Table};
 use crate::change::{Change, Commit, Operation, Relation};
@@ -52,6 +53,8 @@ pub(super) enum Unanswered {
     Filter(#[from] filters::Error),
     #[error("nothing was looked up")]
     Lookup(#[from] lookups::Error),
+    #[error("it is not known who may be in rooms")]
+    Watches(#[from] watches::Error),
 }
 
 impl Publisher {

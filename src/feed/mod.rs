@@ -20,6 +20,7 @@ mod messages;
 mod publish;
 mod reader;
 mod replay;
+mod watches;
 mod written;
 
 use std::io;
@@ -45,6 +46,7 @@ pub use history::History;
 pub use lookups::Lookups;
 pub use publish::Publisher;
 pub use replay::{Replayer, Replays, Resume};
+pub use watches::Watches;
 pub use written::{Write, Writes};
 
 use course::Course;

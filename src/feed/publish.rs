@@ -18,6 +18,7 @@ use super::lookups::Lookups;
 use super::memory::{Memory, Roots};
 use super::messages::Message;
 use super::reader::{self, Definition, Pending, Reader, Segment};
+use super::watches::Watches;
 use crate::auth::rls::Authorizer;
 use crate::catalog::Catalog;
 use crate::config;
@@ -44,6 +45,8 @@ pub struct Publisher {
     pub filters: Filters,
     /// What events take from other tables.
     pub lookups: Lookups,
+    /// Rows that decide who may be in rooms; none where nobody is in any.
+    pub watches: Option<Watches>,
     /// Subscribers.
     pub hub: Arc<Hub>,
     /// For health and metrics.
@@ -63,9 +66,12 @@ impl Publisher {
         one_transaction: bool,
     ) -> Result<Vec<Segment>, reader::Error> {
         memory.roots.forget_old(self.catalog.forgotten());
-        let generation = (self.hub.generation(), memory.roots.version);
+        let watches = self.watches.as_ref().filter(|watches| watches.are_any());
+        // Neither ever goes back, so their sum stays as it is only while both do.
+        let version = self.watches.as_ref().map_or(0, Watches::version);
+        let generation = (self.hub.generation() + version, memory.roots.version);
         let wants = |table: &Definition, anew: bool| self.wants(table, anew, &memory.roots);
-        let listening = self.hub.subscribers() > 0;
+        let listening = self.hub.subscribers() > 0 || watches.is_some() && self.hub.has_rooms();
         let hears = |room: &RoomName| self.hub.has_room(room);
         let hears: Option<&dyn Fn(&RoomName) -> bool> =
             if self.hub.has_rooms() { Some(&hears) } else { None };
@@ -74,7 +80,9 @@ impl Publisher {
 
     /// Whether anybody may have asked for a table, or for a partitioned table that it is a part of.
     pub(super) fn wants(&self, table: &Definition, anew: bool, roots: &Roots) -> bool {
-        if self.hub.wants(&table.schema, &table.table) {
+        if self.hub.wants(&table.schema, &table.table)
+            || self.watches.as_ref().is_some_and(|watches| watches.has(table.oid))
+        {
             return true;
         }
         // Which table it is a part of may have changed with its definition.
@@ -128,7 +136,12 @@ impl Publisher {
             let (changes, whole) = (touched.changes, touched.whole);
             self.authorizer.observe_transaction(commit, tables, changes, whole);
         }
-        let nothing = segment.changes.is_empty() && segment.messages.is_empty();
+        if let Some(watches) = &self.watches {
+            watches.look(&self.status).await?;
+        }
+        let nothing = segment.changes.is_empty()
+            && segment.messages.is_empty()
+            && !self.watches.as_ref().is_some_and(|watches| watches.concern(segment));
         if nothing && segment.gathered.is_none() && !segment.asks_the_catalog() {
             self.catalog.observe_definers(&segment.definers);
             return Ok(());
@@ -136,6 +149,10 @@ impl Publisher {
         // What is forgotten now must not be learned again from before the change.
         self.authorizer.wait_visible(&segment.xids).await?;
         self.forget(segment);
+        if let Some(watches) = &self.watches {
+            watches.look(&self.status).await?;
+            watches.doubt(segment, &self.hub);
+        }
         let messages = self.sure(&segment.messages).await?;
         loop {
             let rest = segment.changes.get(done.changes..).unwrap_or_default();

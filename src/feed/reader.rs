@@ -182,6 +182,10 @@ pub(super) struct Touched {
     pub changes: u32,
     /// Whether that is all it did.
     pub whole: bool,
+    /// It emptied a table.
+    pub truncated: bool,
+    /// It wrote to more tables than are remembered.
+    pub overflowed: bool,
 }
 
 /// A run of changes in which each table has one definition.
@@ -541,6 +545,8 @@ impl Reader {
                 tables: transaction.touched.as_slice().into(),
                 changes: transaction.ordinal.saturating_add(transaction.truncated),
                 whole: complete && !transaction.overflowed,
+                truncated: transaction.truncated > 0,
+                overflowed: transaction.overflowed,
             });
         }
     }

@@ -157,3 +157,52 @@ async fn a_guard_that_cannot_hold_is_refused_with_what_is_wrong() {
     let sql = "select walcast.guard_topic('map:{id}', reads => 'maps')";
     admin.batch_execute(sql).await.expect_err("who owns nothing guards nothing");
 }
+
+#[tokio::test]
+async fn who_is_removed_hears_nothing_from_then_on_and_is_told() {
+    let service = start().await;
+    guard(&service, "'map:{id}', reads => 'maps', watches => '{public.members(map_id)}'")
+        .await
+        .unwrap();
+    let (map, other) = (format!("map:{MAP}"), format!("map:{OTHER}"));
+    let admin = service.admin().await;
+    let add = format!("insert into members values ('{OTHER}', '{BOB}', false)");
+    admin.batch_execute(&add).await.unwrap();
+    let mut alice = service.connect(Version::V2, &user(ALICE)).await;
+    let mut bob = service.connect(Version::V2, &user(BOB)).await;
+    join(&mut alice, &map).await.unwrap();
+    join(&mut bob, &map).await.unwrap();
+    join(&mut bob, &other).await.unwrap();
+    let send = |id: u32, topic: &str| {
+        format!("select realtime.send('{{\"n\": {id}}}', 'said', '{topic}', true)")
+    };
+    admin.batch_execute(&send(1, &map)).await.unwrap();
+    for socket in [&mut alice, &mut bob] {
+        assert_eq!(socket.expect("broadcast").await.payload["payload"]["n"], 1);
+    }
+    let remove = format!("delete from members where map_id = '{MAP}' and member = '{BOB}'");
+    admin.batch_execute(&remove).await.unwrap();
+    admin.batch_execute(&send(2, &map)).await.unwrap();
+    admin.batch_execute(&send(3, &other)).await.unwrap();
+    assert_eq!(alice.expect("broadcast").await.payload["payload"]["n"], 2);
+    // He hears the other room, and of this one that he has to go.
+    let (mut heard, mut told) = (false, false);
+    while !heard || !told {
+        let frame = bob.next().await;
+        match frame.event.as_str() {
+            "broadcast" => {
+                assert_eq!(
+                    (frame.topic.as_str(), &frame.payload["payload"]["n"]),
+                    (&*format!("realtime:{other}"), &json!(3))
+                );
+                heard = true;
+            }
+            "phx_close" => {
+                assert_eq!(frame.topic, format!("realtime:{map}"));
+                told = true;
+            }
+            _ => assert_ne!(frame.payload["payload"]["n"], 2),
+        }
+    }
+    join(&mut bob, &map).await.unwrap_err();
+}

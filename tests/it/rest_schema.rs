@@ -652,6 +652,7 @@ async fn feed(database: &Database, shutdown: &CancellationToken) -> (Arc<Status>
             authorizer: Arc::new(Authorizer::new(check(), &config.database, publications)),
             filters: Filters::new(check(), Duration::from_secs(1)),
             lookups: walcast::feed::Lookups::new(check(), Duration::from_secs(1)),
+            watches: None,
             hub: Arc::new(Hub::new(config.presence.clone())),
             status: Arc::clone(&status),
         },
