@@ -6,7 +6,7 @@
 //! Out:    one line of counts; before it, on stderr, a line a round. Status 1 when a count that
 //!         must be 0 is not: then the first bad events, what went wrong around them, and the seed.
 //! Never:  anything but loopback; a process or a file left behind, however it ends; more than
-//!         five minutes beyond its time.
+//!         ten minutes beyond its time.
 //!
 //! A run is a sequence of rounds. In each, writers write and acts of the schedule happen; then
 //! everything is healed, the writers pause, and each channel must have all that is its own. The
@@ -27,6 +27,7 @@ mod listener;
 mod proxy;
 mod schedule;
 mod service;
+mod stream;
 mod truth;
 mod world;
 mod writer;
@@ -59,17 +60,20 @@ const WRITERS: u64 = 3;
 const ACTS: usize = 11;
 
 /// How long everything may take to be well again after the last act of a round.
-const RECOVERY: Duration = Duration::from_mins(1);
+const RECOVERY: Duration = Duration::from_mins(2);
 
 /// How long a process that is armed is given to come to its kill point, before something else
 /// happens to it.
 const FUSE: Duration = Duration::from_secs(3);
 
 /// How long a channel may take to get what is its own once everything is well.
-const ARRIVAL: Duration = Duration::from_secs(30);
+const ARRIVAL: Duration = Duration::from_mins(2);
+
+/// Between two looks at what does not come to its end.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
 
 /// How long the whole run may take beyond its time.
-const OVERTIME: Duration = Duration::from_mins(5);
+const OVERTIME: Duration = Duration::from_mins(10);
 
 /// Between looks at what has no event of its own.
 const POLL: Duration = Duration::from_millis(20);
@@ -130,6 +134,9 @@ struct Run {
     crashes: u64,
     /// The slot was dropped in this round.
     gaps_are_due: bool,
+    /// After the last act of this round, until all was well, and from then on until every channel
+    /// was current.
+    recovered: (Duration, Duration),
     /// What happened in this round, with times.
     story: Vec<String>,
     /// What no count says, and must not be.
@@ -147,12 +154,15 @@ impl Run {
             rounds += 1;
             let counts = run.judge.counts;
             eprintln!(
-                "round {rounds} at {} s: kills {}, crashes {}, events {}, bad {}",
+                "round {rounds} at {} s: kills {}, crashes {}, events {}, bad {}; well after \
+                 {:.1} s, and current after {:.1} s",
                 began.elapsed().as_secs(),
                 run.service.kills(),
                 run.crashes,
                 counts.events,
-                counts.bad()
+                counts.bad(),
+                run.recovered.0.as_secs_f64(),
+                run.recovered.1.as_secs_f64()
             );
         }
         run.report(rounds, began.elapsed());
@@ -205,6 +215,7 @@ impl Run {
             reader: Reader::default(),
             crashes: 0,
             gaps_are_due: false,
+            recovered: Default::default(),
             story: Vec::new(),
             faults: Vec::new(),
         };
@@ -261,6 +272,7 @@ impl Run {
         self.database_link.heal();
         self.client_link.heal();
         self.tell("all is healed");
+        let healed = Instant::now();
         if self.service.is_armed() {
             self.service.kill(None);
         }
@@ -271,7 +283,9 @@ impl Run {
         self.ready().await;
         self.joined().await;
         self.tell("all is well, and nobody writes");
+        let well = healed.elapsed();
         self.arrived().await;
+        self.recovered = (well, healed.elapsed() - well);
         self.judge().await;
     }
 
@@ -439,17 +453,52 @@ impl Run {
         .await;
     }
 
-    /// Notes a fault when it does not become true in time.
+    /// Notes a fault when it does not become true in time, and how it stands then.
     async fn wait(&mut self, most: Duration, what: &str, is_so: impl AsyncFn(&Self) -> bool) {
         let until = Instant::now() + most;
         while !is_so(self).await {
             if Instant::now() > until {
                 let at = self.service.starts();
                 self.faults.push(format!("not {what} within {most:?}, at start {at}"));
+                for pause in [Duration::ZERO, BETWEEN_LOOKS] {
+                    tokio::time::sleep(pause).await;
+                    self.look().await;
+                }
                 return;
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Takes down how the service and its connections stand.
+    async fn look(&mut self) {
+        self.tell("how it stands:");
+        let ready = self.service.get("/readyz").await.unwrap_or_default();
+        let metrics = self.service.get("/metrics").await.unwrap_or_default();
+        let lines = ready.lines().last().into_iter().chain(metrics.lines());
+        let told = |line: &&str| !line.starts_with('#') && !line.contains("quantile=");
+        self.story.extend(lines.filter(told).map(str::to_owned));
+        self.story.extend(self.service.threads());
+        for (channel, note) in (0..self.notes.count()).map(|at| (at, self.notes.of(at))) {
+            let (count, last) = (note.log.len(), note.log.last());
+            self.story.push(format!("c{channel}: {count} entries, the last {last:?}"));
+        }
+        let ask = "select concat_ws(' ', pid, usename, application_name, state, wait_event,
+                now() - state_change, left(query, 60)) from pg_stat_activity
+                where datname is not null
+            union all select concat_ws(' ', slot_name, restart_lsn, confirmed_flush_lsn,
+                pg_current_wal_lsn()) from pg_replication_slots";
+        let url = self.cluster.url(DATABASE);
+        let asked = async {
+            let (client, connection) =
+                tokio_postgres::connect(&url, tokio_postgres::NoTls).await.ok()?;
+            let driver = tokio::spawn(connection);
+            let rows = client.query(ask, &[]).await.ok();
+            driver.abort();
+            rows
+        };
+        let rows = timeout(BETWEEN_LOOKS, asked).await.ok().flatten().unwrap_or_default();
+        self.story.extend(rows.iter().map(|row| row.get::<_, String>(0)));
     }
 
     async fn pause_writers(&mut self) {
@@ -542,12 +591,13 @@ impl Run {
             .fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
         eprintln!(
             "kill points that ended it: {}; joins {}, of them resumed {}; decisions {}, of them \
-             open because rights changed meanwhile {}",
+             open because rights changed meanwhile {} ({:.2} %)",
             self.service.points(),
             joins.0,
             joins.1,
             counts.decisions,
-            counts.open
+            counts.open,
+            counts.open_percent()
         );
         println!(
             "torture: seed {}, {} s, rounds {rounds}, kills {}, crashes {}, commits {}, events {}, \
@@ -582,9 +632,16 @@ impl Run {
     }
 }
 
+/// Where the service listens, each time it is started. On Linux that is a host of the loopback network
+/// that nobody else uses: another's connection could take the port while the service is down.
 async fn free_address() -> SocketAddr {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    tokio::net::TcpListener::bind(any).await.unwrap().local_addr().unwrap()
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    for host in [Ipv4Addr::new(127, 77, high, low), Ipv4Addr::LOCALHOST] {
+        if let Ok(listener) = tokio::net::TcpListener::bind((host, 0)).await {
+            return listener.local_addr().unwrap();
+        }
+    }
+    panic!("nobody can listen on loopback");
 }
 
 /// A token of a day.

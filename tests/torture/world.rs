@@ -103,17 +103,34 @@ pub(crate) fn schema() -> String {
     parts.concat()
 }
 
-/// A client: a socket in one version of the protocol, with channels.
+/// How a client listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// A socket, in this version of the protocol.
+    Socket { version: &'static str },
+    /// An event stream (SSE), of one channel.
+    Stream { cursor: Shown },
+}
+
+/// Where a stream's client shows how far it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// In `Last-Event-ID`, as browsers do.
+    InHeader,
+    InQuery,
+}
+
+/// A client, with its channels.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
-    pub(crate) version: &'static str,
+    pub(crate) way: Way,
     pub(crate) claims: Value,
     /// By number, in [`channels`].
     pub(crate) channels: Vec<usize>,
 }
 
-/// The version of the protocol, who, and what each channel asks for.
-type Wish = (&'static str, (Viewer, Value), Vec<Vec<(Table, Filter)>>);
+/// How, who, and what each channel asks for.
+type Wish = (Way, (Viewer, Value), Vec<Vec<(Table, Filter)>>);
 
 /// The claims of a client whose word is not counted.
 pub(crate) fn anybody() -> Value {
@@ -130,23 +147,29 @@ pub(crate) fn listeners() -> (Vec<Client>, Vec<Channel>) {
     let service = (Viewer::Service, json!({ "role": "service_role" }));
     let anon = (Viewer::Anon, json!({ "role": "anon" }));
     let everything = vec![(Open, None), (Owned, None), (Team, None)];
+    let (v1, v2) = (Way::Socket { version: "1.0.0" }, Way::Socket { version: "2.0.0" });
+    let by_header = Way::Stream { cursor: Shown::InHeader };
+    let by_query = Way::Stream { cursor: Shown::InQuery };
     let wanted: Vec<Wish> = vec![
-        ("2.0.0", service, vec![everything.clone()]),
-        ("2.0.0", anon.clone(), vec![vec![(Open, BucketIs(3))]]),
-        ("1.0.0", anon, vec![vec![(Open, BucketAbove(5))]]),
-        ("2.0.0", user(0), vec![everything]),
-        ("2.0.0", user(1), vec![vec![(Owned, None), (Team, None)]]),
-        ("1.0.0", user(2), vec![vec![(Owned, BucketBelow(4)), (Team, None)]]),
-        ("2.0.0", user(3), vec![vec![(Owned, BucketIs(1)), (Team, TeamIn(1, 2))]]),
-        ("2.0.0", user(0), vec![vec![(Owned, None)], vec![(Team, BucketAbove(3))]]),
+        (v2, service, vec![everything.clone()]),
+        (v2, anon.clone(), vec![vec![(Open, BucketIs(3))]]),
+        (v1, anon.clone(), vec![vec![(Open, BucketAbove(5))]]),
+        (v2, user(0), vec![everything.clone()]),
+        (v2, user(1), vec![vec![(Owned, None), (Team, None)]]),
+        (v1, user(2), vec![vec![(Owned, BucketBelow(4)), (Team, None)]]),
+        (v2, user(3), vec![vec![(Owned, BucketIs(1)), (Team, TeamIn(1, 2))]]),
+        (v2, user(0), vec![vec![(Owned, None)], vec![(Team, BucketAbove(3))]]),
+        (by_header, user(1), vec![everything]),
+        (by_query, user(2), vec![vec![(Owned, BucketBelow(4)), (Team, TeamIn(0, 1))]]),
+        (by_header, anon, vec![vec![(Open, BucketIs(3))]]),
     ];
     let (mut clients, mut channels) = (Vec::new(), Vec::new());
-    for (version, (viewer, claims), topics) in wanted {
+    for (way, (viewer, claims), topics) in wanted {
         let first = channels.len();
         for asks in topics {
             channels.push(Channel { name: format!("c{}", channels.len()), viewer, asks });
         }
-        clients.push(Client { version, claims, channels: (first..channels.len()).collect() });
+        clients.push(Client { way, claims, channels: (first..channels.len()).collect() });
     }
     (clients, channels)
 }

@@ -232,6 +232,13 @@ impl Counts {
     pub(crate) fn bad(&self) -> u64 {
         self.lost + self.repeated + self.misordered + self.leaked + self.withheld + self.wrong
     }
+
+    /// How much of what was decided could be decided either way.
+    pub(crate) fn open_percent(&self) -> f64 {
+        let [open, decisions] = [self.open, self.decisions]
+            .map(|count| f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+        if decisions > 0.0 { 100.0 * open / decisions } else { 0.0 }
+    }
 }
 
 /// Users and their teams.
