@@ -165,12 +165,9 @@ pub(crate) async fn listen(
                     }
                 }
                 Way::Stream { cursor } => {
-                    for &channel in &client.channels {
-                        let asks = &channels[channel].asks;
-                        let note = || notes.of(channel);
-                        let Err(Over) = Stream::new(stream).run(asks, &token, cursor, note).await;
-                        break;
-                    }
+                    let channel = client.channels[0];
+                    let (asks, note) = (&channels[channel].asks, || notes.of(channel));
+                    let Err(Over) = Stream::new(stream).run(asks, &token, cursor, note).await;
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use serde_json::{Value, json};
 
-use crate::judge::{Channel, Filter, Members, Table, USERS, Viewer};
+use crate::judge::{Channel, Filter, Members, Table, USERS, Version, Viewer};
 
 /// Teams are numbered from 0.
 pub(crate) const TEAMS: i32 = 4;
@@ -174,32 +174,66 @@ pub(crate) fn listeners() -> (Vec<Client>, Vec<Channel>) {
     (clients, channels)
 }
 
-/// A row that this channel must be shown, as the columns of an insert.
-pub(crate) fn row_for(channel: usize, of: &Channel) -> (Table, String) {
-    let (table, filter) = of.asks[0];
-    let bucket = match filter {
-        Filter::None | Filter::TeamIn(..) => 0,
-        Filter::BucketIs(bucket) => bucket,
-        Filter::BucketBelow(bucket) => bucket - 1,
-        Filter::BucketAbove(bucket) => bucket + 1,
-    };
-    let id = LAST_IDS + i64::try_from(channel).expect("few channels");
-    let group = match (table, of.viewer) {
-        (Table::Open, _) => String::new(),
-        (Table::Owned, Viewer::User(user)) => format!(", '{}'", subject(user)),
-        (Table::Owned, _) => String::from(", null"),
-        (Table::Team, _) => format!(", {}", FIXED.1),
-    };
-    (table, format!("({id}, {bucket}{group}, 'last')"))
+/// A row that ends a round for one channel.
+#[derive(Debug)]
+pub(crate) struct LastRow {
+    table: Table,
+    row: Version,
+    /// Whose channel it is for.
+    of: (String, Viewer),
+    /// Writes it, and returns its version.
+    pub(crate) insert: String,
 }
 
-/// The columns of an insert, as [`row_for`] has them.
-pub(crate) fn columns(table: Table) -> &'static str {
-    match table {
-        Table::Open => "id, bucket, body",
-        Table::Owned => "id, bucket, owner, body",
-        Table::Team => "id, bucket, team, body",
+impl LastRow {
+    fn of(number: usize, channel: &Channel) -> Self {
+        let (table, filter) = channel.asks[0];
+        let bucket = match filter {
+            Filter::None | Filter::TeamIn(..) => 0,
+            Filter::BucketIs(bucket) => bucket,
+            Filter::BucketBelow(bucket) => bucket - 1,
+            Filter::BucketAbove(bucket) => bucket + 1,
+        };
+        let id = LAST_IDS + i64::try_from(number).expect("few channels");
+        let (column, value) = match (table, channel.viewer) {
+            (Table::Open, _) => ("", String::new()),
+            (Table::Owned, Viewer::User(user)) => (", owner", format!(", '{}'", subject(user))),
+            (Table::Owned, _) => (", owner", String::from(", null")),
+            (Table::Team, _) => (", team", format!(", {}", FIXED.1)),
+        };
+        let insert = format!(
+            "insert into {} (id, bucket, body{column}) values ({id}, {bucket}, 'last'{value})
+            on conflict (id) do update set body = excluded.body returning version",
+            table.name()
+        );
+        let row = Version { number: 0, bucket, group: FIXED.1, hash: 0 };
+        Self { table, row, of: (channel.name.clone(), channel.viewer), insert }
     }
+
+    /// Whether that is certain: of a team's rows it depends on what the writers did.
+    pub(crate) fn must_be_shown_to(&self, channel: &Channel) -> bool {
+        let asks =
+            |(table, filter): &(Table, Filter)| *table == self.table && filter.accepts(&self.row);
+        let (of, owner) = &self.of;
+        channel.asks.iter().any(asks)
+            && (channel.viewer == Viewer::Service
+                || match self.table {
+                    Table::Open => true,
+                    Table::Owned => channel.viewer == *owner,
+                    Table::Team => channel.name == *of,
+                })
+    }
+}
+
+/// The last rows of a round in the order in which they are written: those first of which it is
+/// uncertain who else is shown them, so that whoever has the last that he must be shown has all.
+pub(crate) fn last_rows(channels: &[Channel]) -> Vec<LastRow> {
+    let mut rows: Vec<_> = (0..).zip(channels).map(|(at, of)| LastRow::of(at, of)).collect();
+    rows.sort_by_key(|row| match row.table {
+        Table::Team => 0,
+        Table::Owned | Table::Open => 1,
+    });
+    rows
 }
 
 /// Of the columns of a row, as text, without its version.

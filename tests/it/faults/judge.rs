@@ -133,7 +133,7 @@ impl Filter {
         }
     }
 
-    fn accepts(self, row: &Version) -> bool {
+    pub(crate) fn accepts(self, row: &Version) -> bool {
         match self {
             Self::None => true,
             Self::BucketIs(bucket) => row.bucket == bucket,
