@@ -5,7 +5,10 @@
 pub(crate) mod judge;
 pub(crate) mod proxy;
 
+mod failover;
+mod handover;
 mod judged;
 #[cfg(feature = "kill-points")]
 mod killed;
 mod links;
+mod resumed;
