@@ -49,7 +49,7 @@ fn private() -> Value {
 }
 
 #[tokio::test]
-async fn frames_that_are_none_are_dropped_and_the_socket_lives() {
+async fn f62_frames_that_are_none_are_dropped_and_the_socket_lives() {
     let service = shared().await;
     let mut bystanders = Bystanders::of(service, "frames that are none").await;
     for version in VERSIONS {
@@ -122,7 +122,7 @@ async fn refs_of_any_type_come_back_as_they_were() {
 }
 
 #[tokio::test]
-async fn strange_topics_are_answered() {
+async fn f57_strange_topics_are_answered() {
     let service = shared().await;
     let mut bystanders = Bystanders::of(service, "strange topics").await;
     for version in VERSIONS {
@@ -160,7 +160,7 @@ async fn strange_topics_are_answered() {
 }
 
 #[tokio::test]
-async fn ten_thousand_joins_end_in_refusals_or_in_the_end_of_the_socket() {
+async fn f57_ten_thousand_joins_end_in_refusals_or_in_the_end_of_the_socket() {
     for joins_per_second_max in [1_000_000, 20] {
         let service = Service::with(|config| {
             config.limits.connection_joins_per_second_max = joins_per_second_max;
@@ -244,7 +244,7 @@ const SLOW: &str = "
 
 /// One client changes its token as fast as it can, and says something each time.
 #[tokio::test]
-async fn a_flood_of_tokens_keeps_nobody_from_joining() {
+async fn f66_a_flood_of_tokens_keeps_nobody_from_joining() {
     let service = Service::with(|config| {
         config.database.channel_pool_size = 1;
         config.database.channel_wait_timeout_ms = 10_000;

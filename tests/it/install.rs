@@ -735,7 +735,7 @@ async fn wait_until_gone(client: &Client, login: &str) {
 }
 
 #[tokio::test]
-async fn a_check_login_that_could_do_too_much_is_refused() {
+async fn f88_a_check_login_that_could_do_too_much_is_refused() {
     let database = Database::create().await;
     install(&database).await;
     let client = database.client().await;

@@ -392,7 +392,7 @@ async fn an_installing_login_without_power_says_what_an_administrator_runs() {
 }
 
 #[tokio::test]
-async fn sigterm_says_goodbye_and_leaves_nothing_behind() {
+async fn f04_sigterm_says_goodbye_and_leaves_nothing_behind() {
     let database = Database::create().await;
     let mut program = Program::serving(&database).await;
     let client = database.client().await;
@@ -414,7 +414,7 @@ async fn sigterm_says_goodbye_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn sigterm_ends_a_program_that_still_waits() {
+async fn f05_sigterm_ends_a_program_that_still_waits() {
     let database = Database::create().await;
     let several = ("WALCAST_PUBLICATIONS", "first_one,never_made");
     let mut program = Program::start(&[environment(&database).as_slice(), &[several]].concat());
