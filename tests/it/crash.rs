@@ -96,7 +96,8 @@ fn id(change: &Value) -> i64 {
 }
 
 #[tokio::test]
-async fn f01_after_the_service_was_killed_the_next_one_misses_nothing_from_its_first_subscriber_on() {
+async fn f01_after_the_service_was_killed_the_next_one_misses_nothing_from_its_first_subscriber_on()
+{
     let database = Database::create().await;
     let admin = database.client().await;
     let address = free_address().await;

@@ -32,6 +32,12 @@ const TABLE_RLS_T: &str = "
     alter publication supabase_realtime add table rls_t;
 ";
 
+/// A running `walcast serve` whose log nobody reads.
+pub(crate) struct Unread {
+    _child: Child,
+    pub(crate) address: SocketAddr,
+}
+
 /// A running `walcast serve`.
 pub(crate) struct Program {
     child: Child,
@@ -42,9 +48,14 @@ pub(crate) struct Program {
 impl Program {
     /// Starts it on a free port, with nothing but this environment.
     pub(crate) fn start(environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_walcast"))
-            .arg("serve")
-            .env_clear()
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
+        command.arg("serve").env_clear();
+        Self::spawn(command, environment)
+    }
+
+    /// As [`Self::start`], by a command that ends up as `walcast serve`.
+    pub(crate) fn spawn(mut command: Command, environment: &[(&str, &str)]) -> Self {
+        let mut child = command
             .envs([("WALCAST_BIND", "127.0.0.1:0"), ("WALCAST_JWT_SECRET", SECRET)])
             .envs(PATIENT)
             .envs(environment.iter().copied())
@@ -164,10 +175,27 @@ impl Program {
     }
 
     pub(crate) fn terminate(&self) {
-        let pid = self.child.id().unwrap().to_string();
-        assert!(
-            std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success()
-        );
+        self.signal("TERM");
+    }
+
+    /// Sends a signal, such as `STOP`.
+    pub(crate) fn signal(&self, name: &str) {
+        let (signal, pid) = (format!("-{name}"), self.pid().to_string());
+        assert!(std::process::Command::new("kill").args([signal, pid]).status().unwrap().success());
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// SIGKILL, and the end of it.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Reads its log no more: what it writes from now on fails.
+    pub(crate) fn without_log(self) -> Unread {
+        Unread { _child: self.child, address: self.address.expect("where it listens was read") }
     }
 
     /// How it ends, and the last line it wrote.

@@ -544,7 +544,7 @@ async fn f29_tables_come_go_and_change_names_under_those_who_want_everything() {
 }
 
 #[tokio::test]
-async fn a_transaction_of_ten_thousand_rows_arrives_whole_and_in_order() {
+async fn f34_a_transaction_of_ten_thousand_rows_arrives_whole_and_in_order() {
     let mut world = World::start(&table("t", "id int primary key, a text")).await;
     world.join(&anon(), all_of("t")).await;
     let filter =

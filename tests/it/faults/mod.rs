@@ -9,3 +9,4 @@ mod judged;
 #[cfg(feature = "kill-points")]
 mod killed;
 mod links;
+mod process;
