@@ -143,10 +143,10 @@ pub async fn watch_server(watched: Watched, shutdown: CancellationToken) {
         let logins = &watched.logins;
         if missing && !logins.made().is_empty() {
             match logins.ensure().await {
-                Ok(()) => info!("logins that were dropped are made again"),
+                Ok(()) => info!("logins that were dropped or changed are made again"),
                 Err(error) => {
                     let error = telemetry::chain(&error);
-                    warn!(error, "logins that were dropped cannot be made again for now");
+                    warn!(error, "logins that were dropped or changed cannot be made again for now");
                 }
             }
         }

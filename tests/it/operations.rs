@@ -495,7 +495,7 @@ async fn logins_that_somebody_drops_are_made_again() {
         );
         client.batch_execute(&drop).await.unwrap();
     }
-    program.line("logins that were dropped are made again").await;
+    program.line("logins that were dropped or changed are made again").await;
     until(&client, &format!("select count(*) = 2 from ({ours}) as o")).await;
     program.ready().await;
     // A new subscriber is checked, and both are served, by connections of the new logins.
