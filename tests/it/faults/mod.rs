@@ -10,3 +10,4 @@ mod judged;
 mod killed;
 mod links;
 mod process;
+mod server;
