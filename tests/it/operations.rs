@@ -90,6 +90,9 @@ impl Program {
             assert!(!line.contains(SECRET) && !line.contains("hunter2"), "a secret: {line}");
             if let Some((_, address)) = line.rsplit_once("listening address=") {
                 self.address = Some(address.parse().unwrap());
+            } else if let Some((_, rest)) = line.split_once(r#""message":"listening","address":""#)
+            {
+                self.address = Some(rest.split('"').next().unwrap().parse().unwrap());
             }
             if line.contains(part) {
                 return line;
@@ -103,7 +106,7 @@ impl Program {
         if let Some(address) = self.address {
             return address;
         }
-        self.line("listening address=").await;
+        self.line("listening").await;
         self.address.unwrap()
     }
 
@@ -196,6 +199,15 @@ impl Program {
     /// Reads its log no more: what it writes from now on fails.
     pub(crate) fn without_log(self) -> Unread {
         Unread { _child: self.child, address: self.address.expect("where it listens was read") }
+    }
+
+    /// Every line from here on, until it has ended.
+    pub(crate) async fn log(mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        while let Some(line) = timeout(DEADLINE, self.lines.next_line()).await.unwrap().unwrap() {
+            lines.push(line);
+        }
+        lines
     }
 
     /// How it ends, and the last line it wrote.

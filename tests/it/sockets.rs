@@ -687,6 +687,25 @@ async fn a_peer_that_ends_without_a_close_frame_is_gone() {
 }
 
 #[tokio::test]
+async fn f61_compression_is_not_agreed_on_and_what_is_compressed_is_a_breach() {
+    let server = Server::start(|_| {}).await;
+    let offer = "sec-websocket-extensions: permessage-deflate; client_max_window_bits\r\n";
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(upgrade("/socket/websocket", offer).as_bytes()).await.unwrap();
+    let mut raw = Raw { stream, read: Vec::new() };
+    while !raw.read.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+        assert!(raw.fill().await > 0);
+    }
+    let head = String::from_utf8(raw.read.clone()).unwrap().to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 101 ") && !head.contains("extensions"), "{head}");
+    raw.read.clear();
+    // A mebibyte of nothing, deflated.
+    let bomb = [&[0xEC, 0xC1, 0x01, 0x01][..], &[0; 900]].concat();
+    raw.send(0xC1, &bomb).await;
+    raw.expect(&[Got::Close(1002), Got::End]).await;
+}
+
+#[tokio::test]
 async fn f02_a_panic_in_one_session_ends_only_that_one() {
     let mut server = Server::start(|_| {}).await;
     let (mut other, _) = server.connect().await;

@@ -9,5 +9,6 @@ mod judged;
 #[cfg(feature = "kill-points")]
 mod killed;
 mod links;
+mod peers;
 mod process;
 mod server;
