@@ -3,11 +3,15 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use socket2::SockRef;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -16,7 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Database;
 use crate::operations::{POLL, Program, environment, until};
-use crate::service::{ALICE, DEADLINE, Socket, Version, anon, now, service_role, token, user};
+use crate::service::{
+    ALICE, DEADLINE, SECRET, Socket, Version, anon, now, service_role, token, user,
+};
 use crate::stream::all_of;
 
 /// Everybody may see it.
@@ -275,16 +281,52 @@ async fn f10_a_log_that_cannot_be_written_stops_nothing() {
 
 #[tokio::test]
 async fn f10_a_log_that_nobody_reads_stops_nothing() {
-    let (_database, client, mut program) = serving(&[("WALCAST_LOG", "trace")]).await;
-    let mut socket = open(program.address().await, &anon()).await;
-    socket.subscribe("realtime:test", all_of("t").into()).await;
-    // More lines than the pipe takes.
-    for id in 0..500 {
-        insert(&client, id).await;
-        assert_eq!(socket.change().await["record"]["id"], id);
+    let database = Database::create().await;
+    let client = database.client().await;
+    let (near, far) = UnixStream::pair().unwrap();
+    // As little room as the kernel lets anybody have.
+    SockRef::from(&far).set_send_buffer_size(1).unwrap();
+    near.set_nonblocking(true).unwrap();
+    let mut lines = BufReader::new(tokio::net::UnixStream::from_std(near).unwrap()).lines();
+    let _program = Command::new(env!("CARGO_BIN_EXE_walcast"))
+        .arg("serve")
+        .env_clear()
+        .envs([("WALCAST_BIND", "127.0.0.1:0"), ("WALCAST_JWT_SECRET", SECRET)])
+        .envs(environment(&database))
+        .env("WALCAST_LOG", "trace")
+        .stdin(Stdio::null())
+        .stderr(OwnedFd::from(far))
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let listening = async {
+        loop {
+            let line = lines.next_line().await.unwrap().expect("it goes on");
+            if let Some((_, address)) = line.split_once("listening address=") {
+                return address.parse::<SocketAddr>().unwrap();
+            }
+        }
+    };
+    let address = timeout(DEADLINE, listening).await.expect("it listens");
+    // Nobody reads on. What was installed by then is what a table needs.
+    client.batch_execute(TABLE_T).await.unwrap();
+    let mut socket = open(address, &anon()).await;
+    let payload = json!({ "config": { "postgres_changes": all_of("t") } });
+    while socket.join("realtime:test", &payload).await["status"] != "ok" {
+        tokio::time::sleep(POLL).await;
     }
-    // Whoever reads on finds the newest lines, too, if there was room for them.
-    program.line("socket open").await;
+    for id in 0..200 {
+        // What opens and ends is logged.
+        open(address, &anon()).await.heartbeat().await;
+        insert(&client, id).await;
+        loop {
+            let message = socket.next().await;
+            if message.event == "postgres_changes" {
+                assert_eq!(message.payload["data"]["record"]["id"], id);
+                break;
+            }
+        }
+    }
 }
 
 /// The files that a process has open to write into.
