@@ -176,6 +176,14 @@ impl Membership {
         matches!(*self.seat(), Seat::Gone) || self.subscriber.is_gone()
     }
 
+    /// Whether its connection was handed every row change for it that was published before this
+    /// call: it is neither behind nor between two tokens.
+    pub fn is_current(&self) -> bool {
+        // While it is put under other claims, nobody gets further than this.
+        let seat = self.seat();
+        matches!(*seat, Seat::In(..)) && self.subscriber.is_current()
+    }
+
     /// Bytes that its connection has not taken yet.
     pub fn queued_bytes(&self) -> usize {
         self.subscriber.queued_bytes()

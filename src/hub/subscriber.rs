@@ -211,6 +211,13 @@ impl Subscriber {
         catching_up
     }
 
+    /// Whether row changes that are offered now go to the outbox, and those before did.
+    pub(super) fn is_current(&self) -> bool {
+        self.state.load(Ordering::Acquire) == LIVE
+            && !self.catching_up.load(Ordering::Acquire)
+            && !self.valid_for().is_zero()
+    }
+
     /// Bytes that its connection has not taken yet.
     pub(super) fn queued_bytes(&self) -> usize {
         self.outbox.queued_bytes()

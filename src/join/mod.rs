@@ -81,6 +81,8 @@ pub struct Request {
     /// How far the client has come, as it says, in all that it asks for. Each element of
     /// `parameters` may say it too (`cursor`): the oldest counts.
     pub cursor: Option<Box<str>>,
+    /// How far the server knows it to have come, if it says nothing itself.
+    pub bookmark: Option<Cursor>,
     /// The client joins only if its row changes are in force, and waits so long for that.
     pub wait: Option<Duration>,
 }
@@ -224,6 +226,12 @@ impl Joiner {
     /// Shows a channel that came back what it missed: its join was answered.
     pub fn resume(&self, membership: &Arc<Membership>, resume: Resume) {
         self.replays.begin(membership, resume);
+    }
+
+    /// Row changes up to there were handed to whoever is to have them. None before the first
+    /// connection to the log.
+    pub fn published(&self) -> Option<Cursor> {
+        self.door.published()
     }
 
     /// Whether changes flow.
@@ -537,15 +545,15 @@ fn resume(request: &Request) -> Option<Resume> {
     };
     let elements = request.parameters.iter().filter_map(|element| of_element(element));
     let texts: Vec<String> = elements.chain(request.cursor.as_deref().map(Into::into)).collect();
+    let (format, topic) = (request.format, Arc::clone(&request.topic));
     if texts.is_empty() {
-        return None;
+        return request.bookmark.map(|from| Resume { from: Some(from), format, topic });
     }
     let cursors: Result<Vec<Cursor>, _> = texts.iter().map(|text| text.parse()).collect();
     let oldest = cursors.unwrap_or_default().into_iter().reduce(|one, other| {
         // Those of two logs do not compare; none of the first is of this one then, or of the second.
         if one.epoch != other.epoch || one.place < other.place { one } else { other }
     });
-    let (format, topic) = (request.format, Arc::clone(&request.topic));
     Some(Resume { from: oldest, format, topic })
 }
 

@@ -17,6 +17,7 @@ mod fuzzing;
 mod hostile;
 mod install;
 mod keys;
+mod lasting;
 mod layers;
 mod messages;
 mod operations;

@@ -351,6 +351,7 @@ impl Events {
             presence: false,
             headers: Arc::clone(headers),
             cursor: None,
+            bookmark: None,
             wait: None,
         };
         let Wishes { topics, private, changes, .. } = wishes;

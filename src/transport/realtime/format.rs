@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use serde_json::json;
 
+use crate::cursor::Cursor;
 use crate::event::broadcast::Broadcast;
 use crate::hub::{Format, Shown, Word};
 use crate::transport::phoenix::{self, Version};
@@ -52,6 +53,19 @@ pub(super) fn encode_broadcast(
 
 fn push_frame(version: Version, topic: &str, event: &str, payload: &[u8]) -> Bytes {
     text_frame(&phoenix::encode_push(version, None, topic, event, payload))
+}
+
+/// Nothing is known of the session that the client named: its channel begins here.
+pub(super) fn session_started_frame(version: Version, topic: &str, begins: Cursor) -> Bytes {
+    let payload = json!({
+        "extension": "postgres_changes",
+        "status": "ok",
+        "message": "Nothing is known of this session: it begins here.",
+        "kind": "session_started",
+        "cursor": begins.to_string(),
+        "channel": topic.strip_prefix("realtime:").unwrap_or(topic),
+    });
+    push_frame(version, topic, "system", payload.to_string().as_bytes())
 }
 
 /// How a channel that came back goes on: a `system` event with members of its own.
