@@ -16,6 +16,7 @@ mod datum;
 mod filter;
 mod index;
 pub mod outbox;
+mod past;
 mod predicate;
 mod presence;
 mod registry;
@@ -42,6 +43,7 @@ pub use filter::{
     CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse, segments,
 };
 pub use index::TableIndex;
+pub use past::{SubscriptionEnded, Word};
 pub use predicate::{Bound, Image, Is, Match, Operand, Predicate, Question, Unbound, canonical};
 pub use presence::{MemberId, Presence, Supply, TrackError};
 pub use registry::{AudienceId, BindingId, ClaimsId};
@@ -196,28 +198,6 @@ impl Membership {
         }
     }
 
-    /// It has every row change up to `reached`: `word` follows, and those that waited. Or the place
-    /// up to which it must be shown more first, because too much came meanwhile.
-    pub fn caught_up(&self, reached: Place, word: Bytes) -> Option<Place> {
-        self.leave_past();
-        self.subscriber.caught_up(reached, word)
-    }
-
-    /// Whether it is shown the past.
-    pub fn is_in_past(&self) -> bool {
-        self.in_past().is_some()
-    }
-
-    /// It is shown no more of the past once this returns.
-    pub fn leave_past(&self) {
-        let past = self.in_past().take();
-        drop(past);
-    }
-
-    fn in_past(&self) -> MutexGuard<'_, Option<Box<Self>>> {
-        self.past.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn seat(&self) -> MutexGuard<'_, Seat> {
         self.at.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -364,27 +344,6 @@ struct ReadTo {
     place: Place,
 }
 
-/// Not all that a channel asked for is still subscribed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a subscription of the channel has ended")]
-pub struct SubscriptionEnded;
-
-/// How a channel that came back goes on, for its client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Word {
-    /// What it missed was sent; from this place on it hears what happens.
-    CaughtUp(Cursor),
-    /// What happened between the two cannot be sent: it has to read its rows again.
-    Gap {
-        /// The last that it has, if that could be told.
-        from: Option<Cursor>,
-        /// Where its row changes go on.
-        to: Cursor,
-        /// One word.
-        reason: &'static str,
-    },
-}
-
 impl Default for Hub {
     fn default() -> Self {
         Self::new(config::Presence::default())
@@ -451,33 +410,6 @@ impl Hub {
         let (audience, claims) = self.lock().join(registration);
         drop(read);
         self.membership(subscriber, Seat::In(audience, claims), begins)
-    }
-
-    /// Shows a channel what is published in `past`, a hub of its own, after `after` and up to
-    /// `until`, by the claims and subscriptions it has here now; the channel there, whose
-    /// [`Subscriber::reached`] tells how far it came. None: it has none now, and may again.
-    ///
-    /// It is shown nothing more there once its claims or subscriptions here change, or it leaves.
-    ///
-    /// # Errors
-    /// One of its subscriptions has ended.
-    pub fn enter_past(
-        &self,
-        membership: &Membership,
-        past: &Arc<Self>,
-        after: Place,
-        until: Place,
-    ) -> Result<Option<Arc<Subscriber>>, SubscriptionEnded> {
-        let registry = self.lock();
-        let Seat::In(audience, claims) = *membership.seat() else { return Ok(None) };
-        let subscriber = membership.subscriber.in_the_past(after, until);
-        let claims = registry.claims(claims, subscriber.expires_at()).ok_or(SubscriptionEnded)?;
-        let registration = registry.again(audience, Arc::clone(&subscriber), claims);
-        let registration = registration.ok_or(SubscriptionEnded)?;
-        let (audience, claims) = past.lock().join(registration);
-        let there = past.membership(Arc::clone(&subscriber), Seat::In(audience, claims), after);
-        *membership.in_past() = Some(Box::new(there));
-        Ok(Some(subscriber))
     }
 
     /// A place for a subscriber that gets nothing until [`Self::refresh`] brings it in.
