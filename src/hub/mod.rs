@@ -9,8 +9,9 @@
 //! subscriptions. Its frames are made once. Inside it, subscribers with the same claims form a
 //! *party*: rights are asked once for each party.
 //!
-//! A channel that comes back with a cursor is in two hubs for a while: here, where its row changes
-//! wait, and in one of its own in the past ([`Hub::enter_past`]), where it is sent what it missed.
+//! A channel that comes back with a cursor is in two hubs for a while: here, where what comes through
+//! the log waits, and in one of its own in the past ([`Hub::enter_past`]), where it is sent what it
+//! missed.
 
 mod datum;
 mod filter;
@@ -43,7 +44,7 @@ pub use filter::{
     CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse, segments,
 };
 pub use index::TableIndex;
-pub use past::{SubscriptionEnded, Word};
+pub use past::{Comeback, Returner, SubscriptionEnded, Word};
 pub use predicate::{Bound, Image, Is, Match, Operand, Predicate, Question, Unbound, canonical};
 pub use presence::{MemberId, Presence, Supply, TrackError};
 pub use registry::{AudienceId, BindingId, ClaimsId};
@@ -183,19 +184,13 @@ impl Membership {
     pub fn is_current(&self) -> bool {
         // While it is put under other claims, nobody gets further than this.
         let seat = self.seat();
-        matches!(*seat, Seat::In(..)) && self.subscriber.is_current()
-    }
-
-    /// Bytes that its connection has not taken yet.
-    pub fn queued_bytes(&self) -> usize {
-        self.subscriber.queued_bytes()
-    }
-
-    /// Sends a frame to the channel, in front of all that waits.
-    pub fn tell(&self, frame: Bytes) {
-        if self.subscriber.offer(&[frame]) {
-            self.subscriber.outbox().flush();
-        }
+        let is_valid = match *seat {
+            Seat::In(..) => !self.subscriber.valid_for().is_zero(),
+            // It is owed no row changes.
+            Seat::Out => true,
+            Seat::Gone => false,
+        };
+        is_valid && self.subscriber.takes_everything()
     }
 
     fn seat(&self) -> MutexGuard<'_, Seat> {
@@ -393,7 +388,7 @@ impl Hub {
     }
 
     /// Adds a subscriber that has everything up to `resume`, if it says so: then its row changes
-    /// wait until [`Membership::caught_up`].
+    /// wait until [`Returner::caught_up`].
     pub fn join_from(
         self: &Arc<Self>,
         registration: Registration,
@@ -526,9 +521,11 @@ impl Hub {
         }
         let held = membership.relieve(registry, Some(&registration.claims));
         membership.subscriber.expire_at(registration.claims.expires_at);
+        // If it is behind, what waits was decided by the older claims.
+        let is_replayed = membership.subscriber.lets_go();
         if !held.is_empty()
             && !membership.subscriber.valid_for().is_zero()
-            && !membership.subscriber.lets_go()
+            && !is_replayed
             && membership.subscriber.offer(&held)
         {
             dirty.push(membership.subscriber.outbox());

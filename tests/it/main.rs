@@ -34,6 +34,7 @@ mod rest_call;
 mod rest_schema;
 mod rest_syntax;
 mod resume;
+mod resume_rooms;
 mod rest;
 mod rest_write;
 mod rest_property;

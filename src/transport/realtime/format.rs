@@ -26,14 +26,14 @@ pub(super) fn format(version: Version, legacy: bool) -> Format {
         Version::V1 => Format {
             id,
             encode,
-            broadcast: |topic, broadcast, _| encode_broadcast(Version::V1, topic, broadcast),
+            broadcast: |topic, said, cursor| encode_broadcast(Version::V1, topic, said, cursor),
             push: |topic, event, payload| push_frame(Version::V1, topic, event, payload),
             word: |topic, word| word_frame(Version::V1, topic, word),
         },
         Version::V2 => Format {
             id,
             encode,
-            broadcast: |topic, broadcast, _| encode_broadcast(Version::V2, topic, broadcast),
+            broadcast: |topic, said, cursor| encode_broadcast(Version::V2, topic, said, cursor),
             push: |topic, event, payload| push_frame(Version::V2, topic, event, payload),
             word: |topic, word| word_frame(Version::V2, topic, word),
         },
@@ -44,8 +44,9 @@ pub(super) fn encode_broadcast(
     version: Version,
     topic: &str,
     broadcast: &Broadcast,
+    cursor: Option<Cursor>,
 ) -> Option<Bytes> {
-    Some(match phoenix::encode_broadcast(version, topic, broadcast)? {
+    Some(match phoenix::encode_broadcast(version, topic, broadcast, cursor)? {
         phoenix::Content::Text(text) => text_frame(&text),
         phoenix::Content::Binary(data) => binary_frame(&data),
     })

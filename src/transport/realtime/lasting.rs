@@ -62,8 +62,10 @@ impl Socket {
         // First this: whoever is current then was handed all of it.
         let Some(published) = self.realtime.joiner.published() else { return };
         let current = self.joined.iter().filter(|(_, place)| {
-            let is_current = |membership: &super::Membership| membership.is_current();
-            place.bookmark.is_some() && place.membership.as_deref().is_some_and(is_current)
+            let is_current = |rows: &super::Membership| rows.is_current();
+            place.bookmark.is_some()
+                && place.membership.as_deref().is_none_or(is_current)
+                && place.occupancy.is_current()
         });
         let channels: Vec<ChannelId> = current.map(|(channel, _)| *channel).collect();
         lasting.answered = Some(Answered { at, published, channels });

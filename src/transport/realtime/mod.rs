@@ -31,7 +31,7 @@ use crate::auth::access::{Asker, ReadGrants};
 use crate::auth::jwt::Verifier;
 use crate::event::broadcast::Broadcast;
 use crate::hub::outbox::{CloseReason, DirtyList, Outbox};
-use crate::hub::{Hub, Inbox, Membership, Occupancy, Replayed, Subscriber, TrackError};
+use crate::hub::{Comeback, Hub, Inbox, Membership, Occupancy, Replayed, Subscriber, TrackError};
 use crate::join::{Entered, Joined, Joiner, Request};
 use crate::session::{
     Asked, Bookmark, BookmarkName, Bookmarks, ChannelId, Frame, Grants, Input, JoinOutcome,
@@ -247,6 +247,7 @@ struct Kept {
     legacy: bool,
     private: bool,
     replay: Option<Box<RawValue>>,
+    cursor: Option<Box<str>>,
     announce_replication: bool,
     presence: PresenceOptions,
     wait: Option<Duration>,
@@ -273,6 +274,7 @@ impl Kept {
             legacy: self.legacy,
             private: self.private,
             replay: self.replay.clone(),
+            cursor: self.cursor.clone(),
             announce_replication: self.announce_replication,
             presence: self.presence.clone(),
             wait: self.wait,
@@ -457,6 +459,7 @@ impl Socket {
             legacy: request.legacy,
             private: request.private,
             replay: request.broadcast.replay,
+            cursor: request.broadcast.cursor,
             announce_replication: request.broadcast.announce_replication,
             presence: request.presence,
             wait: request.wait,
@@ -510,7 +513,7 @@ impl Socket {
             replay: kept.replay.clone(),
             presence: kept.presence.enabled,
             headers: Arc::clone(&self.headers),
-            cursor: None,
+            cursor: kept.cursor.clone(),
             bookmark: None,
             wait: kept.wait,
         }
@@ -666,7 +669,7 @@ impl Socket {
             return ControlFlow::Continue(());
         };
         let Joined { subscriptions, membership, asked, begins, resume, .. } = joined;
-        let Joined { entered, problem, unavailable, .. } = joined;
+        let Joined { entered, problem, unavailable, starts, .. } = joined;
         let membership = membership.map(Arc::new);
         let joining = Arc::clone(&request);
         let replicates = *self.realtime.joiner.readiness().borrow();
@@ -681,8 +684,8 @@ impl Socket {
             if request.announce_replication && replicates {
                 system.push(SystemMessage::replication_ready());
             }
-            let bookmark = begins.zip(request.bookmark.as_deref()).map(|(begins, name)| {
-                Box::new(self.realtime.bookmarks.open(*name, begins, Instant::now()))
+            let bookmark = starts.zip(request.bookmark.as_deref()).map(|(starts, name)| {
+                Box::new(self.realtime.bookmarks.open(*name, starts, Instant::now()))
             });
             let replays = stored.is_some();
             let stored = stored.unwrap_or_default();
@@ -713,19 +716,21 @@ impl Socket {
             self.joining.remove(&channel);
         }
         // The reply is in the outbox: what was held may follow it.
-        if self.joined.contains_key(&channel) {
+        if let Some(place) = self.joined.get(&channel) {
             metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
-            if let Some(begins) = begins
+            if let Some(starts) = starts
                 && joining.bookmark.is_some()
                 && resume.is_none()
             {
-                let frame = session_started_frame(self.version, &joining.topic, begins);
+                let frame = session_started_frame(self.version, &joining.topic, starts);
                 // Whoever takes no more has nothing to be told.
                 let _ = self.mailbox.outbox.send(frame);
             }
             joining.subscriber.go_live();
-            if let (Some(membership), Some(resume)) = (&membership, resume) {
-                self.realtime.joiner.resume(membership, resume);
+            if let Some(resume) = resume {
+                let rooms = [&place.occupancy];
+                let channel = Comeback::new(&joining.subscriber, membership.as_ref(), rooms);
+                self.realtime.joiner.resume(channel, resume);
             }
             if joining.presence.enabled {
                 self.watch(channel);
@@ -772,7 +777,7 @@ impl Socket {
                 let text = phoenix::encode_push(version, join_ref, topic, event, &payload);
                 Some(text_frame(&text))
             }
-            None => encode_broadcast(self.version, topic, broadcast),
+            None => encode_broadcast(self.version, topic, broadcast, None),
         };
         let stored = std::mem::take(&mut place.stored);
         let replayed = |stored: &Broadcast| {
