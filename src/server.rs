@@ -293,6 +293,10 @@ async fn serve(
         watcher.await;
         ("server watch", Ok(()))
     });
+    let token = stop_feed.clone();
+    let (login, settings) = (logins.check.clone(), config.clone());
+    let powers = upkeep::watch_powers(login, settings, upkeep::POWERS_INTERVAL, token);
+    running.spawn(async move { ("check login", powers.await.map_err(Into::into)) });
     if let (true, Some(owner)) = (config.serves_rest(), owner.clone()) {
         let lifetime = Duration::from_millis(config.rest.key_lifetime_ms);
         let keys = upkeep::forget_keys(owner, lifetime, stop_feed.clone());

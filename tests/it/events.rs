@@ -625,7 +625,7 @@ async fn a_stream_without_events_lives_by_its_comments() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_closed_and_told_why() {
+async fn f53_a_client_that_does_not_read_is_closed_and_told_why() {
     let service = Service::with(|config| config.server.outbox_bytes_max = 256 * 1024).await;
     let table = service.table("value text").await;
     let socket = TcpSocket::new_v4().unwrap();
@@ -932,7 +932,7 @@ async fn rooms_are_replayed_with_the_rows_in_one_order() {
 }
 
 #[tokio::test]
-async fn no_token_reaches_the_log_whatever_is_logged() {
+async fn f85_no_token_reaches_the_log_whatever_is_logged() {
     let database = Database::create().await;
     let mut program = Command::new(env!("CARGO_BIN_EXE_walcast"))
         .arg("serve")

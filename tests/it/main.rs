@@ -52,6 +52,7 @@ mod tail;
 mod values;
 mod wal;
 mod filter;
+mod guarantees;
 mod guardian;
 mod http_broadcast;
 mod subscribe;
