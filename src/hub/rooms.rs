@@ -10,7 +10,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
@@ -103,6 +103,8 @@ struct Member {
     /// How often its right to be here was doubted: an answer from before is none.
     doubts: u32,
     connection_id: Option<Arc<str>>,
+    /// Its place in the room of the past, while it catches up. It ends with what lets it hear.
+    past: Option<Box<Past>>,
 }
 
 /// Whom a broadcast passes over.
@@ -126,6 +128,36 @@ impl Except<'_> {
                 .as_mut()
                 .is_some_and(|heard| !heard.insert(Arc::as_ptr(member.subscriber.outbox()).addr()))
     }
+}
+
+/// A place in a room of the past.
+#[derive(Debug)]
+struct Past {
+    subscriber: Arc<Subscriber>,
+    _occupancy: Occupancy,
+}
+
+impl Drop for Past {
+    fn drop(&mut self) {
+        self.subscriber.leave();
+    }
+}
+
+/// Finds a channel's place in its room, as long as it is there.
+#[derive(Debug, Clone)]
+pub(super) struct Seated {
+    room: Weak<Room>,
+    format: u8,
+    number: u64,
+}
+
+/// Whether a channel is shown what was said in its room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entered {
+    /// It is, or it is not there to hear it.
+    Yes,
+    /// Its claims are being looked at.
+    Later,
 }
 
 /// A stored message, as it is replayed.
@@ -170,7 +202,7 @@ impl Rooms {
         let waiting = || Waiting::new(Arc::clone(subscriber.outbox()));
         let replay = replays.then(|| Box::new(Replay::Waiting(waiting())));
         let expires_at = unix_seconds(expires_at);
-        let (watches, late, doubts) = (false, None, 0);
+        let (watches, late, doubts, past) = (false, None, 0, None);
         let mut closed = None;
         // A room's lock is waited for without that of all rooms: it may be a crowded one.
         let (room, number) = loop {
@@ -193,6 +225,7 @@ impl Rooms {
                 late,
                 doubts,
                 connection_id,
+                past,
             };
             inner.group(format).members.push(member);
             drop(inner);
@@ -313,10 +346,10 @@ impl Room {
                 let Some(frame) = &frame else { break };
                 delivered += 1;
                 match member.replay.as_deref_mut() {
-                    None => member.tell(frame, now, dirty),
+                    None => member.say(frame, cursor, now, dirty),
                     Some(Replay::Sent(ids)) => {
                         if !broadcast.id().is_some_and(|id| ids.iter().any(|sent| **sent == *id)) {
-                            member.tell(frame, now, dirty);
+                            member.say(frame, cursor, now, dirty);
                         }
                     }
                     Some(Replay::Waiting(frames)) => {
@@ -428,9 +461,25 @@ impl Member {
     fn doubt(&mut self) {
         self.doubts = self.doubts.wrapping_add(1);
         self.expires_at = 0;
+        // What it has not heard of the past, it may have to hear by another answer.
+        self.past = None;
+        self.subscriber.lets_go();
         let outbox = self.subscriber.outbox();
         self.late.get_or_insert_with(|| Box::new(Waiting::new(Arc::clone(outbox))));
         self.subscriber.doubted();
+    }
+
+    /// The same for a broadcast, which waits while the channel catches up if it came through the log.
+    fn say(&mut self, frame: &Bytes, cursor: Option<Cursor>, now: u64, dirty: &mut DirtyList) {
+        let Some(Cursor { place, .. }) = cursor else { return self.tell(frame, now, dirty) };
+        if self.late.is_some() && now >= self.expires_at {
+            // Of a channel that is behind, the claims that decide are those it has when it comes there.
+            if !self.subscriber.lets_go() {
+                self.tell(frame, now, dirty);
+            }
+        } else if self.subscriber.offer_said(frame, place) {
+            dirty.push(self.subscriber.outbox());
+        }
     }
 
     fn offer(&self, frames: &[Bytes], dirty: &mut DirtyList) {
@@ -475,6 +524,7 @@ impl Occupancy {
     /// expired is kept, not lost.
     pub fn await_renewal(&self) {
         if let Some(member) = locked(&self.room.inner).member(self.format, self.number) {
+            member.past = None;
             let outbox = member.subscriber.outbox();
             member.late.get_or_insert_with(|| Box::new(Waiting::new(Arc::clone(outbox))));
         }
@@ -487,6 +537,9 @@ impl Occupancy {
         let mut inner = locked(&self.room.inner);
         let member = inner.member(self.format, self.number);
         if let Some(member) = member.filter(|member| member.doubts == doubts) {
+            member.past = None;
+            // What the older claims let it hear, and it has not heard, the newer ones have to.
+            member.subscriber.lets_go();
             // Something was kept for who no longer hears: it cannot be told what it was.
             if let Some(mut late) = member.late.take()
                 && (hears || !member.hears)
@@ -497,6 +550,26 @@ impl Occupancy {
             member.hears = hears;
             member.expires_at = unix_seconds(expires_at);
         }
+    }
+
+    /// Where it is, for whoever shows the channel what it missed.
+    pub(super) fn seated(&self) -> Seated {
+        let room = Arc::downgrade(&self.room);
+        Seated { room, format: self.format, number: self.number }
+    }
+
+    /// Whether its connection was handed everything for it that came through the log and was
+    /// published before this call: its claims are valid, and it is not behind.
+    pub fn is_current(&self) -> bool {
+        let now = unix_seconds(SystemTime::now());
+        let mut inner = locked(&self.room.inner);
+        inner.member(self.format, self.number).is_some_and(|member| {
+            let waits = matches!(member.replay.as_deref(), Some(Replay::Waiting(_)));
+            member.late.is_none()
+                && now < member.expires_at
+                && !waits
+                && member.subscriber.takes_everything()
+        })
     }
 
     /// Is told from now on who is there, beginning with a frame that ends with the state as it is
@@ -554,6 +627,45 @@ impl Occupancy {
         member.offer(&frames, &mut dirty);
         let ids: Box<[_]> = stored.into_iter().map(|stored| stored.id).collect();
         member.replay = (!ids.is_empty()).then(|| Box::new(Replay::Sent(ids)));
+    }
+}
+
+impl Seated {
+    pub(super) fn is_there(&self) -> bool {
+        let Some(room) = self.room.upgrade() else { return false };
+        locked(&room.inner).member(self.format, self.number).is_some()
+    }
+
+    /// Has `there` hear what is said in this room in the past, as long as the channel may.
+    pub(super) fn enter_past(&self, past: &Arc<Rooms>, there: &Arc<Subscriber>) -> Entered {
+        let Some(room) = self.room.upgrade() else { return Entered::Yes };
+        let mut inner = locked(&room.inner);
+        let format = inner.groups.iter().find(|group| group.format.id == self.format);
+        let format = format.map(|group| group.format);
+        let member = inner.member(self.format, self.number);
+        let Some((format, member)) = format.zip(member) else { return Entered::Yes };
+        if member.late.is_some() {
+            return Entered::Later;
+        }
+        if member.hears {
+            let subscriber = Arc::clone(there);
+            let expires_at = UNIX_EPOCH + Duration::from_secs(member.expires_at);
+            let (replays, connection_id) = (false, member.connection_id.clone());
+            let entrant =
+                Entrant { subscriber, format, hears: true, expires_at, replays, connection_id };
+            let occupancy = past.enter(&room.name, entrant);
+            let subscriber = Arc::clone(there);
+            member.past = Some(Box::new(Past { subscriber, _occupancy: occupancy }));
+        }
+        Entered::Yes
+    }
+
+    /// It hears no more of the past once this returns.
+    pub(super) fn leave_past(&self) {
+        let Some(room) = self.room.upgrade() else { return };
+        if let Some(member) = locked(&room.inner).member(self.format, self.number) {
+            member.past = None;
+        }
     }
 }
 

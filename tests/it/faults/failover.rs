@@ -3,13 +3,19 @@
 use std::fs;
 use std::process::Command;
 
+use tokio::time::timeout;
 use tokio_postgres::Client;
+use walcast::config::Replication;
+use walcast::db::Login;
 use walcast::dev::StopMode;
+use walcast::lsn::Lsn;
+use walcast::telemetry::chain;
+use walcast::wal::{self, Error, WalStream};
 
 use super::resumed::Resumed;
 use crate::cluster::{Cluster, Database, connect};
-use crate::operations::until;
-use crate::service::{Service, anon};
+use crate::operations::{POLL, until};
+use crate::service::{DEADLINE, Service, anon};
 
 /// A server and a copy of it that follows its log.
 struct Pair {
@@ -68,6 +74,30 @@ async fn insert(client: &Client, table: &str, id: i64) {
     client.execute(&format!("insert into {table} values ($1)"), &[&id]).await.unwrap();
 }
 
+/// What follows another's log is no server to read from, nor one whose slots say anything.
+async fn a_copy_is_passed_over(pair: &Pair) {
+    let [old, new] = [&pair.old, &pair.new].map(|cluster| cluster.server.port());
+    let url = pair.old.tcp_url("failover");
+    let copy = url.replace(&format!(":{old}/"), &format!(":{new}/"));
+    let both = url.replace(&format!(":{old}/"), &format!(":{new},127.0.0.1:{old}/"));
+    let login = |url: &str| Login::parse(url, DEADLINE).unwrap();
+    let publications = vec!["supabase_realtime".into()];
+    let settings =
+        Replication { slot: "passed_over".into(), publications, ..Replication::default() };
+    let refused = WalStream::open(&login(&copy), &settings, Lsn::ZERO).await.unwrap_err();
+    assert!(matches!(refused, Error::Disconnected(_)), "{refused:?}");
+    assert!(chain(&refused).ends_with("the server is a standby"), "{}", chain(&refused));
+    let stream = WalStream::open(&login(&both), &settings, Lsn::ZERO).await.unwrap();
+    assert!(stream.identity().created_slot);
+    stream.close().await;
+    let gone = async {
+        while !matches!(wal::drop_slot(&login(&both), &settings.slot).await, Ok(true)) {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    timeout(DEADLINE, gone).await.expect("the slot is free");
+}
+
 #[tokio::test]
 async fn f37_after_a_failover_every_cursor_of_the_old_timeline_is_one_gap() {
     let pair = Pair::start();
@@ -78,6 +108,7 @@ async fn f37_after_a_failover_every_cursor_of_the_old_timeline_is_one_gap() {
     let table = service.table("value text").await;
     let address = service.address;
     let old = connect(&pair.old.url("failover")).await;
+    a_copy_is_passed_over(&pair).await;
     let mut channel = Resumed::join(address, &anon(), &table, None).await;
     let mut cursors = vec![channel.cursor.clone()];
     insert(&old, &table, 1).await;
