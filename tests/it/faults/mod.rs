@@ -11,4 +11,7 @@ mod judged;
 #[cfg(feature = "kill-points")]
 mod killed;
 mod links;
+mod peers;
+mod process;
 mod resumed;
+mod server;
