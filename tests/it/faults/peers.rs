@@ -276,7 +276,7 @@ async fn f67_requests_that_two_readers_could_read_in_two_ways_are_refused() {
         ),
         ("a folded header", format!("{post}x: a\r\n b\r\ncontent-length: 0\r\n\r\n{hidden}")),
         ("a space before a colon", format!("{post}content-length : 0\r\n\r\n{hidden}")),
-        ("two hosts", format!("{}host: y\r\ncontent-length: 0\r\n\r\n{hidden}", post)),
+        ("two hosts", format!("{post}host: y\r\ncontent-length: 0\r\n\r\n{hidden}")),
         ("a nul", format!("{post}x: a\0b\r\ncontent-length: 0\r\n\r\n{hidden}")),
         (
             "an old version with chunks",
@@ -345,7 +345,8 @@ async fn f84_whatever_clients_say_the_log_has_whole_lines_and_metrics_no_new_nam
             let push = json!({ "type": "broadcast", "event": evil, "payload": { "x": evil } });
             socket.send(&Value::Null, &json!(evil), &topic, evil, &push).await;
             socket.heartbeat().await;
-            let path: String = evil.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let path: Vec<_> = evil.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let path = path.concat();
             for path in [
                 format!("/rest/v1/{path}?{path}=eq.{path}"),
                 format!("/socket/websocket?apikey={path}"),
