@@ -34,6 +34,7 @@ use crate::kill;
 use crate::rest::answer::{Published, Rest};
 use crate::rest::run::Runner;
 use crate::rest::schema::Schemas;
+use crate::session::Bookmarks;
 use crate::telemetry;
 use crate::transport::deadlines::Deadlines;
 use crate::transport::events::Events;
@@ -235,6 +236,7 @@ async fn serve(
         stop: stop_joins.clone(),
         connect_backoff: Duration::from_millis(config.server.connect_error_backoff_ms),
         error_backoff: Duration::from_millis(config.server.join_error_backoff_ms),
+        bookmarks: Arc::new(Bookmarks::new(&config.server, history_age)),
     };
     let realtime = Arc::new(realtime);
     let (attached, rendering) = (Arc::clone(&status), metrics.clone());

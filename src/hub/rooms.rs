@@ -9,7 +9,7 @@
 //! does not hold up the others.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -95,6 +95,38 @@ struct Member {
     replay: Option<Box<Replay>>,
     /// Newer claims are being looked at; what comes after the older ones expired waits here.
     late: Option<Box<Waiting<()>>>,
+    /// Its place in the room of the past, while it catches up. It ends with what lets it hear.
+    past: Option<Box<Past>>,
+}
+
+/// A place in a room of the past.
+#[derive(Debug)]
+struct Past {
+    subscriber: Arc<Subscriber>,
+    _occupancy: Occupancy,
+}
+
+impl Drop for Past {
+    fn drop(&mut self) {
+        self.subscriber.leave();
+    }
+}
+
+/// Finds a channel's place in its room, as long as it is there.
+#[derive(Debug, Clone)]
+pub(super) struct Seated {
+    room: Weak<Room>,
+    format: u8,
+    number: u64,
+}
+
+/// Whether a channel is shown what was said in its room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entered {
+    /// It is, or it is not there to hear it.
+    Yes,
+    /// Its claims are being looked at.
+    Later,
 }
 
 /// A stored message, as it is replayed.
@@ -139,7 +171,7 @@ impl Rooms {
         let waiting = || Waiting::new(Arc::clone(subscriber.outbox()));
         let replay = replays.then(|| Box::new(Replay::Waiting(waiting())));
         let expires_at = unix_seconds(expires_at);
-        let (watches, late) = (false, None);
+        let (watches, late, past) = (false, None, None);
         let mut closed = None;
         // A room's lock is waited for without that of all rooms: it may be a crowded one.
         let (room, number) = loop {
@@ -152,7 +184,8 @@ impl Rooms {
             }
             inner.members_made += 1;
             let number = inner.members_made;
-            let member = Member { number, subscriber, hears, watches, expires_at, replay, late };
+            let member =
+                Member { number, subscriber, hears, watches, expires_at, replay, late, past };
             inner.group(format).members.push(member);
             drop(inner);
             break (room, number);
@@ -236,10 +269,10 @@ impl Room {
                 let Some(frame) = &frame else { break };
                 delivered += 1;
                 match member.replay.as_deref_mut() {
-                    None => member.tell(frame, now, dirty),
+                    None => member.say(frame, cursor, now, dirty),
                     Some(Replay::Sent(ids)) => {
                         if !broadcast.id().is_some_and(|id| ids.iter().any(|sent| **sent == *id)) {
-                            member.tell(frame, now, dirty);
+                            member.say(frame, cursor, now, dirty);
                         }
                     }
                     Some(Replay::Waiting(frames)) => {
@@ -347,6 +380,19 @@ impl Member {
         }
     }
 
+    /// The same for a broadcast, which waits while the channel catches up if it came through the log.
+    fn say(&mut self, frame: &Bytes, cursor: Option<Cursor>, now: u64, dirty: &mut DirtyList) {
+        let Some(Cursor { place, .. }) = cursor else { return self.tell(frame, now, dirty) };
+        if self.late.is_some() && now >= self.expires_at {
+            // Of a channel that is behind, the claims that decide are those it has when it comes there.
+            if !self.subscriber.lets_go() {
+                self.tell(frame, now, dirty);
+            }
+        } else if self.subscriber.offer_said(frame, place) {
+            dirty.push(self.subscriber.outbox());
+        }
+    }
+
     fn offer(&self, frames: &[Bytes], dirty: &mut DirtyList) {
         if self.subscriber.offer(frames) {
             dirty.push(self.subscriber.outbox());
@@ -374,6 +420,7 @@ impl Occupancy {
     /// expired is kept, not lost.
     pub fn await_renewal(&self) {
         if let Some(member) = locked(&self.room.inner).member(self.format, self.number) {
+            member.past = None;
             let outbox = member.subscriber.outbox();
             member.late.get_or_insert_with(|| Box::new(Waiting::new(Arc::clone(outbox))));
         }
@@ -383,6 +430,9 @@ impl Occupancy {
     /// follows, and goes out when the list is flushed.
     pub fn renew(&self, hears: bool, expires_at: SystemTime, dirty: &mut DirtyList) {
         if let Some(member) = locked(&self.room.inner).member(self.format, self.number) {
+            member.past = None;
+            // What the older claims let it hear, and it has not heard, the newer ones have to.
+            member.subscriber.lets_go();
             // Something was kept for who no longer hears: it cannot be told what it was.
             if let Some(mut late) = member.late.take()
                 && (hears || !member.hears)
@@ -393,6 +443,26 @@ impl Occupancy {
             member.hears = hears;
             member.expires_at = unix_seconds(expires_at);
         }
+    }
+
+    /// Where it is, for whoever shows the channel what it missed.
+    pub(super) fn seated(&self) -> Seated {
+        let room = Arc::downgrade(&self.room);
+        Seated { room, format: self.format, number: self.number }
+    }
+
+    /// Whether its connection was handed everything for it that came through the log and was
+    /// published before this call: its claims are valid, and it is not behind.
+    pub fn is_current(&self) -> bool {
+        let now = unix_seconds(SystemTime::now());
+        let mut inner = locked(&self.room.inner);
+        inner.member(self.format, self.number).is_some_and(|member| {
+            let waits = matches!(member.replay.as_deref(), Some(Replay::Waiting(_)));
+            member.late.is_none()
+                && now < member.expires_at
+                && !waits
+                && member.subscriber.takes_everything()
+        })
     }
 
     /// Is told from now on who is there, beginning with a frame that ends with the state as it is
@@ -450,6 +520,43 @@ impl Occupancy {
         member.offer(&frames, &mut dirty);
         let ids: Box<[_]> = stored.into_iter().map(|stored| stored.id).collect();
         member.replay = (!ids.is_empty()).then(|| Box::new(Replay::Sent(ids)));
+    }
+}
+
+impl Seated {
+    pub(super) fn is_there(&self) -> bool {
+        let Some(room) = self.room.upgrade() else { return false };
+        locked(&room.inner).member(self.format, self.number).is_some()
+    }
+
+    /// Has `there` hear what is said in this room in the past, as long as the channel may.
+    pub(super) fn enter_past(&self, past: &Arc<Rooms>, there: &Arc<Subscriber>) -> Entered {
+        let Some(room) = self.room.upgrade() else { return Entered::Yes };
+        let mut inner = locked(&room.inner);
+        let format = inner.groups.iter().find(|group| group.format.id == self.format);
+        let format = format.map(|group| group.format);
+        let member = inner.member(self.format, self.number);
+        let Some((format, member)) = format.zip(member) else { return Entered::Yes };
+        if member.late.is_some() {
+            return Entered::Later;
+        }
+        if member.hears {
+            let subscriber = Arc::clone(there);
+            let expires_at = UNIX_EPOCH + Duration::from_secs(member.expires_at);
+            let entrant = Entrant { subscriber, format, hears: true, expires_at, replays: false };
+            let occupancy = past.enter(&room.name, entrant);
+            let subscriber = Arc::clone(there);
+            member.past = Some(Box::new(Past { subscriber, _occupancy: occupancy }));
+        }
+        Entered::Yes
+    }
+
+    /// It hears no more of the past once this returns.
+    pub(super) fn leave_past(&self) {
+        let Some(room) = self.room.upgrade() else { return };
+        if let Some(member) = locked(&room.inner).member(self.format, self.number) {
+            member.past = None;
+        }
     }
 }
 

@@ -382,7 +382,7 @@ const LITTER: &str = "
     end $$;
     create function characterise() returns void language plpgsql as $$ begin
         execute 'set session characteristics as transaction isolation level serializable';
-        perform set_config('statement_timeout', '1', false);
+        perform set_config('statement_timeout', '77777', false);
         perform set_config('search_path', 'nowhere', false);
         perform set_config('my.secret', 'left', false);
         perform set_config('TimeZone', 'Asia/Tokyo', false);

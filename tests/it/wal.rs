@@ -1094,13 +1094,11 @@ async fn what_only_claims_to_be_postgres_is_refused() {
         (b"R\0\0\0\x17\0\0\0\x0ASCRAM-SHA-255\0\0", "do not speak"),
         (b"R\0\0\0\x08\0\0\0\x07", "do not speak"),
         (b"R\0\0\0\x08\0\0\0\x03", "clear text"),
+        (b"E\0\0\0\x35SFATAL\0C08P01\0Munsupported startup parameter: r\0\0", "connection pooler"),
+        // Logged in, no standby, and then it does not know the replication grammar.
         (
-            b"E\0\0\0\x35SFATAL\0C08P01\0Munsupported startup parameter: r\0\0",
-            "connection pooler",
-        ),
-        // Logged in, and then it does not know the replication grammar.
-        (
-            b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05IE\0\0\0\x21SERROR\0C42601\0Msyntax error\0\0Z\0\0\0\x05I",
+            b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05ID\0\0\0\x0B\0\x01\0\0\0\x01fZ\0\0\0\x05I\
+              E\0\0\0\x21SERROR\0C42601\0Msyntax error\0\0Z\0\0\0\x05I",
             "connection pooler",
         ),
     ] {
