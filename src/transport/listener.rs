@@ -427,7 +427,7 @@ pub async fn serve(
     let between = (connections.idle_timeout / 16).clamp(shortest, longest);
     let mut sweep = interval(between);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut sweeps = Sweeps { between, last: Instant::now() };
+    let mut sweeps = Sweeps { between, last: Instant::now(), left_out: false };
     let outcome = loop {
         tokio::select! {
             biased;
@@ -457,17 +457,19 @@ pub async fn serve(
 struct Sweeps {
     between: Duration,
     last: Instant,
+    /// The last one was left out.
+    left_out: bool,
 }
 
 impl Sweeps {
     /// Whether this one is. It is late by far when the whole process stood still: then what clients
     /// said meanwhile is read first, or all of them would pass for silent.
     fn is_due(&mut self, now: Instant) -> bool {
-        let late = self.between * 4;
-        let is_late = now.saturating_duration_since(self.last) > late;
+        let is_late = now.saturating_duration_since(self.last) > self.between * 4;
         // One is left out, not all those of a machine that is always late.
-        self.last = if is_late { now + late } else { now };
-        !is_late
+        self.left_out = is_late && !self.left_out;
+        self.last = now;
+        !self.left_out
     }
 }
 
@@ -586,7 +588,7 @@ mod tests {
     fn f06_the_first_sweep_after_a_pause_is_left_out_and_no_other() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut sweeps = Sweeps { between: Duration::from_secs(1), last: start };
+        let mut sweeps = Sweeps { between: Duration::from_secs(1), last: start, left_out: false };
         let due = [1, 2, 6, 100, 101, 102].map(|second| (second, sweeps.is_due(at(second))));
         let expected = [(1, true), (2, true), (6, true), (100, false), (101, true), (102, true)];
         assert_eq!(due, expected);

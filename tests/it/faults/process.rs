@@ -207,9 +207,15 @@ async fn f06_a_process_that_was_frozen_goes_on_with_every_row_and_no_token_that_
     let mut socket = open(address, &anon()).await;
     socket.subscribe("realtime:test", all_of("t").into()).await;
     let expires = now() + 4;
-    let mut brief = open(address, &token(&json!({ "role": "anon", "exp": expires }))).await;
-    let payload = json!({ "config": { "postgres_changes": all_of("t") } });
-    let reply = brief.join("realtime:test", &payload).await;
+    let brief = token(&json!({ "role": "anon", "exp": expires }));
+    let url = format!("ws://{address}/realtime/v1/websocket?apikey={brief}&vsn=2.0.0");
+    // On a slow machine it may have expired already: then it hears nothing in the first place.
+    let mut brief = Socket::open(Version::V2, &url, &[]).await.ok();
+    if let Some(brief) = &mut brief {
+        brief
+            .join("realtime:test", &json!({ "config": { "postgres_changes": all_of("t") } }))
+            .await;
+    }
     program.signal("STOP");
     for id in 0..20 {
         insert(&client, id).await;
@@ -224,10 +230,10 @@ async fn f06_a_process_that_was_frozen_goes_on_with_every_row_and_no_token_that_
         assert_eq!(socket.change().await["record"]["id"], id);
     }
     socket.nothing_came().await;
-    // On a slow machine it may have been refused in the first place.
-    assert!(reply["status"] == "ok" || reply["status"] == "error", "{reply}");
-    let late: Vec<_> = brief.rest().await.into_iter().map(|message| message.event).collect();
-    assert!(!late.contains(&"postgres_changes".into()), "{late:?}");
+    if let Some(brief) = &mut brief {
+        let late = brief.rest().await;
+        assert!(late.iter().all(|message| message.event != "postgres_changes"), "{late:?}");
+    }
 }
 
 #[tokio::test]
@@ -235,7 +241,7 @@ async fn f09_without_descriptors_who_is_there_is_served_and_others_wait() {
     let database = Database::create().await;
     let client = database.client().await;
     let mut command = Command::new("sh");
-    command.args(["-c", r#"ulimit -n 80 && exec "$0" serve"#, env!("CARGO_BIN_EXE_walcast")]);
+    command.args(["-c", r#"ulimit -n 100 && exec "$0" serve"#, env!("CARGO_BIN_EXE_walcast")]);
     command.env_clear().env("PATH", "/usr/bin:/bin");
     let mut variables = environment(&database).to_vec();
     variables.push(("WALCAST_SERVER_HEADER_TIMEOUT_MS", "120000"));
@@ -247,7 +253,7 @@ async fn f09_without_descriptors_who_is_there_is_served_and_others_wait() {
     assert_eq!(socket.change().await["record"]["id"], 1);
     let address = program.address().await;
     let mut crowd = Vec::new();
-    for _ in 0..120 {
+    for _ in 0..150 {
         crowd.push(TcpStream::connect(address).await.unwrap());
     }
     program.line("cannot accept a connection").await;
@@ -366,7 +372,9 @@ async fn f11_it_writes_no_file_of_its_own_that_could_be_lost() {
 #[tokio::test]
 async fn f13_a_process_that_gets_little_time_loses_nobody() {
     const FROZEN: Duration = Duration::from_millis(250);
-    let (_database, client, mut program) = serving(&[]).await;
+    // Only as long as it is frozen is it late, whatever the machine does besides.
+    let patient = [("WALCAST_REPLICATION_SENDER_TIMEOUT_MS", "600000")];
+    let (_database, client, mut program) = serving(&patient).await;
     let mut sockets = Vec::new();
     for _ in 0..10 {
         sockets.push(program.subscribe(&anon(), "t").await);
@@ -412,12 +420,11 @@ async fn f14_what_we_keep_in_the_database_may_be_gone_at_the_next_start() {
 
 #[tokio::test]
 async fn f20_a_reader_that_is_gone_without_a_word_loses_the_slot_and_publishes_nothing_more() {
-    let brief = [("WALCAST_REPLICATION_SENDER_TIMEOUT_MS", "2000")];
-    let (database, client, mut first) = serving(&brief).await;
+    let (database, client, mut first) = serving(&[]).await;
     let mut of_first = first.subscribe(&service_role(), "t").await;
     insert(&client, 1).await;
     assert_eq!(of_first.change().await["record"]["id"], 1);
-    let mut second = Program::start(&[&environment(&database), &brief[..]].concat());
+    let mut second = Program::start(&environment(&database));
     second.line("code=\"standby\"").await;
     first.signal("STOP");
     second.ready().await;

@@ -230,10 +230,10 @@ async fn f38_a_server_put_back_from_a_copy_is_a_gap_and_what_it_writes_then_come
     let client = database.client().await;
     client.batch_execute(TABLE_T).await.unwrap();
     let data = cluster.server.data();
-    let (kept, lost) = (data.with_file_name("kept"), data.with_file_name("lost"));
+    let (spare, lost) = (data.with_file_name("spare"), data.with_file_name("lost"));
     drop(client);
     cluster.server.stop(StopMode::Fast).unwrap();
-    copy(data, &kept);
+    copy(data, &spare);
     cluster.server.start_again().unwrap();
     program.ready().await;
     let mut socket = program.subscribe(&anon(), "t").await;
@@ -242,12 +242,12 @@ async fn f38_a_server_put_back_from_a_copy_is_a_gap_and_what_it_writes_then_come
     fill(&client, 3).await;
     client.batch_execute("insert into t values (2)").await.unwrap();
     assert_eq!(socket.change().await["record"]["id"], 1);
-    let last = socket.change().await;
-    assert_eq!(last["record"]["id"], 2);
+    let newest = socket.change().await;
+    assert_eq!(newest["record"]["id"], 2);
     drop(client);
     cluster.server.stop(StopMode::Immediate).unwrap();
     std::fs::rename(data, &lost).unwrap();
-    std::fs::rename(&kept, data).unwrap();
+    std::fs::rename(&spare, data).unwrap();
     cluster.server.start_again().unwrap();
     let told = socket.expect("system").await;
     assert!(told.payload["message"].as_str().unwrap().contains("Some changes were lost"));
@@ -261,7 +261,7 @@ async fn f38_a_server_put_back_from_a_copy_is_a_gap_and_what_it_writes_then_come
     assert_eq!(socket.change().await["record"]["id"], 3);
     // Whoever comes back from what is lost is told so.
     let mut all = all_of("t");
-    all[0]["cursor"] = last["cursor"].clone();
+    all[0]["cursor"] = newest["cursor"].clone();
     let url = format!(
         "ws://{}/realtime/v1/websocket?apikey={}&vsn=2.0.0",
         program.address().await,
