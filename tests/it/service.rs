@@ -230,7 +230,7 @@ pub(crate) async fn shared() -> &'static Service {
                 .enable_all()
                 .build()
                 .unwrap();
-            let service = runtime.block_on(Service::start());
+            let service = runtime.block_on(Service::with(Service::keep_all));
             // The runtime goes on for the rest of the run.
             std::mem::forget(runtime);
             service
