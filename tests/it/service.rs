@@ -60,7 +60,7 @@ pub(crate) struct Service {
 impl Service {
     /// On a new database, with the defaults, but patient.
     pub(crate) async fn start() -> Self {
-        Self::with(|_| ()).await
+        Self::with(Self::keep_all).await
     }
 
     /// On a new database, with other settings.
@@ -156,7 +156,7 @@ impl Service {
     /// Keeps what it published for as long as a test takes, whatever others write to the same log
     /// meanwhile.
     pub(crate) fn keep_all(config: &mut Config) {
-        config.replication.replay_window_bytes = 4 << 30;
+        config.replication.replay_window_bytes = 1 << 30;
         config.replication.replay_window_ms = 3_600_000;
     }
 
@@ -230,7 +230,7 @@ pub(crate) async fn shared() -> &'static Service {
                 .enable_all()
                 .build()
                 .unwrap();
-            let service = runtime.block_on(Service::start());
+            let service = runtime.block_on(Service::with(Service::keep_all));
             // The runtime goes on for the rest of the run.
             std::mem::forget(runtime);
             service
