@@ -60,7 +60,7 @@ impl Meta {
     pub fn to_json(&self) -> Option<String> {
         let replayed = self.replayed.then(|| r#""replayed":true"#.to_owned());
         let id = self.id.as_ref().map(|id| format!(r#""id":{}"#, json_string(id)));
-        let about = self.about.as_ref().map(|about| about.to_string());
+        let about = self.about.as_ref().map(ToString::to_string);
         let members: Vec<String> = [replayed, id, about].into_iter().flatten().collect();
         (!members.is_empty()).then(|| format!("{{{}}}", members.join(",")))
     }

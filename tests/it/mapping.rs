@@ -7,6 +7,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 
+use crate::cli::walcast;
 use crate::events::Stream;
 use crate::service::{ALICE, BOB, Service, Socket, Version, service_role, shared, user};
 
@@ -949,11 +950,8 @@ async fn an_event_stream_hears_events_with_their_names_and_goes_on_behind_them()
     .await;
     let query = "topics=sse:1,sse:2&private=true";
     let mut stream = Stream::open(service, &service_role(), query).await;
-    run(
-        &admin,
-        &format!("insert into {table} values (1, '1', 'a'), (2, '3', 'b'), (3, '2', 'c')"),
-    )
-    .await;
+    run(&admin, &format!("insert into {table} values (1, '1', 'a'), (2, '3', 'b'), (3, '2', 'c')"))
+        .await;
     for (id, v) in [(1, "a"), (3, "c")] {
         let event = stream.next().await;
         assert_eq!(event.name, "node.created");
@@ -1041,4 +1039,20 @@ async fn explain_says_in_words_what_a_table_tells() {
     assert!(order, "{words}");
     run(&admin, &format!("select walcast.unmap_event('{table}', 'row.moved')")).await;
     assert!(!explain().await.contains("row.moved"));
+}
+
+#[tokio::test]
+async fn the_types_of_the_examples_events_are_printed() {
+    let (service, _admin) = applications().await;
+    let run = walcast(&["types"], &[("DATABASE_URL", &service.database.url)]).await;
+    assert_eq!(run.code, 0, "{}", run.err);
+    for expected in [
+        "/** storymap.stories, in map:{map_id} */\n  \"story.moved\": { \"id\": string; \"stepId\": string | null;",
+        "\"status\"?: \"NOT_READY\" | \"READY\" | \"IN_PROGRESS\" | \"DONE\"",
+        "\"releases.reordered\": { \"updates\": Array<{ \"id\": string; \"sortOrder\": number }> };",
+        "\"author\": string | null;",
+        "\"task\": null;",
+    ] {
+        assert!(run.out.contains(expected), "{expected} is not in: {}", run.out);
+    }
 }
