@@ -14,20 +14,15 @@
 //!
 //! Presence: everybody asks to join at once, shows itself when its join is answered, and waits until
 //! it knows all the others. Each member must be told of every other, so the bytes grow with the square
-//! of the members, whoever sends them, and so does the time to write them. What is ours to keep
-//! linear is the rest: the messages (`frames`), and the CPU time that a member costs beyond a bare
-//! loop that writes the same frames to as many sockets right after (`beyond`, least and most of the
-//! rounds; `user` is what of it is outside the kernel, in ticks of 10 ms over all members). A member of
-//! the largest room may cost at most twice as much beyond as one of the smallest, and hear at most so
-//! many messages, however many members there are.
-//!
-//! `beyond` is a small difference of two measured times, so noise must not make it pass: the worst
-//! round of the largest room is held against the best of the smallest; rounds of the largest that are
-//! further from each other than what is allowed tell nothing; nor does a bare loop that took longer in
-//! all of them than the service, since then it is no floor. Neither passes: the verdict says which.
-//! CPU time, because by the clock a member also waits for the process that reads, and for the diff
-//! that is due next. Every size has the same number of members in all (ten rooms of 500, one of
-//! 5,000). The table has the best of the rounds.
+//! of the members, whoever sends them, and so does the time to write them. What is ours to keep linear
+//! is the rest, and it is held to three things, each of the best of the rounds, since what others do to
+//! a shared machine only adds to it: the messages that a member hears (`frames`) have a bound, however
+//! many members there are; the CPU time that a member costs outside the kernel (`user`, in ticks of
+//! 10 ms over all members) is in the largest room at most twice that of the smallest; and the time to
+//! fill a room, as a multiple of a bare loop's that writes the same frames to as many sockets right
+//! after, does not grow with the room. `beyond` (CPU time more than the bare loop's, least and most of
+//! the rounds) is shown and not judged: it is a small difference of two large times. Every size has the
+//! same number of members in all (ten rooms of 500, one of 5,000).
 
 #![allow(clippy::unwrap_used, reason = "a benchmark ends where its expectation does")]
 
@@ -38,14 +33,13 @@ mod service;
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 use walcast::transport::websocket::text_frame;
 
+use service::heart::{Heart, Latency};
 use service::load::{self, Bare, Figure, Load, ME, heading, is_client, print};
 use service::load::{write_batch, write_one};
 use service::{
@@ -58,13 +52,11 @@ const TEXT_BYTES: usize = 200;
 const BATCH: usize = 64;
 /// Messages that may be under way at saturation.
 const WINDOW: usize = 256;
-/// How much more a member of the largest room may cost beyond the bare loop than one of the
-/// smallest: what is linear does not change, what is quadratic is ten times as much.
-const BEYOND_RATIO_MAX: f64 = 2.0;
+/// How much more a member of the largest room may cost outside the kernel than one of the smallest:
+/// what is linear does not change, what is quadratic is ten times as much.
+const USER_RATIO_MAX: f64 = 2.0;
 /// Frames of one member: its answers, the state, and a diff for each fraction of a second.
 const FRAMES_MAX: f64 = 64.0;
-/// Time between two heartbeats.
-const HEARTBEAT: Duration = Duration::from_millis(3);
 
 fn main() {
     if is_client() {
@@ -208,65 +200,6 @@ fn compare(
     Measured { results, saturated, single }
 }
 
-/// A socket that has nothing to do with the room, and how soon its heartbeats are answered.
-struct Heart {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<f64>>,
-}
-
-impl Heart {
-    fn start(service: &Service) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut socket = Socket::open(service.address, &ROOM);
-        let stopped = Arc::clone(&stop);
-        let beat = masked(TEXT, br#"[null,"1","phoenix","heartbeat",{}]"#);
-        let thread = thread::spawn(move || {
-            let mut milliseconds = Vec::new();
-            while !stopped.load(Ordering::Relaxed) {
-                let start = Instant::now();
-                socket.send(&beat);
-                socket.frame();
-                milliseconds.push(start.elapsed().as_secs_f64() * 1000.0);
-                thread::sleep(HEARTBEAT);
-            }
-            milliseconds
-        });
-        Self { stop, thread }
-    }
-
-    fn stop(self) -> Vec<f64> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
-    }
-
-    fn beat_for(self, time: Duration) -> Latency {
-        thread::sleep(time);
-        Latency::of(self.stop())
-    }
-}
-
-/// In milliseconds.
-#[derive(Clone, Copy)]
-struct Latency {
-    p50: f64,
-    p99: f64,
-    most: f64,
-}
-
-impl Latency {
-    fn of(mut milliseconds: Vec<f64>) -> Self {
-        milliseconds.sort_by(f64::total_cmp);
-        let at = |percent: usize| milliseconds[(milliseconds.len() - 1) * percent / 100];
-        Self { p50: at(50), p99: at(99), most: at(100) }
-    }
-}
-
-impl std::fmt::Display for Latency {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms", self.p50, self.p99, self.most)
-    }
-}
-
 /// As the load counts.
 fn count_of(count: usize) -> u64 {
     u64::try_from(count).unwrap()
@@ -329,19 +262,18 @@ fn presences(database: &str, counts: &[usize]) -> Value {
             beyond.most * 1000.0,
             Latency::of(beats),
         );
-        sizes.push(Size { beyond, frames, vs_bare_write: bare_ms / ms });
+        sizes.push(Size { frames, user, vs_bare_write: bare_ms / ms });
     }
     let (first, last) = (&sizes[0], &sizes[sizes.len() - 1]);
     let verdict = verdict(first, last);
-    let milliseconds =
-        |range: &Range| [range.least, range.most].map(|value| (value * 1e6).round() / 1e3);
+    let user = [first, last].map(|size| (size.user * 1e3).round() / 1e3);
+    let vs_bare_write = [first, last].map(|size| rounded(size.vs_bare_write));
     json!({
-        "beyond_ms_smallest": milliseconds(&first.beyond),
-        "beyond_ms_largest": milliseconds(&last.beyond),
-        "at_most_times_the_smallest": BEYOND_RATIO_MAX,
         "frames_per_member": rounded(last.frames),
         "frames_at_most": FRAMES_MAX,
-        "vs_bare_write": rounded(last.vs_bare_write),
+        "user_ms": user,
+        "user_at_most_times_the_smallest": USER_RATIO_MAX,
+        "vs_bare_write": vs_bare_write,
         "verdict": verdict,
         "passed": verdict == PASSED,
     })
@@ -351,26 +283,23 @@ const PASSED: &str = "passed";
 
 /// What the smallest and the largest rooms tell. Written so that what is not a number does not pass.
 fn verdict(first: &Size, last: &Size) -> &'static str {
-    let allowed = BEYOND_RATIO_MAX * first.beyond.least;
-    let is_clear = allowed > 0.0 && last.beyond.most - last.beyond.least <= allowed;
-    if last.beyond.most > allowed && is_clear {
-        "a member of a large room costs more"
-    } else if !is_clear {
-        "too noisy to tell"
-    } else if last.beyond.most < 0.0 {
-        "the bare loop is no floor"
-    } else if last.frames <= FRAMES_MAX && last.beyond.most <= allowed {
+    let is_linear = first.user > 0.0 && last.user <= USER_RATIO_MAX * first.user;
+    if last.frames <= FRAMES_MAX && is_linear && last.vs_bare_write >= first.vs_bare_write {
         PASSED
-    } else {
+    } else if !is_linear {
+        "a member of a large room costs more"
+    } else if last.frames > FRAMES_MAX {
         "too many messages"
+    } else {
+        "a large room is further from what its bytes cost"
     }
 }
 
 /// What rooms of one size came to, for each member.
 struct Size {
-    /// CPU seconds beyond the bare loop's of the same round.
-    beyond: Range,
     frames: f64,
+    /// CPU milliseconds outside the kernel.
+    user: f64,
     vs_bare_write: f64,
 }
 

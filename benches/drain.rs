@@ -2,8 +2,8 @@
 //!
 //! In:     `WALCAST_BENCH_CHANGES` (default 100000), `WALCAST_BENCH_ROUNDS` (default 3);
 //!         `WALCAST_BENCH_READER=1` measures the reader of the log alone, too;
-//!         `WALCAST_BENCH_HUGE=1` drains one transaction of `WALCAST_BENCH_ROWS` (default 5000000)
-//!         rows instead, and measures memory.
+//!         `WALCAST_BENCH_HUGE=1` drains one transaction of `WALCAST_BENCH_ROWS` (default 10000000)
+//!         rows instead, and measures memory and how long others wait meanwhile.
 //! Out:    a table; last, one JSON line of ratios: our changes a second over theirs, medians.
 //! Needs:  the `PostgreSQL` server binaries; starts a cluster of its own.
 //!
@@ -29,6 +29,7 @@ use walcast::lsn::Lsn;
 use walcast::wal::WalStream;
 use walcast::wal::pgoutput::Message;
 
+use service::heart::{Heart, Latency};
 use service::{DEADLINE, Process, Service, TABLE, float, median, number, rounded};
 
 /// How the backlog is made.
@@ -51,12 +52,15 @@ fn main() {
     runtime.block_on(run());
 }
 
+/// How long ten million rows may take.
+const HUGE_DEADLINE: Duration = Duration::from_mins(15);
+
 /// How often the end of a drain is looked for.
 const LOOK: Duration = Duration::from_millis(5);
 
 async fn run() {
     if number("WALCAST_BENCH_HUGE", 0) > 0 {
-        return huge(number("WALCAST_BENCH_ROWS", 5_000_000)).await;
+        return huge(number("WALCAST_BENCH_ROWS", 10_000_000)).await;
     }
     let changes = number("WALCAST_BENCH_CHANGES", 100_000);
     let rounds = number("WALCAST_BENCH_ROUNDS", 3);
@@ -119,7 +123,7 @@ async fn drain_service(load: &Load, subscribed: bool, changes: u32, rounds: u32)
             let start = Instant::now();
             if turn == 0 {
                 peer.process.resume();
-                their_time = peer.last_write(&client, end).await - start;
+                their_time = peer.last_write(&client, end, DEADLINE).await - start;
                 continue;
             }
             let last = socket.take().map(|socket| socket.expect(u64::from(changes)));
@@ -215,8 +219,8 @@ impl Peer {
     }
 
     /// When it wrote last, once its walsender has sent everything and it has been quiet.
-    async fn last_write(&self, client: &Client, end: Lsn) -> Instant {
-        let deadline = Instant::now() + DEADLINE;
+    async fn last_write(&self, client: &Client, end: Lsn, limit: Duration) -> Instant {
+        let deadline = Instant::now() + limit;
         let (mut written, mut at) = (self.process.written(), Instant::now());
         loop {
             tokio::time::sleep(LOOK).await;
@@ -241,48 +245,64 @@ impl Drop for Peer {
     }
 }
 
-/// Memory while one huge transaction passes.
+/// One huge transaction: its time against `pg_recvlogical`'s, our memory, and the answers to the
+/// heartbeats of a client that has nothing to do with it.
 async fn huge(rows: u32) {
     println!("one transaction of {rows} rows of 200 bytes\n");
     println!(
-        "{:<12} {:>12} {:>12} {:>10} {:>12}",
-        "subscribers", "before MB", "peak MB", "seconds", "changes/s"
+        "{:<12} {:>10} {:>10} {:>10} {:>10} {:>10}  heartbeats of another client, ms",
+        "subscribers", "before MB", "peak MB", "seconds", "theirs", "ratio"
     );
-    let mut peaks = serde_json::Map::new();
+    let mut figures = serde_json::Map::new();
     for subscribed in [false, true] {
         let name = if subscribed { "one" } else { "none" };
         let database = cluster::Database::create().await;
         let client = database.client().await;
-        let service = Service::start(&database.name);
+        let mut service = Service::start(&database.name);
         client.batch_execute(TABLE).await.unwrap();
         let subscriber = subscribed.then(|| service.subscribe());
+        let peer = Peer::start(&client, &database.name).await;
         let before = service.process.memory("VmRSS");
+        let counted = service.counter("walcast_changes_total");
+        service.pause();
+        peer.process.pause();
         let insert = format!(
             "insert into t select id, repeat('x', 192) from generate_series(1, {rows}) as id"
         );
-        let last = subscriber.map(|socket| socket.expect(u64::from(rows)));
         client.batch_execute(&insert).await.unwrap();
-        let (start, limit) = (Instant::now(), DEADLINE * 5);
+        let end = log_end(&client).await;
+
+        let start = Instant::now();
+        peer.process.resume();
+        let theirs = (peer.last_write(&client, end, HUGE_DEADLINE).await - start).as_secs_f64();
+
+        let last = subscriber.map(|socket| socket.expect(u64::from(rows)));
+        let start = Instant::now();
+        service.resume();
+        let beats = Heart::start(&service);
         if let Some(last) = last {
-            last.recv_timeout(limit).expect("every frame comes");
+            last.recv_timeout(HUGE_DEADLINE).expect("every frame comes");
         } else {
-            while service.counter("walcast_changes_total") < f64::from(rows) {
-                assert!(start.elapsed() < limit, "the service does not drain");
+            while service.counter("walcast_changes_total") < counted + f64::from(rows) {
+                assert!(start.elapsed() < HUGE_DEADLINE, "the service does not drain");
                 thread::sleep(Duration::from_millis(100));
             }
         }
         let seconds = start.elapsed().as_secs_f64();
+        let beats = Latency::of(beats.stop());
         let peak = service.process.memory("VmHWM");
         let megabytes = |bytes: u64| float(bytes / 1024) / 1024.0;
         println!(
-            "{name:<12} {:>12.1} {:>12.1} {seconds:>10.1} {:>12.0}",
+            "{name:<12} {:>10.1} {:>10.1} {seconds:>10.1} {theirs:>10.1} {:>10.2}  {beats}",
             megabytes(before),
             megabytes(peak),
-            f64::from(rows) / seconds,
+            seconds / theirs,
         );
-        peaks.insert(format!("peak_rss_mb_{name}"), rounded(megabytes(peak)));
+        figures.insert(format!("peak_rss_mb_{name}"), rounded(megabytes(peak)));
+        figures.insert(format!("times_theirs_{name}"), rounded(seconds / theirs));
+        figures.insert(format!("heartbeat_ms_max_{name}"), rounded(beats.most));
     }
-    println!("\n{}", serde_json::json!({ "scenario": "drain_huge", "figures": peaks }));
+    println!("\n{}", serde_json::json!({ "scenario": "drain_huge", "figures": figures }));
 }
 
 /// The reader of the log alone: decoded and acknowledged, nothing else.

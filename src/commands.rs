@@ -131,7 +131,7 @@ impl ServeFlags {
 
 fn serve(loaded: Loaded) -> anyhow::Result<ExitCode> {
     loaded.config.validate_for_serving()?;
-    start_logging(&loaded)?;
+    let _logging = start_logging(&loaded)?;
     let shutdown = CancellationToken::new();
     runtime()?.block_on(async {
         let ending = stop_on_signal(shutdown.clone())?;
@@ -144,7 +144,7 @@ fn serve(loaded: Loaded) -> anyhow::Result<ExitCode> {
 
 /// `walcast dev`. The settings it serves with are its own; only logging is the user's.
 fn private(loaded: &Loaded, options: &dev::Options) -> anyhow::Result<ExitCode> {
-    start_logging(loaded)?;
+    let _logging = start_logging(loaded)?;
     let shutdown = CancellationToken::new();
     runtime()?.block_on(async {
         let ending = stop_on_signal(shutdown.clone())?;
@@ -172,7 +172,7 @@ fn follow(flags: tail::Flags) -> anyhow::Result<ExitCode> {
 }
 
 fn migrate(loaded: Loaded) -> anyhow::Result<ExitCode> {
-    start_logging(&loaded)?;
+    let _logging = start_logging(&loaded)?;
     let config = loaded.config;
     let login = owner(&config)?;
     let report = runtime()?.block_on(Box::pin(install::install(&login, &config)))?;
@@ -231,7 +231,7 @@ fn doctor(loaded: Loaded, fix: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn replace_slot(loaded: Loaded) -> anyhow::Result<ExitCode> {
-    start_logging(&loaded)?;
+    let _logging = start_logging(&loaded)?;
     let config = loaded.config;
     let given = &config.database.replication_url;
     let login = if given.is_empty() {
@@ -248,7 +248,7 @@ fn replace_slot(loaded: Loaded) -> anyhow::Result<ExitCode> {
 }
 
 fn uninstall(loaded: Loaded, drop_slot: bool) -> anyhow::Result<ExitCode> {
-    start_logging(&loaded)?;
+    let _logging = start_logging(&loaded)?;
     let config = loaded.config;
     let login = owner(&config)?;
     let slot = drop_slot.then_some(config.replication.slot.as_str());
@@ -278,13 +278,13 @@ fn owner(config: &Config) -> anyhow::Result<Login> {
     Login::parse(url.expose(), timeout).context("DATABASE_URL")
 }
 
-fn start_logging(loaded: &Loaded) -> anyhow::Result<()> {
-    telemetry::init(&loaded.config.log)?;
+fn start_logging(loaded: &Loaded) -> anyhow::Result<telemetry::Logging> {
+    let logging = telemetry::init(&loaded.config.log)?;
     if !loaded.ignored.is_empty() {
         let names = loaded.ignored.join(" ");
         tracing::warn!(names, "environment names without meaning here are ignored");
     }
-    Ok(())
+    Ok(logging)
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

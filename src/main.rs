@@ -2,6 +2,7 @@
 
 mod commands;
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -13,7 +14,8 @@ fn main() -> ExitCode {
     match commands::run(commands::Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("walcast: {}", commands::explained(&error));
+            // Whoever closed it does not want to know.
+            let _ = writeln!(io::stderr(), "walcast: {}", commands::explained(&error));
             ExitCode::FAILURE
         }
     }

@@ -36,6 +36,7 @@ use crate::kill;
 use crate::rest::answer::{Published, Rest};
 use crate::rest::run::Runner;
 use crate::rest::schema::Schemas;
+use crate::session::Bookmarks;
 use crate::telemetry;
 use crate::transport::deadlines::Deadlines;
 use crate::transport::events::Events;
@@ -239,6 +240,7 @@ async fn serve(
         stop: stop_joins.clone(),
         connect_backoff: Duration::from_millis(config.server.connect_error_backoff_ms),
         error_backoff: Duration::from_millis(config.server.join_error_backoff_ms),
+        bookmarks: Arc::new(Bookmarks::new(&config.server, history_age)),
     };
     let realtime = Arc::new(realtime);
     let (attached, rendering) = (Arc::clone(&status), metrics.clone());
@@ -295,6 +297,10 @@ async fn serve(
         watcher.await;
         ("server watch", Ok(()))
     });
+    let token = stop_feed.clone();
+    let (login, settings) = (logins.check.clone(), config.clone());
+    let powers = upkeep::watch_powers(login, settings, upkeep::POWERS_INTERVAL, token);
+    running.spawn(async move { ("check login", powers.await.map_err(Into::into)) });
     if let (true, Some(owner)) = (config.serves_rest(), owner.clone()) {
         let lifetime = Duration::from_millis(config.rest.key_lifetime_ms);
         let keys = upkeep::forget_keys(owner, lifetime, stop_feed.clone());

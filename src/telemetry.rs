@@ -4,7 +4,10 @@
 //! Out:    the one tracing subscriber, the one metrics recorder.
 //! Never:  row values, tokens, claims, passwords or SQL text with them.
 
+mod lines;
+
 use std::fmt;
+use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
@@ -15,7 +18,10 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use self::lines::Lines;
 use crate::config::{Log, LogFormat};
+
+pub use self::lines::Logging;
 
 /// Why there is no log or no metrics.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +29,9 @@ pub enum Error {
     /// `log.filter` is malformed.
     #[error("setting log.filter: must be like info or warn,walcast::wal=debug")]
     Filter(#[source] tracing_subscriber::filter::ParseError),
+    /// The thread that writes log lines cannot be started.
+    #[error("cannot start a thread for the log")]
+    Thread(#[source] io::Error),
     /// Somebody set one up before.
     #[error("logging or metrics are set up already")]
     Twice,
@@ -123,13 +132,19 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// Starts logging to standard error.
+/// Starts logging to standard error, until the process ends.
 ///
 /// # Errors
 /// [`Error`] when the filter is malformed, or a subscriber is there already.
-pub fn init(settings: &Log) -> Result<(), Error> {
+pub fn init(settings: &Log) -> Result<Logging, Error> {
     let filter = filter(&settings.filter)?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let written = Lines::to(io::stderr()).map_err(Error::Thread)?;
+    let writer = written.clone();
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(move || writer.clone())
+        // It would say on the same standard error that it cannot be written to, and panic.
+        .log_internal_errors(false);
     let result = match settings.format {
         LogFormat::Text => {
             lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init()
@@ -137,7 +152,8 @@ pub fn init(settings: &Log) -> Result<(), Error> {
         LogFormat::Json => lines.json().try_init(),
         LogFormat::Supabase => lines.with_ansi(false).event_format(OfficialLines).try_init(),
     };
-    result.map_err(|_| Error::Twice)
+    result.map_err(|_| Error::Twice)?;
+    Ok(Logging::new(written))
 }
 
 /// Lines as the official container writes them: `HH:MM:SS.mmm [level] text`, in UTC.

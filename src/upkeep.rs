@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 use crate::auth::rls::Authorizer;
 use crate::catalog::Catalog;
 use crate::config;
-use crate::db::logins::Logins;
+use crate::db::logins::{self, Logins};
 use crate::db::{self, Login, install};
 use crate::feed::{Budget, CATALOG_AGE_MUCH, Pressure, SlotState, Status};
 use crate::hub::Hub;
@@ -39,6 +39,9 @@ const SERVER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often slots that nobody reads are looked for: while one of them is not certain, and else.
 const ORPHANS_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(1));
+
+/// How often the powers of the check login are looked at.
+pub const POWERS_INTERVAL: Duration = Duration::from_mins(1);
 
 /// How long a socket must have taken nothing to be closed for the sake of the server's disk.
 const STALLED_MIN: Duration = Duration::from_secs(1);
@@ -143,12 +146,45 @@ pub async fn watch_server(watched: Watched, shutdown: CancellationToken) {
         let logins = &watched.logins;
         if missing && !logins.made().is_empty() {
             match logins.ensure().await {
-                Ok(()) => info!("logins that were dropped are made again"),
+                Ok(()) => info!("logins that were dropped or changed are made again"),
                 Err(error) => {
                     let error = telemetry::chain(&error);
-                    warn!(error, "logins that were dropped cannot be made again for now");
+                    warn!(
+                        error,
+                        "logins that were dropped or changed cannot be made again for now"
+                    );
                 }
             }
+        }
+    }
+}
+
+/// Looks every so often whether the check login can do more than checks need: somebody may have
+/// given it more since the start, when that was refused.
+///
+/// # Errors
+/// When it can: policies would no longer stand between users and rows, so nothing may be asked
+/// with it any more.
+pub async fn watch_powers(
+    check: Login,
+    config: config::Config,
+    every: Duration,
+    shutdown: CancellationToken,
+) -> Result<(), logins::Error> {
+    let mut tick = interval(every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            _ = tick.tick() => {}
+        }
+        match timeout(ANSWER_TIMEOUT, logins::verify_check(&check, &config)).await {
+            Ok(Err(error @ logins::Error::TooPowerful { .. })) => return Err(error),
+            // It can do less, or nobody answers: who needs it says so.
+            Ok(Err(error)) => {
+                debug!(error = telemetry::chain(&error), "the check login cannot be looked at");
+            }
+            Ok(Ok(_)) | Err(_) => {}
         }
     }
 }

@@ -7,6 +7,7 @@
 
 #![allow(dead_code, reason = "each bench takes what it needs")]
 
+pub(crate) mod heart;
 pub(crate) mod load;
 
 use std::fs;

@@ -205,7 +205,7 @@ fn broadcast(topic: &str, user: UserBroadcast<'_>) {
         data: Bytes::copy_from_slice(user.data),
         meta: Meta::default(),
     });
-    let Some(Content::Binary(frame)) = encode_broadcast(Version::V2, topic, &told) else {
+    let Some(Content::Binary(frame)) = encode_broadcast(Version::V2, topic, &told, None) else {
         panic!("names that came in a binary frame fit one");
     };
     let [4, topic_bytes, event_bytes, 0, encoding, ref rest @ ..] = frame[..] else {
@@ -215,7 +215,7 @@ fn broadcast(topic: &str, user: UserBroadcast<'_>) {
     let (found_topic, rest) = rest.split_at(usize::from(topic_bytes));
     let (event, data) = rest.split_at(usize::from(event_bytes));
     assert_eq!((found_topic, event, data), (topic.as_bytes(), user.event.as_bytes(), user.data));
-    match encode_broadcast(Version::V1, topic, &told) {
+    match encode_broadcast(Version::V1, topic, &told, None) {
         None => assert_eq!(user.encoding, Encoding::Bytes),
         Some(Content::Binary(_)) => panic!("version 1 has no binary frames"),
         Some(Content::Text(text)) => {

@@ -55,6 +55,8 @@ pub(super) const BOUNDS: &[(&str, i64, i64)] = &[
     ("server.idle_timeout_ms", 1_000, 3_600_000),
     ("server.stream_heartbeat_ms", 100, 600_000),
     ("server.stream_retry_ms", 100, 600_000),
+    ("server.session_places_max", 0, 10_000_000),
+    ("server.session_lifetime_ms", 0, 86_400_000),
     ("server.connect_error_backoff_ms", 0, 8_000),
     ("server.join_error_backoff_ms", 0, 8_000),
     ("server.drain_timeout_ms", 0, 60_000),

@@ -413,6 +413,14 @@ pub struct Server {
     /// Milliseconds that an event stream's client is told to wait before it comes back; each is
     /// told up to half more or less, so that not all come at once. Default 2000, 100 to 600000.
     pub stream_retry_ms: u64,
+    /// How far clients have come that name a `session` in their URL: one a channel, of all of them.
+    /// If there are more, those go first whose client has been away for longest, and it begins anew
+    /// when it comes back. Each takes some 400 bytes. Default 100000, 0 to 10000000.
+    pub session_places_max: usize,
+    /// Milliseconds for which that is remembered of a client that is away. What happened meanwhile
+    /// is there for as long as `replication.replay_window_ms` says; whoever is away for longer than
+    /// that is told what he missed. Default 3600000, 0 to 86400000.
+    pub session_lifetime_ms: u64,
     /// Milliseconds before a refused socket is answered, for the same reason. Default 500, 0 to
     /// 8000.
     pub connect_error_backoff_ms: u64,
@@ -442,6 +450,8 @@ impl Default for Server {
             idle_timeout_ms: 60_000,
             stream_heartbeat_ms: 15_000,
             stream_retry_ms: 2_000,
+            session_places_max: 100_000,
+            session_lifetime_ms: 3_600_000,
             connect_error_backoff_ms: 500,
             join_error_backoff_ms: 500,
             drain_timeout_ms: 5_000,

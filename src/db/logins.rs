@@ -242,8 +242,8 @@ impl Logins {
         pair.map(|credentials| credentials.name.as_str()).collect()
     }
 
-    /// Makes our logins again, with the same passwords, when somebody dropped them: to be called
-    /// after the server refused one of them, or does not know it.
+    /// Makes our logins again, with the same passwords, when somebody dropped or changed them: to be
+    /// called after the server refused one of them, or does not know it.
     ///
     /// # Errors
     /// [`Error`]; try again later.
@@ -298,11 +298,11 @@ impl Made {
         };
         let exists = "select exists (select from pg_catalog.pg_roles where rolname = $1)";
         let row = client.query_one(exists, &[&credentials.name]).await;
-        if row.map_err(failed("look for our logins"))?.get(0) {
-            return Ok(());
-        }
+        // One that is there may have got another password, or lost what it needs.
+        let verb =
+            if row.map_err(failed("look for our logins"))?.get(0) { "alter" } else { "create" };
         let mut statements = vec![format!(
-            "begin; create role {name} login {kind} connection limit {} password {}",
+            "begin; {verb} role {name} login {kind} connection limit {} password {}",
             credentials.connections,
             literal(&credentials.verifier),
         )];

@@ -7,6 +7,8 @@
 
 use bytes::Bytes;
 
+use crate::cursor::Cursor;
+
 /// What the payload of a [`UserEvent`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -56,12 +58,14 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// A JSON object; none when there is nothing to say.
-    pub fn to_json(&self) -> Option<String> {
+    /// A JSON object; none when there is nothing to say. `cursor`: of what came through the log.
+    pub fn to_json(&self, cursor: Option<Cursor>) -> Option<String> {
         let replayed = self.replayed.then(|| r#""replayed":true"#.to_owned());
-        let id = self.id.as_ref().map(|id| format!(r#""id":{}"#, json_string(id)));
+        let id = self.id.as_deref().map(|id| format!(r#""id":{}"#, json_string(id)));
+        let cursor = cursor.map(|cursor| format!(r#""cursor":"{cursor}""#));
         let about = self.about.as_ref().map(ToString::to_string);
-        let members: Vec<String> = [replayed, id, about].into_iter().flatten().collect();
+        let members = [replayed, id, cursor, about].into_iter().flatten();
+        let members: Vec<String> = members.collect();
         (!members.is_empty()).then(|| format!("{{{}}}", members.join(",")))
     }
 }
@@ -69,9 +73,14 @@ impl Meta {
 impl Broadcast {
     /// The payload of the event for those who get it as text; none for opaque bytes.
     pub fn payload(&self) -> Option<Bytes> {
+        self.payload_at(None)
+    }
+
+    /// The same of what came through the log, with its place there.
+    pub fn payload_at(&self, cursor: Option<Cursor>) -> Option<Bytes> {
         match self {
             Self::Whole(payload) => Some(payload.clone()),
-            Self::User(user) => user.payload(),
+            Self::User(user) => user.payload(cursor),
         }
     }
 
@@ -100,12 +109,12 @@ impl UserEvent {
         self.encoding == Encoding::Json || fits
     }
 
-    fn payload(&self) -> Option<Bytes> {
+    fn payload(&self, cursor: Option<Cursor>) -> Option<Bytes> {
         if self.encoding == Encoding::Bytes {
             return None;
         }
         let event = json_string(&self.event);
-        let meta = self.meta.to_json();
+        let meta = self.meta.to_json(cursor);
         let mut json = Vec::with_capacity(self.data.len() + event.len() + 128);
         json.extend_from_slice(br#"{"event":"#);
         json.extend_from_slice(event.as_bytes());

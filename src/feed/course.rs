@@ -48,6 +48,10 @@ impl Course {
         } else if identity.start > self.committed.max(self.flushed) {
             // Somebody else read on meanwhile, or moved it.
             "slot_moved"
+        } else if identity.head < self.committed {
+            // What was read is always on the server's disk: this is a copy from before. What it
+            // writes now would pass for what is known already.
+            "log_went_back"
         } else {
             return None;
         };
@@ -69,7 +73,7 @@ mod tests {
             system_id: "7".into(),
             timeline,
             server_version: 150_018,
-            head: Lsn::new(100),
+            head: Lsn::new(1000),
             start: Lsn::new(start),
             created_slot,
             messages: true,
@@ -81,7 +85,7 @@ mod tests {
     fn the_first_attachment_owes_nobody_the_past() {
         let mut course = Course::default();
         assert_eq!(course.attach(&identity(1, 10, true)), None);
-        assert_eq!((course.live_from, course.committed), (Some(Lsn::new(100)), Lsn::ZERO));
+        assert_eq!((course.live_from, course.committed), (Some(Lsn::new(1000)), Lsn::ZERO));
     }
 
     #[test]
@@ -90,7 +94,7 @@ mod tests {
         course.attach(&identity(1, 10, false));
         (course.committed, course.within) = (Lsn::new(150), Some(WITHIN));
         assert_eq!(course.attach(&identity(1, 150, false)), None);
-        assert_eq!(course.live_from, Some(Lsn::new(100)));
+        assert_eq!(course.live_from, Some(Lsn::new(1000)));
         assert_eq!((course.committed, course.within), (Lsn::new(150), Some(WITHIN)));
     }
 
@@ -109,6 +113,18 @@ mod tests {
         course.attach(&identity(1, 10, false));
         (course.committed, course.flushed) = (Lsn::new(150), Lsn::new(165));
         assert_eq!(course.attach(&identity(1, 165, false)), None);
+    }
+
+    #[test]
+    fn f38_a_log_that_ends_before_what_was_read_is_another_one() {
+        let mut course = Course::default();
+        course.attach(&identity(1, 10, false));
+        course.committed = Lsn::new(1000);
+        assert_eq!(course.attach(&identity(1, 90, false)), None, "the slot alone went back");
+        course.committed = Lsn::new(1001);
+        assert_eq!(course.attach(&identity(1, 90, false)), Some("log_went_back"));
+        assert_eq!((course.live_from, course.committed), (Some(Lsn::new(90)), Lsn::new(90)));
+        assert_eq!(course.attach(&identity(1, 90, false)), None, "said once");
     }
 
     #[test]

@@ -557,7 +557,8 @@ impl Feed {
         if anew || self.status.cursor().is_none() {
             self.status.came_to(Cursor { place: begins, epoch });
         }
-        self.publisher.hub.read_at(epoch, Place::before(live_from), anew);
+        // A new slot may begin later than the log ended when it was asked for.
+        self.publisher.hub.read_at(epoch, begins.max(Place::before(live_from)), anew);
         epoch
     }
 

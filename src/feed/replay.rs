@@ -1,16 +1,19 @@
 //! Channels that come back: what they missed is read again from the history, and published to them.
 //!
-//! In:     channels with the cursor they came with, each in the hub already, its row changes waiting.
-//! Out:    the changes after the cursor, once each, in commit order, decided as of now; then a word,
-//!         and what waited. Where that cannot be: one gap, and what happens from now on.
-//! Never:  a change that was not decided for the claims of now; a queue that grows because a client
-//!         does not read; a state between what was replayed and what is live.
+//! In:     channels with the cursor they came with, each in the hub already, what comes through the
+//!         log for it waiting.
+//! Out:    the changes after the cursor and what was said to their rooms, once each, in commit order,
+//!         decided as of now; then a word, and what waited. Where that cannot be: one gap, and what
+//!         happens from now on.
+//! Never:  what clients said to each other, which is in no log; anything that was not decided for the
+//!         claims of now; a queue that grows because a client does not read; a state between what
+//!         was replayed and what is live.
 //!
 //! Those that wait together are shown the past together, in a hub of their own, so that thousands
 //! that lost the same server cost one reading of the log.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -23,7 +26,7 @@ use super::memory::Memory;
 use super::publish::Publisher;
 use crate::catalog::Catalog;
 use crate::cursor::{Cursor, Place};
-use crate::hub::{Format, Hub, Membership, Subscriber, Word};
+use crate::hub::{Comeback, Format, Hub, Returner, Subscriber, Word};
 use crate::kill;
 use crate::lsn::Lsn;
 use crate::mapping::Gathered;
@@ -57,7 +60,7 @@ mod reason {
 /// A channel that came back.
 #[derive(Debug)]
 struct Returning {
-    channel: Weak<Membership>,
+    channel: Comeback,
     /// What it has; none: it came with what is no cursor.
     from: Option<Cursor>,
     format: Format,
@@ -86,9 +89,8 @@ pub struct Resume {
 
 impl Replays {
     /// Shows a channel what it missed. To be called when its join was answered.
-    pub fn begin(&self, channel: &Arc<Membership>, resume: Resume) {
+    pub fn begin(&self, channel: Comeback, resume: Resume) {
         let Resume { from, format, topic } = resume;
-        let channel = Arc::downgrade(channel);
         self.lock().push(Returning { channel, from, format, topic, told: false });
         self.came.notify_one();
     }
@@ -101,7 +103,7 @@ impl Replays {
 /// A channel that is shown the past.
 struct Shown {
     returning: Returning,
-    channel: Arc<Membership>,
+    channel: Returner,
     /// It has everything up to there.
     at: Place,
     /// In the hub of the past.
@@ -143,10 +145,7 @@ impl Replayer {
                     waiting.append(&mut self.replays.lock());
                     let mut ready = Vec::new();
                     for returning in std::mem::take(&mut waiting) {
-                        let Some(channel) = returning.channel.upgrade() else { continue };
-                        if channel.is_gone() {
-                            continue;
-                        }
+                        let Some(channel) = returning.channel.find() else { continue };
                         if channel.queued_bytes() > UNREAD_MAX {
                             waiting.push(returning);
                         } else {
@@ -162,7 +161,7 @@ impl Replayer {
     }
 
     /// Shows channels what is kept now. Those that are not done.
-    async fn show(&mut self, channels: Vec<(Returning, Arc<Membership>)>) -> Vec<Returning> {
+    async fn show(&mut self, channels: Vec<(Returning, Returner)>) -> Vec<Returning> {
         let mut waiting = Vec::new();
         let picture = self.picture().await;
         let past = Arc::new(Hub::default());
@@ -211,7 +210,7 @@ impl Replayer {
     fn begin(
         &self,
         mut returning: Returning,
-        channel: &Arc<Membership>,
+        channel: &Returner,
         picture: &Picture,
     ) -> (Returning, Place) {
         let known_to = self.known_to(picture);
@@ -288,7 +287,7 @@ impl Replayer {
             for mut one in std::mem::take(&mut shown) {
                 tell_missed(&one, picture);
                 // Otherwise its claims changed, or it left: it has what it was offered until then.
-                let stayed = one.channel.is_in_past();
+                let stayed = !one.subscriber.is_gone();
                 let reads = one.channel.queued_bytes() <= UNREAD_MAX;
                 one.at = one.at.max(one.subscriber.reached());
                 if stayed {
@@ -328,7 +327,7 @@ fn tell_missed(one: &Shown, picture: &Picture) {
 /// The channel has everything up to `reached`. It comes back if it has to be shown more.
 fn finish(
     mut returning: Returning,
-    channel: &Arc<Membership>,
+    channel: &Returner,
     reached: Place,
     picture: &Picture,
 ) -> Option<Returning> {
@@ -342,7 +341,7 @@ fn finish(
 
 fn gap(
     returning: &Returning,
-    channel: &Arc<Membership>,
+    channel: &Returner,
     reason: &'static str,
     to: Place,
     picture: &Picture,

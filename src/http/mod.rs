@@ -17,8 +17,9 @@ mod sockets;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
+use axum::extract::Request;
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use serde::Serialize;
@@ -92,6 +93,16 @@ pub fn router<A: Admit>(service: Arc<Service<A>>) -> Router {
         .layer(cors)
         .fallback(proxy::pass::<A>)
         .with_state(service)
+        .layer(from_fn(with_one_host))
+}
+
+/// Refuses what names two hosts: whoever stands in front of us may have read the other one.
+async fn with_one_host(request: Request, next: Next) -> Response {
+    if request.headers().get_all(header::HOST).iter().nth(1).is_some() {
+        let close = [(header::CONNECTION, "close")];
+        return (close, error(StatusCode::BAD_REQUEST, "More than one Host")).into_response();
+    }
+    next.run(request).await
 }
 
 /// `has_rows`: every other path may be one of the application's own.

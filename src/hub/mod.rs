@@ -9,13 +9,15 @@
 //! subscriptions. Its frames are made once. Inside it, subscribers with the same claims form a
 //! *party*: rights are asked once for each party.
 //!
-//! A channel that comes back with a cursor is in two hubs for a while: here, where its row changes
-//! wait, and in one of its own in the past ([`Hub::enter_past`]), where it is sent what it missed.
+//! A channel that comes back with a cursor is in two hubs for a while: here, where what comes through
+//! the log waits, and in one of its own in the past ([`Hub::enter_past`]), where it is sent what it
+//! missed.
 
 mod datum;
 mod filter;
 mod index;
 pub mod outbox;
+mod past;
 mod predicate;
 mod presence;
 mod registry;
@@ -42,6 +44,7 @@ pub use filter::{
     CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse, segments,
 };
 pub use index::TableIndex;
+pub use past::{Comeback, Returner, SubscriptionEnded, Word};
 pub use predicate::{Bound, Image, Is, Match, Operand, Predicate, Question, Unbound, canonical};
 pub use presence::{MemberId, Presence, Supply, TrackError};
 pub use registry::{AudienceId, BindingId, ClaimsId};
@@ -176,38 +179,18 @@ impl Membership {
         matches!(*self.seat(), Seat::Gone) || self.subscriber.is_gone()
     }
 
-    /// Bytes that its connection has not taken yet.
-    pub fn queued_bytes(&self) -> usize {
-        self.subscriber.queued_bytes()
-    }
-
-    /// Sends a frame to the channel, in front of all that waits.
-    pub fn tell(&self, frame: Bytes) {
-        if self.subscriber.offer(&[frame]) {
-            self.subscriber.outbox().flush();
-        }
-    }
-
-    /// It has every row change up to `reached`: `word` follows, and those that waited. Or the place
-    /// up to which it must be shown more first, because too much came meanwhile.
-    pub fn caught_up(&self, reached: Place, word: Bytes) -> Option<Place> {
-        self.leave_past();
-        self.subscriber.caught_up(reached, word)
-    }
-
-    /// Whether it is shown the past.
-    pub fn is_in_past(&self) -> bool {
-        self.in_past().is_some()
-    }
-
-    /// It is shown no more of the past once this returns.
-    pub fn leave_past(&self) {
-        let past = self.in_past().take();
-        drop(past);
-    }
-
-    fn in_past(&self) -> MutexGuard<'_, Option<Box<Self>>> {
-        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether its connection was handed every row change for it that was published before this
+    /// call: it is neither behind nor between two tokens.
+    pub fn is_current(&self) -> bool {
+        // While it is put under other claims, nobody gets further than this.
+        let seat = self.seat();
+        let is_valid = match *seat {
+            Seat::In(..) => !self.subscriber.valid_for().is_zero(),
+            // It is owed no row changes.
+            Seat::Out => true,
+            Seat::Gone => false,
+        };
+        is_valid && self.subscriber.takes_everything()
     }
 
     fn seat(&self) -> MutexGuard<'_, Seat> {
@@ -351,6 +334,8 @@ pub struct Told {
     pub what: Broadcast,
     /// The connection that is left out, by the name it has for itself.
     pub except: Option<Box<str>>,
+    /// Where it stands in the log.
+    pub place: Place,
     /// What whoever has heard it has.
     pub cursor: Cursor,
 }
@@ -369,27 +354,6 @@ pub struct Hub {
 struct ReadTo {
     epoch: Epoch,
     place: Place,
-}
-
-/// Not all that a channel asked for is still subscribed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a subscription of the channel has ended")]
-pub struct SubscriptionEnded;
-
-/// How a channel that came back goes on, for its client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Word {
-    /// What it missed was sent; from this place on it hears what happens.
-    CaughtUp(Cursor),
-    /// What happened between the two cannot be sent: it has to read its rows again.
-    Gap {
-        /// The last that it has, if that could be told.
-        from: Option<Cursor>,
-        /// Where its row changes go on.
-        to: Cursor,
-        /// One word.
-        reason: &'static str,
-    },
 }
 
 impl Default for Hub {
@@ -441,7 +405,7 @@ impl Hub {
     }
 
     /// Adds a subscriber that has everything up to `resume`, if it says so: then its row changes
-    /// wait until [`Membership::caught_up`].
+    /// wait until [`Returner::caught_up`].
     pub fn join_from(
         self: &Arc<Self>,
         registration: Registration,
@@ -458,33 +422,6 @@ impl Hub {
         let (audience, claims) = self.lock().join(registration);
         drop(read);
         self.membership(subscriber, Seat::In(audience, claims), begins)
-    }
-
-    /// Shows a channel what is published in `past`, a hub of its own, after `after` and up to
-    /// `until`, by the claims and subscriptions it has here now; the channel there, whose
-    /// [`Subscriber::reached`] tells how far it came. None: it has none now, and may again.
-    ///
-    /// It is shown nothing more there once its claims or subscriptions here change, or it leaves.
-    ///
-    /// # Errors
-    /// One of its subscriptions has ended.
-    pub fn enter_past(
-        &self,
-        membership: &Membership,
-        past: &Arc<Self>,
-        after: Place,
-        until: Place,
-    ) -> Result<Option<Arc<Subscriber>>, SubscriptionEnded> {
-        let registry = self.lock();
-        let Seat::In(audience, claims) = *membership.seat() else { return Ok(None) };
-        let subscriber = membership.subscriber.in_the_past(after, until);
-        let claims = registry.claims(claims, subscriber.expires_at()).ok_or(SubscriptionEnded)?;
-        let registration = registry.again(audience, Arc::clone(&subscriber), claims);
-        let registration = registration.ok_or(SubscriptionEnded)?;
-        let (audience, claims) = past.lock().join(registration);
-        let there = past.membership(Arc::clone(&subscriber), Seat::In(audience, claims), after);
-        *membership.in_past() = Some(Box::new(there));
-        Ok(Some(subscriber))
     }
 
     /// A place for a subscriber that gets nothing until [`Self::refresh`] brings it in.
@@ -601,9 +538,11 @@ impl Hub {
         }
         let held = membership.relieve(registry, Some(&registration.claims));
         membership.subscriber.expire_at(registration.claims.expires_at);
+        // If it is behind, what waits was decided by the older claims.
+        let is_replayed = membership.subscriber.lets_go();
         if !held.is_empty()
             && !membership.subscriber.valid_for().is_zero()
-            && !membership.subscriber.lets_go()
+            && !is_replayed
             && membership.subscriber.offer(&held)
         {
             dirty.push(membership.subscriber.outbox());

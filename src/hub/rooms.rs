@@ -9,7 +9,7 @@
 //! does not hold up the others.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
@@ -19,7 +19,7 @@ use super::presence::{MemberId, Presence, Supply, TrackError};
 use super::subscriber::unix_seconds;
 use super::{Format, Subscriber, Told};
 use crate::config;
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Place};
 use crate::event::broadcast::Broadcast;
 
 /// Watchers to whom whoever leaves writes itself; more are told by a task that takes turns.
@@ -98,6 +98,8 @@ struct Member {
     /// Newer claims are being looked at; what comes after the older ones expired waits here.
     late: Option<Box<Waiting<()>>>,
     connection_id: Option<Arc<str>>,
+    /// Its place in the room of the past, while it catches up. It ends with what lets it hear.
+    past: Option<Box<Past>>,
 }
 
 /// Whom a broadcast passes over.
@@ -109,6 +111,8 @@ struct Except<'a> {
     connection: Option<&'a str>,
     /// Connections that have heard it in another room, by their outboxes; none: it is said in one.
     heard: Option<HashSet<usize>>,
+    /// Where it stands in the log, when its cursor is of a place before.
+    place: Option<Place>,
 }
 
 impl Except<'_> {
@@ -116,11 +120,42 @@ impl Except<'_> {
     fn takes(&mut self, member: &Member) -> bool {
         self.member == Some(member.number)
             || self.connection.is_some_and(|id| member.connection_id.as_deref() == Some(id))
-            || self
-                .heard
-                .as_mut()
-                .is_some_and(|heard| !heard.insert(Arc::as_ptr(member.subscriber.outbox()).addr()))
+            || self.heard.as_mut().is_some_and(|heard| {
+                // Whoever is not owed it here may be owed it in another room.
+                let is_owed = self.place.is_none_or(|place| member.subscriber.is_owed(place));
+                !is_owed || !heard.insert(Arc::as_ptr(member.subscriber.outbox()).addr())
+            })
     }
+}
+
+/// A place in a room of the past.
+#[derive(Debug)]
+struct Past {
+    subscriber: Arc<Subscriber>,
+    _occupancy: Occupancy,
+}
+
+impl Drop for Past {
+    fn drop(&mut self) {
+        self.subscriber.leave();
+    }
+}
+
+/// Finds a channel's place in its room, as long as it is there.
+#[derive(Debug, Clone)]
+pub(super) struct Seated {
+    room: Weak<Room>,
+    format: u8,
+    number: u64,
+}
+
+/// Whether a channel is shown what was said in its room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Entered {
+    /// It is, or it is not there to hear it.
+    Yes,
+    /// Its claims are being looked at.
+    Later,
 }
 
 /// A stored message, as it is replayed.
@@ -165,7 +200,7 @@ impl Rooms {
         let waiting = || Waiting::new(Arc::clone(subscriber.outbox()));
         let replay = replays.then(|| Box::new(Replay::Waiting(waiting())));
         let expires_at = unix_seconds(expires_at);
-        let (watches, late) = (false, None);
+        let (watches, late, past) = (false, None, None);
         let mut closed = None;
         // A room's lock is waited for without that of all rooms: it may be a crowded one.
         let (room, number) = loop {
@@ -186,6 +221,7 @@ impl Rooms {
                 expires_at,
                 replay,
                 late,
+                past,
                 connection_id,
             };
             inner.group(format).members.push(member);
@@ -250,9 +286,10 @@ impl Rooms {
 
     /// The same for several rooms.
     pub(super) fn tell(&self, told: &Told, dirty: &mut DirtyList) -> u64 {
-        let Told { rooms, what, except, cursor } = told;
+        let Told { rooms, what, except, place, cursor } = told;
         let heard = (rooms.len() > 1).then(HashSet::new);
-        let mut except = Except { member: None, connection: except.as_deref(), heard };
+        let (connection, place) = (except.as_deref(), Some(*place));
+        let mut except = Except { member: None, connection, heard, place };
         let mut delivered = 0;
         for name in rooms {
             let room = locked(&self.open).get(name).map(Arc::clone);
@@ -272,6 +309,8 @@ impl Room {
         dirty: &mut DirtyList,
     ) -> u64 {
         let now = unix_seconds(SystemTime::now());
+        let stands =
+            cursor.map(|cursor| Cursor { place: except.place.unwrap_or(cursor.place), ..cursor });
         let mut delivered = 0;
         for group in &mut locked(&self.inner).groups {
             let mut frame = None;
@@ -286,10 +325,10 @@ impl Room {
                 let Some(frame) = &frame else { break };
                 delivered += 1;
                 match member.replay.as_deref_mut() {
-                    None => member.tell(frame, now, dirty),
+                    None => member.say(frame, stands, now, dirty),
                     Some(Replay::Sent(ids)) => {
                         if !broadcast.id().is_some_and(|id| ids.iter().any(|sent| **sent == *id)) {
-                            member.tell(frame, now, dirty);
+                            member.say(frame, stands, now, dirty);
                         }
                     }
                     Some(Replay::Waiting(frames)) => {
@@ -397,6 +436,19 @@ impl Member {
         }
     }
 
+    /// The same for a broadcast, which waits while the channel catches up if it came through the log.
+    fn say(&mut self, frame: &Bytes, cursor: Option<Cursor>, now: u64, dirty: &mut DirtyList) {
+        let Some(Cursor { place, .. }) = cursor else { return self.tell(frame, now, dirty) };
+        if self.late.is_some() && now >= self.expires_at {
+            // Of a channel that is behind, the claims that decide are those it has when it comes there.
+            if !self.subscriber.lets_go() {
+                self.tell(frame, now, dirty);
+            }
+        } else if self.subscriber.offer_said(frame, place) {
+            dirty.push(self.subscriber.outbox());
+        }
+    }
+
     fn offer(&self, frames: &[Bytes], dirty: &mut DirtyList) {
         if self.subscriber.offer(frames) {
             dirty.push(self.subscriber.outbox());
@@ -426,6 +478,7 @@ impl Occupancy {
     /// expired is kept, not lost.
     pub fn await_renewal(&self) {
         if let Some(member) = locked(&self.room.inner).member(self.format, self.number) {
+            member.past = None;
             let outbox = member.subscriber.outbox();
             member.late.get_or_insert_with(|| Box::new(Waiting::new(Arc::clone(outbox))));
         }
@@ -435,6 +488,9 @@ impl Occupancy {
     /// follows, and goes out when the list is flushed.
     pub fn renew(&self, hears: bool, expires_at: SystemTime, dirty: &mut DirtyList) {
         if let Some(member) = locked(&self.room.inner).member(self.format, self.number) {
+            member.past = None;
+            // What the older claims let it hear, and it has not heard, the newer ones have to.
+            member.subscriber.lets_go();
             // Something was kept for who no longer hears: it cannot be told what it was.
             if let Some(mut late) = member.late.take()
                 && (hears || !member.hears)
@@ -445,6 +501,26 @@ impl Occupancy {
             member.hears = hears;
             member.expires_at = unix_seconds(expires_at);
         }
+    }
+
+    /// Where it is, for whoever shows the channel what it missed.
+    pub(super) fn seated(&self) -> Seated {
+        let room = Arc::downgrade(&self.room);
+        Seated { room, format: self.format, number: self.number }
+    }
+
+    /// Whether its connection was handed everything for it that came through the log and was
+    /// published before this call: its claims are valid, and it is not behind.
+    pub fn is_current(&self) -> bool {
+        let now = unix_seconds(SystemTime::now());
+        let mut inner = locked(&self.room.inner);
+        inner.member(self.format, self.number).is_some_and(|member| {
+            let waits = matches!(member.replay.as_deref(), Some(Replay::Waiting(_)));
+            member.late.is_none()
+                && now < member.expires_at
+                && !waits
+                && member.subscriber.takes_everything()
+        })
     }
 
     /// Is told from now on who is there, beginning with a frame that ends with the state as it is
@@ -502,6 +578,45 @@ impl Occupancy {
         member.offer(&frames, &mut dirty);
         let ids: Box<[_]> = stored.into_iter().map(|stored| stored.id).collect();
         member.replay = (!ids.is_empty()).then(|| Box::new(Replay::Sent(ids)));
+    }
+}
+
+impl Seated {
+    pub(super) fn is_there(&self) -> bool {
+        let Some(room) = self.room.upgrade() else { return false };
+        locked(&room.inner).member(self.format, self.number).is_some()
+    }
+
+    /// Has `there` hear what is said in this room in the past, as long as the channel may.
+    pub(super) fn enter_past(&self, past: &Arc<Rooms>, there: &Arc<Subscriber>) -> Entered {
+        let Some(room) = self.room.upgrade() else { return Entered::Yes };
+        let mut inner = locked(&room.inner);
+        let format = inner.groups.iter().find(|group| group.format.id == self.format);
+        let format = format.map(|group| group.format);
+        let member = inner.member(self.format, self.number);
+        let Some((format, member)) = format.zip(member) else { return Entered::Yes };
+        if member.late.is_some() {
+            return Entered::Later;
+        }
+        if member.hears {
+            let subscriber = Arc::clone(there);
+            let expires_at = UNIX_EPOCH + Duration::from_secs(member.expires_at);
+            let (hears, replays) = (true, false);
+            let connection_id = member.connection_id.clone();
+            let entrant = Entrant { subscriber, format, hears, expires_at, replays, connection_id };
+            let occupancy = past.enter(&room.name, entrant);
+            let subscriber = Arc::clone(there);
+            member.past = Some(Box::new(Past { subscriber, _occupancy: occupancy }));
+        }
+        Entered::Yes
+    }
+
+    /// It hears no more of the past once this returns.
+    pub(super) fn leave_past(&self) {
+        let Some(room) = self.room.upgrade() else { return };
+        if let Some(member) = locked(&room.inner).member(self.format, self.number) {
+            member.past = None;
+        }
     }
 }
 

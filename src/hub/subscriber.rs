@@ -45,6 +45,8 @@ pub struct Subscriber {
     expires_at: AtomicU64,
     /// Row changes up to there are not for it.
     after: AtomicPlace,
+    /// Nor is what was said in a room up to there.
+    said_after: AtomicPlace,
     /// Nor are later ones than this.
     until: AtomicPlace,
     /// The last one it was offered, of a channel in the past.
@@ -124,6 +126,7 @@ impl Subscriber {
             begins_at: 0,
             expires_at: AtomicU64::new(expires_at),
             after: AtomicPlace::new(Place::ZERO),
+            said_after: AtomicPlace::new(Place::ZERO),
             until: AtomicPlace::new(Place::LAST),
             reached: AtomicPlace::new(Place::ZERO),
             missed: Mutex::default(),
@@ -143,6 +146,7 @@ impl Subscriber {
             expires_at,
         );
         past.after.store(after);
+        past.said_after.store(after);
         past.reached.store(after);
         past.until.store(until);
         Arc::new(past)
@@ -173,6 +177,13 @@ impl Subscriber {
         self.missed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// It has everything up to `after`: what comes through the log waits until it was shown what it
+    /// missed. To be called before it can be found.
+    pub fn come_back(&self, after: Place) {
+        self.begin_after(after);
+        self.catch_up();
+    }
+
     /// Has row changes wait until [`Self::caught_up`]. To be called before it can be found.
     pub(super) fn catch_up(&self) {
         self.catching_up.store(true, Ordering::Release);
@@ -195,12 +206,14 @@ impl Subscriber {
             }
             // What the history has may still be on its way here: read, and not published so far.
             self.after.store(self.after.load().max(reached));
+            self.said_after.store(self.said_after.load().max(reached));
             self.catching_up.store(false, Ordering::Release);
         }
         None
     }
 
-    /// If it catches up: what was held for it elsewhere is replayed instead. Whether it does.
+    /// If it catches up: all that waits is replayed, and so is what was held for it elsewhere.
+    /// Whether it does.
     pub(super) fn lets_go(&self) -> bool {
         let mut later = self.later();
         let catching_up = self.catching_up.load(Ordering::Acquire);
@@ -211,13 +224,18 @@ impl Subscriber {
         catching_up
     }
 
+    /// Whether what is offered now goes to the outbox, and what was before did.
+    pub(super) fn takes_everything(&self) -> bool {
+        self.state.load(Ordering::Acquire) == LIVE && !self.catching_up.load(Ordering::Acquire)
+    }
+
     /// Bytes that its connection has not taken yet.
     pub(super) fn queued_bytes(&self) -> usize {
         self.outbox.queued_bytes()
     }
 
     /// Whether the channel has left.
-    pub(super) fn is_gone(&self) -> bool {
+    pub fn is_gone(&self) -> bool {
         self.state.load(Ordering::Acquire) == GONE || self.outbox.closing().is_some()
     }
 
@@ -282,11 +300,41 @@ impl Subscriber {
         let owed = |place: &&Place| after < **place && **place <= until;
         let from = places.iter().take_while(|place| **place <= after).count();
         let count = places[from..].iter().take_while(owed).count();
-        if until != Place::LAST {
-            // Another frame of the same change may follow.
-            self.reached.store(until.min(*last).max(self.reached.load()));
+        let owed = &frames[from..from + count];
+        if until == Place::LAST {
+            return count > 0 && self.offer(owed);
         }
-        count > 0 && self.offer(&frames[from..from + count])
+        // Another frame of the same change may follow.
+        self.offer_past(owed, until.min(*last))
+    }
+
+    /// [`Self::offer`] for what was said in a room at a place in the log, if it is owed that.
+    pub(super) fn offer_said(&self, frame: &Bytes, place: Place) -> bool {
+        let frame = std::slice::from_ref(frame);
+        if self.catching_up.load(Ordering::Acquire) && self.wait(frame, &[place]) {
+            return false;
+        }
+        let until = self.until.load();
+        if place <= self.said_after.load() || place > until {
+            return false;
+        }
+        if until == Place::LAST { self.offer(frame) } else { self.offer_past(frame, place) }
+    }
+
+    /// Whether what stands there in the log is for it.
+    pub(super) fn is_owed(&self, place: Place) -> bool {
+        place > self.said_after.load() && place <= self.until.load()
+    }
+
+    /// Offers a channel in the past what leads up to `reached`. If it has left, in one of its lists
+    /// or another, it is offered nothing, and has not come there.
+    fn offer_past(&self, frames: &[Bytes], reached: Place) -> bool {
+        let _leaving_waits = self.held();
+        if self.state.load(Ordering::Acquire) != LIVE {
+            return false;
+        }
+        self.reached.store(reached.max(self.reached.load()));
+        !frames.is_empty() && self.outbox.offer_many(frames).unwrap_or(false)
     }
 
     /// Keeps row changes until [`Self::caught_up`]; false when it is.

@@ -160,7 +160,7 @@ async fn what_was_shown_of_the_past_does_not_come_again_when_it_is_published() {
     let later = SystemTime::now() + Duration::from_hours(1);
     let subscriber = Subscriber::new(outbox, Box::new(Told::default()), later);
     let registration = registration(&subscriber, claims(0, 0), [interest(None)]);
-    let membership = hub.join_from(registration, Some(Place::ZERO));
+    let membership = Arc::new(hub.join_from(registration, Some(Place::ZERO)));
     subscriber.go_live();
     let change = change(Operation::Insert, None, Some(1));
     hub.define(&change.relation, false);
@@ -173,7 +173,8 @@ async fn what_was_shown_of_the_past_does_not_come_again_when_it_is_published() {
     publish(10, "shown and published;");
     publish(30, "published;");
     let reached = Place::after(Lsn::new(20));
-    assert_eq!(membership.caught_up(reached, Bytes::from_static(b"caught up;")), None);
+    let returner = Comeback::new(&subscriber, Some(&membership), []).find().unwrap();
+    assert_eq!(returner.caught_up(reached, Bytes::from_static(b"caught up;")), None);
     // It was read, and so shown, before it was decided here.
     publish(20, "shown and published;");
     publish(40, "live;");
@@ -689,6 +690,7 @@ fn several_rooms_are_told_once_a_connection_and_not_the_one_that_wrote() {
             rooms: ["a", "b", "nobody's"].map(room).into(),
             what: said(10),
             except: except.map(Into::into),
+            place: Place::after(Lsn::new(1)),
             cursor,
         })
     };

@@ -31,8 +31,8 @@ use crate::cursor::{Cursor, Place};
 use crate::db::Login;
 use crate::feed::{self, Resume};
 use crate::hub::{
-    Format, Hub, Interest, Membership, Registration, Subscriber, Subscription, SubscriptionError,
-    Turn,
+    Comeback, Format, Hub, Interest, Membership, Registration, Subscriber, Subscription,
+    SubscriptionError, Turn,
 };
 use crate::subscribe::{self, Check, Column, Operators, Refused};
 use crate::telemetry;
@@ -81,6 +81,8 @@ pub struct Request {
     /// How far the client has come, as it says, in all that it asks for. Each element of
     /// `parameters` may say it too (`cursor`): the oldest counts.
     pub cursor: Option<Box<str>>,
+    /// How far the server knows it to have come, if it says nothing itself.
+    pub bookmark: Option<Cursor>,
     /// The client joins only if its row changes are in force, and waits so long for that.
     pub wait: Option<Duration>,
 }
@@ -99,6 +101,8 @@ pub struct Joined {
     pub entered: Option<Entered>,
     /// Where its row changes begin, when they were asked for.
     pub begins: Option<Cursor>,
+    /// Where what comes through the log begins, unless the channel is not joined.
+    pub starts: Option<Cursor>,
     /// Set when it comes back: [`Joiner::resume`] is to be called once the join was answered.
     pub resume: Option<Resume>,
     /// Why nothing is subscribed, though the channel is joined.
@@ -173,14 +177,28 @@ impl Joiner {
     }
 
     /// Registers a channel. Takes seconds at most.
-    pub async fn join(&self, request: Request) -> Joined {
+    pub async fn join(&self, mut request: Request) -> Joined {
         let deadline = Instant::now() + request.wait.unwrap_or(WAIT_MAX);
+        let resume = resume(&request);
+        let from = resume.as_ref().map(|resume| resume.from);
+        // What is no cursor has everything to miss, and nothing to be shown twice.
+        let place = from.map(|from| from.map_or(Place::LAST, |from| from.place));
+        if let Some(place) = place {
+            // What it claims to have counts only where it is behind.
+            request.subscriber.come_back(place.min(self.hub.read_to().place));
+            // They are in the log too.
+            request.replay = request.replay.filter(|_| !request.private);
+        }
         let entering = timeout_at(deadline, self.door.enter(&request)).await;
         match entering.unwrap_or_else(|_elapsed| Err(self.unavailable())) {
             Err(reason) => Joined { unavailable: Some(reason), ..Joined::default() },
             Ok(entered) => {
-                let joined = self.subscribe(request, deadline).await;
-                Joined { entered: Some(entered), ..joined }
+                let now = self.hub.read_to();
+                let joined = self.subscribe(request, deadline, place).await;
+                let begins = joined.begins.map(|begins| from.flatten().unwrap_or(begins));
+                let starts = from.flatten().or(begins).unwrap_or(now);
+                let (entered, starts) = (Some(entered), Some(starts));
+                Joined { entered, begins, starts, resume, ..joined }
             }
         }
     }
@@ -222,8 +240,14 @@ impl Joiner {
     }
 
     /// Shows a channel that came back what it missed: its join was answered.
-    pub fn resume(&self, membership: &Arc<Membership>, resume: Resume) {
-        self.replays.begin(membership, resume);
+    pub fn resume(&self, channel: Comeback, resume: Resume) {
+        self.replays.begin(channel, resume);
+    }
+
+    /// Row changes up to there were handed to whoever is to have them. None before the first
+    /// connection to the log.
+    pub fn published(&self) -> Option<Cursor> {
+        self.door.published()
     }
 
     /// Whether changes flow.
@@ -231,7 +255,8 @@ impl Joiner {
         self.ready.clone()
     }
 
-    async fn subscribe(&self, request: Request, deadline: Instant) -> Joined {
+    /// `place`: of a channel that comes back, up to where it has everything.
+    async fn subscribe(&self, request: Request, deadline: Instant, place: Option<Place>) -> Joined {
         let (parsed, wait) = (parse(&request), request.wait);
         let mut joined = Joined::default();
         if parsed.is_empty() {
@@ -250,14 +275,9 @@ impl Joiner {
                 }
                 // From now on somebody may be owed the deletion of a row that he could see before.
                 self.authorizer.keep_history(true);
-                let resume = resume(&request);
-                let from = resume.as_ref().map(|resume| resume.from);
-                // What is no cursor has everything to miss, and nothing to be shown twice.
-                let place = from.map(|from| from.map_or(Place::LAST, |from| from.place));
                 let membership = self.hub.join_from(registration(request, interests), place);
                 let begins = Cursor { place: membership.begins(), ..self.hub.read_to() };
-                joined.begins = Some(from.flatten().unwrap_or(begins));
-                joined.resume = resume;
+                joined.begins = Some(begins);
                 // What was decoded before this channel was there, but cannot be read yet, would be
                 // missing both in what the client fetches after the answer and in what it is sent.
                 match timeout_at(deadline, self.authorizer.wait_decoded_visible()).await {
@@ -537,15 +557,15 @@ fn resume(request: &Request) -> Option<Resume> {
     };
     let elements = request.parameters.iter().filter_map(|element| of_element(element));
     let texts: Vec<String> = elements.chain(request.cursor.as_deref().map(Into::into)).collect();
+    let (format, topic) = (request.format, Arc::clone(&request.topic));
     if texts.is_empty() {
-        return None;
+        return request.bookmark.map(|from| Resume { from: Some(from), format, topic });
     }
     let cursors: Result<Vec<Cursor>, _> = texts.iter().map(|text| text.parse()).collect();
     let oldest = cursors.unwrap_or_default().into_iter().reduce(|one, other| {
         // Those of two logs do not compare; none of the first is of this one then, or of the second.
         if one.epoch != other.epoch || one.place < other.place { one } else { other }
     });
-    let (format, topic) = (request.format, Arc::clone(&request.topic));
     Some(Resume { from: oldest, format, topic })
 }
 

@@ -22,6 +22,7 @@ use crate::auth::access::{
 };
 use crate::auth::rls::Authorizer;
 use crate::config;
+use crate::cursor::Cursor;
 use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
 use crate::feed;
 use crate::hub::{Entrant, Hub, Occupancy, RoomName};
@@ -76,6 +77,11 @@ impl Door {
             bytes_max: settings.server.outbox_bytes_max / 2,
         };
         Self { hub, access, authorizer, feed, replay }
+    }
+
+    /// How far the feed came.
+    pub(super) fn published(&self) -> Option<Cursor> {
+        self.feed.cursor()
     }
 
     /// Enters.

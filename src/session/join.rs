@@ -62,6 +62,8 @@ pub struct BroadcastOptions {
     pub echo: bool,
     /// `replay`: a JSON object, unchecked.
     pub replay: Option<Box<RawValue>>,
+    /// `cursor`: how far the client has come, as it says.
+    pub cursor: Option<Box<str>>,
     /// `replication_ready`: say when broadcasts from the database flow.
     pub announce_replication: bool,
 }
@@ -121,6 +123,8 @@ struct Broadcast<'a> {
     echo: Option<&'a RawValue>,
     #[serde(borrow)]
     replay: Option<&'a RawValue>,
+    #[serde(borrow)]
+    cursor: Option<&'a RawValue>,
     #[serde(borrow)]
     replication_ready: Option<&'a RawValue>,
 }
@@ -230,6 +234,10 @@ impl Wishes {
                 acknowledge: boolean(broadcast.ack, "broadcast.ack")?,
                 echo: boolean(broadcast.echo, "broadcast.self")?,
                 replay: bounded(broadcast.replay, "broadcast.replay")?,
+                // What is no text is no cursor either, which the client is told like that.
+                cursor: bounded(broadcast.cursor, "broadcast.cursor")?
+                    .filter(|cursor| cursor.get() != "null")
+                    .map(|cursor| text(Some(&*cursor)).unwrap_or_default().into()),
                 announce_replication: boolean(
                     broadcast.replication_ready,
                     "broadcast.replication_ready",

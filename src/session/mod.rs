@@ -12,6 +12,7 @@
 //! answer to a join whose token was replaced meanwhile is dropped too, and gives
 //! [`Output::JoinAgain`]: nothing is delivered by the older token after the newer was accepted.
 
+mod bookmark;
 mod join;
 mod message;
 mod rate;
@@ -40,6 +41,7 @@ use message::json_string;
 use rate::Rate;
 use room::Talk;
 
+pub use bookmark::{Asked, Bookmark, BookmarkName, Bookmarks, SessionId};
 pub use join::{BroadcastOptions, JoinRequest, PresenceOptions};
 pub use message::{Frame, Message, Payload, REF_BYTES_MAX, RawRef, RefTooLong, UserBroadcast};
 pub use rate::Rates;
@@ -260,6 +262,8 @@ impl SystemMessage {
 pub enum Output {
     /// Send this.
     Send(Message),
+    /// Send this answer to a heartbeat: its client has got all that was sent before the last one.
+    Beat(Message),
     /// Send this refusal after a while, so that a client in a retry loop is slowed. What follows
     /// does not wait for it.
     SendLater(Message),
@@ -275,6 +279,9 @@ pub enum Output {
     },
     /// Forget a channel, or stop registering it. May come twice.
     Leave(ChannelId),
+    /// The client wants no more of a channel, and begins anew if it comes back. [`Self::Leave`]
+    /// follows.
+    Forget(ChannelId),
     /// A joined channel has new claims: check and decide with them from now on.
     Refresh {
         /// Which one.
@@ -482,7 +489,7 @@ impl Session {
     fn frame(&mut self, frame: Frame<'_>, now: SystemTime, outputs: &mut Vec<Output>) {
         let Frame { join_ref, reference, topic, event, payload } = frame;
         if topic == HEARTBEAT_TOPIC && event == "heartbeat" {
-            outputs.push(Output::Send(Message::done(None, reference, topic.into())));
+            outputs.push(Output::Beat(Message::done(None, reference, topic.into())));
             return;
         }
         if event == "phx_join" {
@@ -747,6 +754,7 @@ impl Session {
     /// Ends a channel because its client wants it.
     fn end(&mut self, at: usize, reference: Option<RawRef>, outputs: &mut Vec<Output>) {
         let mut channel = self.channels.remove(at);
+        outputs.push(Output::Forget(channel.id));
         outputs.push(Output::Leave(channel.id));
         channel.answer_waiting(outputs);
         let topic = channel.topic.to_shared();

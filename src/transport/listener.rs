@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -424,13 +424,19 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let (shortest, longest) = SWEEP_INTERVAL;
-    let mut sweep = interval((connections.idle_timeout / 16).clamp(shortest, longest));
+    let between = (connections.idle_timeout / 16).clamp(shortest, longest);
+    let mut sweep = interval(between);
     sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sweeps = Sweeps { between, last: Instant::now() };
     let outcome = loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => break Ok(()),
-            _ = sweep.tick() => connections.sweep(),
+            _ = sweep.tick() => {
+                if sweeps.is_due(Instant::now()) {
+                    connections.sweep();
+                }
+            }
             accepted = listener.accept() => match accepted {
                 Ok((stream, address)) => accept(&connections, &router, stream, address),
                 Err(error) if is_of_one_connection(&error) => {}
@@ -445,6 +451,24 @@ pub async fn serve(
     drop(listener);
     drain(&connections).await;
     outcome
+}
+
+/// Which sweeps are made.
+struct Sweeps {
+    between: Duration,
+    last: Instant,
+}
+
+impl Sweeps {
+    /// Whether this one is. It is late by far when the whole process stood still: then what clients
+    /// said meanwhile is read first, or all of them would pass for silent.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let late = self.between * 4;
+        let is_late = now.saturating_duration_since(self.last) > late;
+        // One is left out, not all those of a machine that is always late.
+        self.last = if is_late { now + late } else { now };
+        !is_late
+    }
 }
 
 /// The peer was gone before we came to it; the listening socket is well.
@@ -551,5 +575,23 @@ fn hand_over(handover: &Handover, stream: Option<TcpStream>) {
         && let Some(start) = takeover.take()
     {
         start(headers, stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f06_the_first_sweep_after_a_pause_is_left_out_and_no_other() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut sweeps = Sweeps { between: Duration::from_secs(1), last: start };
+        let due = [1, 2, 6, 100, 101, 102].map(|second| (second, sweeps.is_due(at(second))));
+        let expected = [(1, true), (2, true), (6, true), (100, false), (101, true), (102, true)];
+        assert_eq!(due, expected);
+        // A machine that is always late by far is swept all the same.
+        let due = (1..=10).filter(|n| sweeps.is_due(at(100 + 20 * n))).count();
+        assert_eq!(due, 5);
     }
 }

@@ -101,14 +101,30 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Connects and logs in to the first server of the login that lets us.
+    /// Connects and logs in to the first server of the login that lets us and is no standby. A standby
+    /// is waited for: its log is still another's, and what it is promoted to will say so. Until then its
+    /// slots, or that it has none, mean nothing.
     ///
     /// # Errors
     /// Of the last server tried.
     pub(super) async fn open(login: &Login, sender_timeout: Duration) -> Result<Self, Error> {
         let mut last = refused("the connection URL names no host");
         for endpoint in login.endpoints() {
-            let opening = Self::open_at(login, endpoint, sender_timeout);
+            let opening = async {
+                let mut connection = Self::open_at(login, endpoint, sender_timeout).await?;
+                let asked = connection.query("select pg_catalog.pg_is_in_recovery()").await;
+                let standby = match asked {
+                    Ok(rows) => rows.first().and_then(|row| row.first()?.clone()),
+                    // Who does not even answer this is told from a server by whoever goes on.
+                    Err(QueryError::Server(_)) => return Ok(connection),
+                    Err(QueryError::Connection(error)) => return Err(error),
+                };
+                if standby.as_deref() == Some("f") {
+                    Ok(connection)
+                } else {
+                    Err(lost(io::Error::other("the server is a standby")))
+                }
+            };
             last = match tokio::time::timeout(login.timeout(), opening).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => error,

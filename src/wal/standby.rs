@@ -154,10 +154,23 @@ impl Standby {
         if end <= self.published {
             return;
         }
+        let before = self.published.max(self.flushed);
         self.published = end;
         if end <= self.flushed {
             return;
         }
+        // The caller is asked now and then, and whoever was away may have published all of the window
+        // meanwhile: in parts, or all of it would go at once. What does not fit into it goes anyway.
+        let part = (self.window_bytes / u64::from(STEPS)).max(1);
+        let bytes = end.bytes_since(before).min(self.window_bytes);
+        for parts in (1..=bytes.saturating_sub(1) / part).rev() {
+            self.keep(Lsn::new(end.get() - parts * part), now);
+        }
+        self.keep(end, now);
+    }
+
+    /// Keeps a published position in the window.
+    fn keep(&mut self, end: Lsn, now: Instant) {
         match self.steps.back_mut() {
             Some(step)
                 if now.saturating_duration_since(step.first.1) < self.window / STEPS
@@ -329,6 +342,31 @@ mod tests {
         transaction(&mut standby, 7500);
         standby.publish(Lsn::new(7500), start);
         assert_eq!(standby.advance(start), Some(Lsn::new(1100)));
+    }
+
+    /// A new process has all of the window sent again, and publishes it between two looks.
+    #[test]
+    fn what_was_published_at_once_is_let_go_of_in_parts() {
+        let (mut standby, start) = standby(6400);
+        for end in (110..=6400).step_by(10) {
+            transaction(&mut standby, end);
+        }
+        standby.publish(Lsn::new(6400), start);
+        assert_eq!(standby.advance(start), None, "it fits into the window");
+        transaction(&mut standby, 6620);
+        standby.publish(Lsn::new(6620), start);
+        assert_eq!(standby.advance(start), Some(Lsn::new(300)));
+        assert!(standby.steps.len() <= 2 * 64 + 1);
+    }
+
+    #[test]
+    fn more_than_the_window_published_at_once_leaves_a_window() {
+        let (mut standby, start) = standby(6400);
+        transaction(&mut standby, 1 << 40);
+        standby.publish(Lsn::new(1 << 40), start);
+        let kept = standby.advance(start).map(|flush| (1 << 40) - flush.get());
+        assert!(kept.is_some_and(|kept| (6200..=6400).contains(&kept)), "{kept:?}");
+        assert!(standby.steps.len() <= 2 * 64 + 1);
     }
 
     #[test]

@@ -777,7 +777,7 @@ const EVIL: &str = "
         else evil() end)";
 
 #[tokio::test]
-async fn nothing_that_a_policy_does_reaches_the_next_check() {
+async fn f89_nothing_that_a_policy_does_reaches_the_next_check() {
     let world = World::with(|settings| settings.channel_pool_size = 1).await;
     let service = world.role("service");
     world.run(&ATTACK.replace("<attack>", "null;")).await;

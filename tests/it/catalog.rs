@@ -15,9 +15,9 @@ const ROLES: [&str; 5] = ["cat_anon", "cat_user", "cat_loose", "cat_admin", "cat
 
 /// A database with a few roles and a login that may do nothing.
 async fn database() -> (Client, Catalog) {
+    static MADE: OnceCell<()> = OnceCell::const_new();
     let database = Database::create().await;
     let admin = database.client().await;
-    static MADE: OnceCell<()> = OnceCell::const_new();
     let roles = "create role cat_anon;
         create role cat_group;
         create role cat_user in role cat_group;

@@ -1297,7 +1297,7 @@ async fn c71_without_any_privilege_only_that_something_happened_is_told() {
 
 /// Tables change while they are listened to.
 #[tokio::test]
-async fn tables_may_change_shape_in_mid_stream() {
+async fn f27_tables_may_change_shape_in_mid_stream() {
     let service = shared().await;
     let admin = service.admin().await;
     for version in VERSIONS {

@@ -132,11 +132,11 @@ pub(crate) async fn connect(url: &str) -> Client {
 /// Makes the roles of a file's tests, which are the cluster's and so made once in a run. No lock of
 /// Postgres does: an advisory lock is a database's.
 pub(crate) async fn roles(made: &OnceCell<()>, sql: &str) {
-    let make = async || {
+    let run = async || {
         let admin = connect(&cluster().url("postgres")).await;
         admin.batch_execute(sql).await.unwrap();
     };
-    made.get_or_init(make).await;
+    made.get_or_init(run).await;
 }
 
 /// `server_version_num`, such as 150018: servers differ, and so does what a test may expect.

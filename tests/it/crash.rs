@@ -96,7 +96,8 @@ fn id(change: &Value) -> i64 {
 }
 
 #[tokio::test]
-async fn after_the_service_was_killed_the_next_one_misses_nothing_from_its_first_subscriber_on() {
+async fn f01_after_the_service_was_killed_the_next_one_misses_nothing_from_its_first_subscriber_on()
+{
     let database = Database::create().await;
     let admin = database.client().await;
     let address = free_address().await;
@@ -167,7 +168,7 @@ async fn a_slot_in_use_is_waited_for_and_taken_over() {
 }
 
 #[tokio::test]
-async fn a_row_of_a_hundred_megabytes_is_announced_and_leaves_no_trace() {
+async fn f36_a_row_of_a_hundred_megabytes_is_announced_and_leaves_no_trace() {
     let database = Database::create().await;
     let admin = database.client().await;
     let program = Program::spawn(&database, free_address().await);
@@ -215,7 +216,7 @@ async fn wait_for_publication(admin: &Client) {
 }
 
 #[tokio::test]
-async fn a_row_that_the_server_cannot_print_is_told_of_and_passed() {
+async fn f36_a_row_that_the_server_cannot_print_is_told_of_and_passed() {
     let service = Service::start().await;
     let admin = service.admin().await;
     // A bit takes a byte in text: 14 columns of 10 MB are more text than the server can build.
@@ -295,7 +296,7 @@ async fn write(url: String, first: i64, stop: CancellationToken) {
 }
 
 #[tokio::test]
-async fn a_server_that_crashes_among_writers_loses_and_repeats_nothing() {
+async fn f16_f17_a_server_that_crashes_among_writers_loses_and_repeats_nothing() {
     let cluster = Cluster::start("crash", &[]);
     let admin = connect(&cluster.url("postgres")).await;
     admin.batch_execute("create database crash").await.unwrap();

@@ -184,7 +184,7 @@ async fn metrics_are_read_with_their_own_secret() {
 }
 
 #[tokio::test]
-async fn a_browser_may_ask_from_any_page_unless_there_is_a_list() {
+async fn f87_a_browser_may_ask_from_any_page_unless_there_is_a_list() {
     let service = crate::service::shared().await;
     let preflight = [
         ("origin", "https://app.example"),

@@ -625,7 +625,7 @@ async fn a_stream_without_events_lives_by_its_comments() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_closed_and_told_why() {
+async fn f53_a_client_that_does_not_read_is_closed_and_told_why() {
     let service = Service::with(|config| config.server.outbox_bytes_max = 256 * 1024).await;
     let table = service.table("value text").await;
     let socket = TcpSocket::new_v4().unwrap();
@@ -870,59 +870,68 @@ async fn what_cannot_be_sent_any_more_is_one_gap() {
 }
 
 #[tokio::test]
-async fn rooms_are_not_replayed_and_say_so_without_harm_to_the_rows() {
+async fn rooms_are_replayed_with_the_rows_in_one_order() {
     let service = shared().await;
     let table = service.table("value text").await;
-    let topic = format!("resume-{table}");
-    let query = format!("changes={table}@INSERT&topics={topic}");
+    let (topic, other) = (format!("resume-{table}"), format!("other-{table}"));
+    let query = format!("changes={table}@INSERT&topics={topic},{other}");
     let open = [("authorization", &*bearer(&anon()))];
     let begins = Stream::ask(service, &query, &open).await.expect("ready").await.id.unwrap();
     let admin = service.admin().await;
-    let both = async |n: i64| {
+    let all = async |n: i64| {
         let sql = format!(
             "insert into {table} values ({n});
-            select realtime.send('{{\"n\":{n}}}', 'said', '{topic}', false);"
+            select realtime.send('{{\"n\":{n}}}', 'said', '{topic}', false);
+            select realtime.send('{{\"n\":{n}}}', 'also', '{other}', false);"
         );
         admin.batch_execute(&sql).await.unwrap();
     };
-    both(1).await;
-    let mut stream = again(service, &anon(), &query, &begins).await;
-    let gap = stream.expect("gap").await;
-    assert_eq!((&gap.json()["reason"], gap.id), (&json!("broadcasts_not_kept"), None));
-    let (mut rows, word) = (
-        Vec::new(),
-        loop {
+    all(1).await;
+    all(2).await;
+    let names = ["INSERT", "said", "also"];
+    let expected: Vec<_> = (1..=3).flat_map(|n| names.map(|name| (name.to_owned(), n))).collect();
+    // From the start, and then from each event.
+    let mut last = begins.clone();
+    for behind in 0..=6 {
+        let mut stream = again(service, &anon(), &query, &last).await;
+        if behind == 6 {
+            all(3).await;
+        }
+        let missed = if behind == 6 { 9 } else { 6 } - behind;
+        let (mut heard, mut ids, mut words) = (Vec::new(), Vec::new(), 0);
+        while heard.len() < missed || words == 0 {
             let event = stream.next().await;
-            match &*event.name {
-                "INSERT" => assert_eq!(event.json()["record"]["id"], 1),
-                // What was read before the stream was there may still have been on its way.
-                "said" => assert_eq!((&event.json()["n"], event.id), (&json!(1), None)),
-                "caught_up" => break event,
-                other => panic!("{other}"),
+            let id = event.id.clone().expect("what came through the log has its place");
+            if &*event.name == "caught_up" {
+                words += 1;
+                continue;
             }
-        },
-    );
-    assert!(word.id.is_some());
-    both(2).await;
-    while rows.len() < 2 {
+            let data = event.json();
+            let n = data["n"].as_i64().or(data["record"]["id"].as_i64()).unwrap();
+            heard.push((event.name, n));
+            ids.push(id);
+        }
+        assert_eq!(heard, expected[behind..behind + missed]);
+        assert!(ids.is_sorted() && *ids[0] > *last, "{ids:?} after {last}");
+        last.clone_from(&ids[0]);
+    }
+    // Rooms alone go on too, and what is no cursor is one gap.
+    let mut stream = again(service, &anon(), &format!("topics={other}"), &begins).await;
+    let mut heard = Vec::new();
+    while heard.len() < 3 {
         let event = stream.next().await;
-        // The place of a broadcast would be ahead of rows that are still to come.
-        assert_eq!(event.id.is_some(), event.name == "INSERT");
-        let data = event.json();
-        if data["record"]["id"] == 2 || data["n"] == 2 {
-            rows.push(event.name);
+        if event.name != "caught_up" {
+            heard.push((event.name.clone(), event.json()["n"].as_i64()));
         }
     }
-    assert_eq!(rows, ["INSERT", "said"]);
-    // Without rows, the gap is the place to come back from.
-    let mut stream = again(service, &anon(), &format!("topics={topic}"), &begins).await;
-    let gap = stream.expect("gap").await;
-    assert_eq!(gap.id.as_deref(), gap.json()["to"].as_str());
-    assert!(gap.id.as_ref() >= Some(&begins));
+    assert_eq!(heard, [1, 2, 3].map(|n| ("also".to_owned(), Some(n))));
+    let mut stream = again(service, &anon(), &format!("topics={other}"), "nonsense").await;
+    assert_eq!(stream.expect("gap").await.json()["reason"], "malformed_cursor");
+    stream.expect("caught_up").await;
 }
 
 #[tokio::test]
-async fn no_token_reaches_the_log_whatever_is_logged() {
+async fn f85_no_token_reaches_the_log_whatever_is_logged() {
     let database = Database::create().await;
     let mut program = Command::new(env!("CARGO_BIN_EXE_walcast"))
         .arg("serve")

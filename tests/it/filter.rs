@@ -539,7 +539,7 @@ async fn one_failing_question_fails_alone() {
 }
 
 #[tokio::test]
-async fn a_slow_pattern_costs_only_itself() {
+async fn f86_a_slow_pattern_costs_only_itself() {
     let fixture = Fixture::create("select 1", "text", "text", &["a"]).await;
     fixture.client.batch_execute("set statement_timeout = '200ms'").await.unwrap();
     let compile = |bound: &[Bound]| Predicate::compile(bound, &fixture.relation).unwrap();

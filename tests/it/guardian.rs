@@ -31,7 +31,7 @@ const TABLE_HELD: &str = "
 ";
 
 /// Another 16 MB of log, for nothing.
-async fn fill(client: &Client, segments: usize) {
+pub(crate) async fn fill(client: &Client, segments: usize) {
     for _ in 0..segments {
         client.query_one("select pg_current_xact_id()::text", &[]).await.unwrap();
         client.query_one("select pg_switch_wal()::text", &[]).await.unwrap();
@@ -40,7 +40,7 @@ async fn fill(client: &Client, segments: usize) {
 }
 
 /// A server of its own, whose log no other test fills, and a database there.
-async fn alone(name: &str, settings: &[(&str, &str)]) -> (Cluster, Database) {
+pub(crate) async fn alone(name: &str, settings: &[(&str, &str)]) -> (Cluster, Database) {
     let cluster = Cluster::start(name, settings);
     let admin = connect(&cluster.url("postgres")).await;
     admin.batch_execute("create database guarded").await.unwrap();
@@ -49,7 +49,7 @@ async fn alone(name: &str, settings: &[(&str, &str)]) -> (Cluster, Database) {
 }
 
 /// Waits until `/readyz` has this in it.
-async fn says(program: &mut Program, part: &str) -> String {
+pub(crate) async fn says(program: &mut Program, part: &str) -> String {
     let mut last = String::new();
     let wait = async {
         loop {
@@ -66,7 +66,7 @@ async fn says(program: &mut Program, part: &str) -> String {
 }
 
 /// Waits until a metric is at least this.
-async fn reaches(program: &mut Program, name: &str, least: f64) {
+pub(crate) async fn reaches(program: &mut Program, name: &str, least: f64) {
     let wait = async {
         while program.metric(name).await < least {
             tokio::time::sleep(POLL).await;

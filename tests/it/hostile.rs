@@ -49,7 +49,7 @@ fn private() -> Value {
 }
 
 #[tokio::test]
-async fn frames_that_are_none_are_dropped_and_the_socket_lives() {
+async fn f62_frames_that_are_none_are_dropped_and_the_socket_lives() {
     let service = shared().await;
     let mut bystanders = Bystanders::of(service, "frames that are none").await;
     for version in VERSIONS {
@@ -122,7 +122,7 @@ async fn refs_of_any_type_come_back_as_they_were() {
 }
 
 #[tokio::test]
-async fn strange_topics_are_answered() {
+async fn f57_strange_topics_are_answered() {
     let service = shared().await;
     let mut bystanders = Bystanders::of(service, "strange topics").await;
     for version in VERSIONS {
@@ -160,7 +160,7 @@ async fn strange_topics_are_answered() {
 }
 
 #[tokio::test]
-async fn ten_thousand_joins_end_in_refusals_or_in_the_end_of_the_socket() {
+async fn f57_ten_thousand_joins_end_in_refusals_or_in_the_end_of_the_socket() {
     for joins_per_second_max in [1_000_000, 20] {
         let service = Service::with(|config| {
             config.limits.connection_joins_per_second_max = joins_per_second_max;
@@ -244,7 +244,7 @@ const SLOW: &str = "
 
 /// One client changes its token as fast as it can, and says something each time.
 #[tokio::test]
-async fn a_flood_of_tokens_keeps_nobody_from_joining() {
+async fn f66_a_flood_of_tokens_keeps_nobody_from_joining() {
     let service = Service::with(|config| {
         config.database.channel_pool_size = 1;
         config.database.channel_wait_timeout_ms = 10_000;
@@ -269,6 +269,91 @@ async fn a_flood_of_tokens_keeps_nobody_from_joining() {
 }
 
 /// One client joins slow private topics and leaves them, all the time.
+#[tokio::test]
+async fn f66_a_flood_of_messages_is_refused_to_its_sender_alone() {
+    const SENT: usize = 2000;
+    let service = Service::with(|config| config.limits.connection_events_per_second_max = 50).await;
+    let mut bystanders = Bystanders::of(&service, "a flood of messages").await;
+    let topic = "realtime:a flood of messages";
+    let mut listener = service.connect(Version::V2, &anon()).await;
+    assert_eq!(listener.join(topic, &public()).await["status"], "ok");
+    let mut socket = service.connect(Version::V2, &anon()).await;
+    assert_eq!(socket.join(topic, &public()).await["status"], "ok");
+    let push = json!({ "type": "broadcast", "event": "e", "payload": {} });
+    for reference in 0..SENT {
+        socket.send(&Value::Null, &json!(reference), topic, "broadcast", &push).await;
+    }
+    let (mut taken, mut refused) = (0, 0);
+    while taken + refused < SENT {
+        let reply = socket.next().await;
+        match reply.payload["status"].as_str() {
+            Some("ok") => taken += 1,
+            Some("error") => {
+                let reason = &reply.payload["response"]["reason"];
+                assert_eq!(reason, "Too many messages per second");
+                refused += 1;
+            }
+            _ => assert_eq!(reply.event, "presence_state"),
+        }
+    }
+    assert!(taken >= 50 && refused > 0, "{taken} taken, {refused} refused");
+    let heard = listener.rest().await;
+    assert_eq!(heard.iter().filter(|message| message.event == "broadcast").count(), taken);
+    bystanders.are_untouched().await;
+    socket.heartbeat().await;
+}
+
+#[tokio::test]
+async fn f62_json_that_is_odd_is_dropped_or_refused_and_what_decides_is_not_said_twice() {
+    let service = shared().await;
+    let mut bystanders = Bystanders::of(service, "odd json").await;
+    let mut socket = service.connect(Version::V2, &anon()).await;
+    let join = |payload: &str| format!(r#"["j","j","realtime:odd json","phx_join",{payload}]"#);
+    for text in [
+        "\u{feff}[null,\"j\",\"phoenix\",\"heartbeat\",{}]".to_owned(),
+        r#"["j","j","realtime:\ud800","phx_join",{}]"#.into(),
+        r#"["j","j","realtime:x\udc00","phx_join",{}]"#.into(),
+        r#"["j","j","realtime:nul\u0000","phx_join",{}]"#.into(),
+        join("{},"),
+        join("{'config':{}}"),
+        join("{\"config\":NaN}"),
+        join("{\"config\":01}"),
+        join("{\"config\":{}}}"),
+        join(&format!("{{\"config\":{}}}", "9".repeat(100_000))),
+        join(&format!("{{\"config\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000))),
+    ] {
+        let shown: String = text.chars().take(80).collect();
+        socket.send_text(text).await;
+        for message in socket.rest().await {
+            assert_ne!(message.payload["status"], "ok", "{shown}: {message:?}");
+        }
+    }
+    // What means nothing is passed over, however deep it is.
+    let deep = format!("{{\"config\":{}1{}}}", "{\"a\":".repeat(100_000), "}".repeat(100_000));
+    socket.send_text(join(&deep)).await;
+    assert_eq!(socket.reply(&json!("j")).await.payload["status"], "ok");
+    // Nobody may read one of them and act on the other.
+    for payload in [
+        r#"{"config":{"private":false,"private":true}}"#,
+        r#"{"config":{},"config":{"private":true}}"#,
+        r#"{"config":{},"access_token":"a","access_token":"b"}"#,
+    ] {
+        socket.send_text(join(payload)).await;
+        let reply = socket.reply(&json!("j")).await.payload;
+        assert_eq!(reply["status"], "error", "{payload}: {reply}");
+    }
+    // A number that fits no type is one nevertheless, where nothing is made of it.
+    let topic = "realtime:odd numbers";
+    assert_eq!(socket.join(topic, &public()).await["status"], "ok");
+    socket.rest().await;
+    let push = format!(
+        r#"["1","9","{topic}","broadcast",{{"type":"broadcast","event":"e","payload":{{"n":1e400}}}}]"#
+    );
+    socket.send_text(push).await;
+    socket.reply(&json!("9")).await;
+    bystanders.are_untouched().await;
+}
+
 #[tokio::test]
 async fn joining_and_leaving_slow_topics_keeps_nobody_from_joining() {
     let service = Service::with(|config| {

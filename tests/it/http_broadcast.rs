@@ -570,7 +570,7 @@ async fn a_payload_over_the_limit_is_refused_and_the_limit_itself_is_not() {
 }
 
 #[tokio::test]
-async fn a_body_that_only_promises_to_come_is_answered() {
+async fn f64_a_body_that_only_promises_to_come_is_answered() {
     let service = Service::with(|config| config.server.body_timeout_ms = 100).await;
     let token = anon();
     for path in [BATCH.to_owned(), single("t", "e")] {

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
 use walcast::config::{Config, Secret};
 use walcast::db::install::{self, Report};
 use walcast::db::logins::{self, Logins};
 use walcast::db::{Login, install as sql};
+use walcast::upkeep::watch_powers;
 
 use crate::cluster::Database;
+use crate::service::DEADLINE;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -735,7 +738,7 @@ async fn wait_until_gone(client: &Client, login: &str) {
 }
 
 #[tokio::test]
-async fn a_check_login_that_could_do_too_much_is_refused() {
+async fn f88_a_check_login_that_could_do_too_much_is_refused() {
     let database = Database::create().await;
     install(&database).await;
     let client = database.client().await;
@@ -788,6 +791,45 @@ async fn a_check_login_that_could_do_too_much_is_refused() {
         .batch_execute(&format!("drop table public.owned; drop role {base}_super"))
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn f88_a_check_login_that_is_given_too_much_while_it_is_used_is_noticed() {
+    let database = Database::create().await;
+    install(&database).await;
+    let client = database.client().await;
+    let name = format!("l_{}_later", database.name);
+    let make = format!(
+        "create role {name} login noinherit; grant anon, authenticated, service_role to {name}"
+    );
+    client.batch_execute(&make).await.unwrap();
+    let (shutdown, every) = (CancellationToken::new(), Duration::from_millis(20));
+    for (give, problem) in [
+        ("alter role {} superuser", "is a superuser"),
+        ("alter role {} bypassrls", "has BYPASSRLS"),
+        ("grant pg_read_all_data to {}", "is a member of other roles"),
+    ] {
+        let check = login(&url_as(&database, &name, "x"));
+        let watching = watch_powers(check, config(&database), every, shutdown.clone());
+        let watching = tokio::spawn(watching);
+        // It is well, and nobody says otherwise.
+        let looked = "select count(*) > 0 from pg_stat_activity where usename = $1";
+        let seen = async {
+            while !client.query_one(looked, &[&name]).await.unwrap().get::<_, bool>(0) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, seen).await.unwrap();
+        assert!(!watching.is_finished());
+        client.batch_execute(&give.replace("{}", &name)).await.unwrap();
+        let error = tokio::time::timeout(DEADLINE, watching).await.unwrap().unwrap().unwrap_err();
+        assert!(error.to_string().contains(problem), "{error}");
+        let take = format!(
+            "alter role {name} nosuperuser nobypassrls; revoke pg_read_all_data from {name}"
+        );
+        client.batch_execute(&take).await.unwrap();
+    }
+    shutdown.cancel();
 }
 
 #[tokio::test]

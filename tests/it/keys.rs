@@ -306,7 +306,7 @@ async fn each_fetch_replaces_the_whole_set() {
 }
 
 #[tokio::test]
-async fn an_answer_of_no_use_never_replaces_a_good_set() {
+async fn f80_an_answer_of_no_use_never_replaces_a_good_set() {
     let source = Source::start(set(&["rsa"])).await;
     let mut settings = source.settings();
     settings.jwks_timeout_ms = 300;
@@ -364,7 +364,7 @@ async fn an_answer_of_no_use_never_replaces_a_good_set() {
 }
 
 #[tokio::test]
-async fn a_set_is_not_used_beyond_its_age() {
+async fn f80_a_set_is_not_used_beyond_its_age() {
     let source = Source::start(set(&["rsa"])).await;
     let mut settings = source.settings();
     settings.jwks_age_max_ms = 0;
@@ -584,7 +584,7 @@ async fn a_thousand_tokens_of_a_new_key_share_one_fetch() {
 }
 
 #[tokio::test]
-async fn a_flood_of_unknown_keys_costs_few_fetches_and_no_wait() {
+async fn f80_a_flood_of_unknown_keys_costs_few_fetches_and_no_wait() {
     let source = Source::start(set(&["rsa"])).await;
     let mut settings = source.settings();
     settings.jwks_pause_ms = 300;
@@ -620,7 +620,7 @@ async fn a_flood_of_unknown_keys_costs_few_fetches_and_no_wait() {
 }
 
 #[tokio::test]
-async fn a_slow_source_is_waited_for_no_longer_than_allowed() {
+async fn f80_a_slow_source_is_waited_for_no_longer_than_allowed() {
     let source = Source::start(set(&["rsa"])).await;
     let mut settings = source.settings();
     settings.jwks_pause_ms = 1;
@@ -686,7 +686,7 @@ fn with_token(token: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_first_token_after_a_rotation_is_accepted_wherever_it_comes() {
+async fn f80_the_first_token_after_a_rotation_is_accepted_wherever_it_comes() {
     let source = Source::start(set(&["rsa"])).await;
     let mut service = serve(&source, |_| ()).await;
     // As soon as it serves, also when the first set is still on its way.

@@ -264,8 +264,8 @@ async fn a_story_map_says_what_its_declarations_say() {
         for (event, payload) in &expected {
             let (_, found, mut said) = hear(socket).await;
             if *event == "releases.reordered" {
-                let updates = said["updates"].as_array_mut().unwrap();
-                updates.sort_by_key(|update| update["sortOrder"].as_i64());
+                let rows = said["updates"].as_array_mut().unwrap();
+                rows.sort_by_key(|update| update["sortOrder"].as_i64());
             }
             assert_eq!(found, *event, "{said}");
             assert!(matches(payload, &said), "{event}: {payload} is not {said}");
@@ -292,7 +292,7 @@ async fn tasks_are_told_once_a_connection_and_follow_their_project() {
     let mut project = listen(&service, "project:p1").await;
     let mut other = listen(&service, "project:p2").await;
     let mut workspace = listen(&service, "workspace:w1").await;
-    let mut assignee = listen(&service, "user:u2").await;
+    let mut receiver = listen(&service, "user:u2").await;
     run_each(
         &admin,
         "insert into tasks.tasks (id, project_id, title) values ('t1', 'p1', 'task');
@@ -378,11 +378,11 @@ async fn tasks_are_told_once_a_connection_and_follow_their_project() {
         "createdAt": "*",
     });
     tells(
-        &mut assignee,
+        &mut receiver,
         &[("notification:created", notification.clone()), ("notification:read", notification)],
     )
     .await;
-    for socket in [&mut both, &mut project, &mut other, &mut workspace, &mut assignee] {
+    for socket in [&mut both, &mut project, &mut other, &mut workspace, &mut receiver] {
         socket.nothing_came().await;
     }
 }
@@ -780,18 +780,18 @@ async fn only_who_owns_a_table_declares_what_its_changes_mean() {
     let admin = service.admin().await;
     let table = service.table("k text").await;
     let own = service.table("k text").await;
-    let role = format!("declarer_of_{}", service.database.name);
+    let owner = format!("declarer_of_{}", service.database.name);
     run(
         &admin,
         &format!(
-            "create role {role}; alter table {own} owner to {role};
-             grant create on schema public to {role};"
+            "create role {owner}; alter table {own} owner to {owner};
+             grant create on schema public to {owner};"
         ),
     )
     .await;
     let mut room = listen(service, "owners:1").await;
     let session = service.admin().await;
-    run(&session, &format!("set session authorization {role}")).await;
+    run(&session, &format!("set session authorization {owner}")).await;
     let rule = json!({ "event": "e", "on": ["insert"], "payload": { "...": "$row" } });
     let declaration = json!({ "topics": ["owners:{k}"], "rules": [rule] });
     let body = json!({ "id": 1, "relation": 1, "declaration": declaration }).to_string();
@@ -835,7 +835,7 @@ async fn only_who_owns_a_table_declares_what_its_changes_mean() {
     let (_, event, payload) = hear(&mut room).await;
     assert_eq!((&*event, payload), ("own", json!({ "id": 2, "k": "1" })));
     room.nothing_came().await;
-    run(&admin, &format!("drop owned by {role}; drop role {role}")).await;
+    run(&admin, &format!("drop owned by {owner}; drop role {owner}")).await;
 }
 
 #[tokio::test]
@@ -1055,4 +1055,66 @@ async fn the_types_of_the_examples_events_are_printed() {
     ] {
         assert!(run.out.contains(expected), "{expected} is not in: {}", run.out);
     }
+}
+
+#[tokio::test]
+async fn who_comes_back_hears_what_was_declared_then_and_all_events_of_a_change() {
+    let service = Service::with(Service::keep_all).await;
+    let admin = service.admin().await;
+    let table = service.table("k text, a int, b int").await;
+    run(
+        &admin,
+        &format!(
+            "alter table {table} replica identity full;
+             select walcast.map_table('{table}', entity => 'row', topic => 'back:{{k}}');
+             select walcast.map_event('{table}', 'row.moved', on_update_of => '{{a}}', columns => '{{id}}');"
+        ),
+    )
+    .await;
+    let mut room = listen(&service, "back:1").await;
+    run(&admin, &format!("insert into {table} values (1, '1', 0, 0)")).await;
+    let created = room.expect("broadcast").await.payload["meta"]["cursor"].take();
+    drop(room);
+    run_each(
+        &admin,
+        &format!(
+            "update {table} set a = 1, b = 1;
+             select walcast.unmap_table('{table}');
+             update {table} set a = 2"
+        ),
+    )
+    .await;
+    settle(&service, &admin).await;
+    let back = async |cursor: &Value| {
+        let mut socket = service.connect(Version::V1, &service_role()).await;
+        let config = json!({ "private": true, "broadcast": { "cursor": cursor } });
+        let reply = socket.join("realtime:back:1", &json!({ "config": config })).await;
+        assert_eq!(reply["status"], "ok", "{reply}");
+        let mut heard = Vec::new();
+        loop {
+            let message = socket.next().await;
+            match &*message.event {
+                "broadcast" => {
+                    let event = message.payload["event"].as_str().unwrap().to_owned();
+                    heard.push((event, message.payload["meta"]["cursor"].clone()));
+                }
+                "system" => {
+                    assert!(message.payload.to_string().contains("caught_up"), "{message:?}");
+                    return heard;
+                }
+                _ => panic!("{message:?}"),
+            }
+        }
+    };
+    let names = |heard: &[(String, Value)]| {
+        heard.iter().map(|(event, _)| event.clone()).collect::<Vec<_>>()
+    };
+    let heard = back(&created).await;
+    assert_eq!(names(&heard), ["row.moved", "row.updated"]);
+    assert_eq!(
+        names(&back(&heard[0].1).await),
+        ["row.moved", "row.updated"],
+        "rather twice than not"
+    );
+    assert!(back(&heard[1].1).await.is_empty());
 }

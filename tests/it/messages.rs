@@ -64,7 +64,9 @@ async fn hear(socket: &mut Socket) -> (String, Value, String) {
     }
     let event = payload["event"].as_str().unwrap().to_owned();
     let id = payload["meta"]["id"].as_str().unwrap().to_owned();
-    assert_eq!(payload["meta"], json!({ "id": id }));
+    let cursor = payload["meta"]["cursor"].as_str().unwrap();
+    assert!(cursor.parse::<walcast::cursor::Cursor>().is_ok(), "{cursor}");
+    assert_eq!(payload["meta"], json!({ "id": id, "cursor": cursor }));
     (event, payload["payload"].take(), id)
 }
 

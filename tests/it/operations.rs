@@ -32,6 +32,12 @@ const TABLE_RLS_T: &str = "
     alter publication supabase_realtime add table rls_t;
 ";
 
+/// A running `walcast serve` whose log nobody reads.
+pub(crate) struct Unread {
+    _child: Child,
+    pub(crate) address: SocketAddr,
+}
+
 /// A running `walcast serve`.
 pub(crate) struct Program {
     child: Child,
@@ -42,9 +48,14 @@ pub(crate) struct Program {
 impl Program {
     /// Starts it on a free port, with nothing but this environment.
     pub(crate) fn start(environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_walcast"))
-            .arg("serve")
-            .env_clear()
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walcast"));
+        command.arg("serve").env_clear();
+        Self::spawn(command, environment)
+    }
+
+    /// As [`Self::start`], by a command that ends up as `walcast serve`.
+    pub(crate) fn spawn(mut command: Command, environment: &[(&str, &str)]) -> Self {
+        let mut child = command
             .envs([("WALCAST_BIND", "127.0.0.1:0"), ("WALCAST_JWT_SECRET", SECRET)])
             .envs(PATIENT)
             .envs(environment.iter().copied())
@@ -79,6 +90,9 @@ impl Program {
             assert!(!line.contains(SECRET) && !line.contains("hunter2"), "a secret: {line}");
             if let Some((_, address)) = line.rsplit_once("listening address=") {
                 self.address = Some(address.parse().unwrap());
+            } else if let Some((_, rest)) = line.split_once(r#""message":"listening","address":""#)
+            {
+                self.address = Some(rest.split('"').next().unwrap().parse().unwrap());
             }
             if line.contains(part) {
                 return line;
@@ -92,7 +106,7 @@ impl Program {
         if let Some(address) = self.address {
             return address;
         }
-        self.line("listening address=").await;
+        self.line("listening").await;
         self.address.unwrap()
     }
 
@@ -164,10 +178,36 @@ impl Program {
     }
 
     pub(crate) fn terminate(&self) {
-        let pid = self.child.id().unwrap().to_string();
-        assert!(
-            std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success()
-        );
+        self.signal("TERM");
+    }
+
+    /// Sends a signal, such as `STOP`.
+    pub(crate) fn signal(&self, name: &str) {
+        let (signal, pid) = (format!("-{name}"), self.pid().to_string());
+        assert!(std::process::Command::new("kill").args([signal, pid]).status().unwrap().success());
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// SIGKILL, and the end of it.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Reads its log no more: what it writes from now on fails.
+    pub(crate) fn without_log(self) -> Unread {
+        Unread { _child: self.child, address: self.address.expect("where it listens was read") }
+    }
+
+    /// Every line from here on, until it has ended.
+    pub(crate) async fn log(mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        while let Some(line) = timeout(DEADLINE, self.lines.next_line()).await.unwrap().unwrap() {
+            lines.push(line);
+        }
+        lines
     }
 
     /// How it ends, and the last line it wrote.
@@ -392,7 +432,7 @@ async fn an_installing_login_without_power_says_what_an_administrator_runs() {
 }
 
 #[tokio::test]
-async fn sigterm_says_goodbye_and_leaves_nothing_behind() {
+async fn f04_sigterm_says_goodbye_and_leaves_nothing_behind() {
     let database = Database::create().await;
     let mut program = Program::serving(&database).await;
     let client = database.client().await;
@@ -414,7 +454,7 @@ async fn sigterm_says_goodbye_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn sigterm_ends_a_program_that_still_waits() {
+async fn f05_sigterm_ends_a_program_that_still_waits() {
     let database = Database::create().await;
     let several = ("WALCAST_PUBLICATIONS", "first_one,never_made");
     let mut program = Program::start(&[environment(&database).as_slice(), &[several]].concat());
@@ -467,7 +507,7 @@ async fn logins_that_somebody_drops_are_made_again() {
         );
         client.batch_execute(&drop).await.unwrap();
     }
-    program.line("logins that were dropped are made again").await;
+    program.line("logins that were dropped or changed are made again").await;
     until(&client, &format!("select count(*) = 2 from ({ours}) as o")).await;
     program.ready().await;
     // A new subscriber is checked, and both are served, by connections of the new logins.

@@ -154,7 +154,7 @@ async fn an_end_shows_before_anything_is_asked() {
 }
 
 #[tokio::test]
-async fn what_can_be_no_message_is_not_sent() {
+async fn f90_what_can_be_no_message_is_not_sent() {
     let (_, mut connection) = connection(&Database::create().await).await;
     let refused = connection.ask("select '\0'", []).await.unwrap_err();
     assert!(matches!(refused, AskError::Connection(Error::Unsendable(_))), "{refused:?}");

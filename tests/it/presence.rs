@@ -336,7 +336,7 @@ async fn c56_too_many_or_too_large_presences_end_the_channel() {
 }
 
 #[tokio::test]
-async fn a_member_cannot_choose_its_own_ref() {
+async fn f82_a_member_cannot_choose_its_own_ref() {
     let service = shared().await;
     let topic = topic("spoof");
     let mut member = Member::join(service, Version::V2, &topic, &config("a", true)).await;

@@ -698,7 +698,7 @@ async fn c25_a_join_without_config_subscribes_to_its_topic() {
 }
 
 #[tokio::test]
-async fn an_expired_connection_token_ends_channels_and_not_the_socket() {
+async fn f79_an_expired_connection_token_ends_channels_and_not_the_socket() {
     let service = shared().await;
     let short = token(&json!({ "role": "anon", "exp": now() + 2 }));
     let mut socket = service.connect(Version::V2, &short).await;

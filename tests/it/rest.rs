@@ -341,7 +341,7 @@ async fn whoever_hangs_up_ends_his_statement() {
 }
 
 #[tokio::test]
-async fn whoever_finds_no_connection_in_time_is_told() {
+async fn f42_whoever_finds_no_connection_in_time_is_told() {
     let service = world_with(|config| {
         config.rest.pool_size = 1;
         config.rest.wait_timeout_ms = 1500;
@@ -382,7 +382,7 @@ const LITTER: &str = "
     end $$;
     create function characterise() returns void language plpgsql as $$ begin
         execute 'set session characteristics as transaction isolation level serializable';
-        perform set_config('statement_timeout', '1', false);
+        perform set_config('statement_timeout', '77777', false);
         perform set_config('search_path', 'nowhere', false);
         perform set_config('my.secret', 'left', false);
         perform set_config('TimeZone', 'Asia/Tokyo', false);
@@ -413,7 +413,7 @@ const LITTER: &str = "
 ";
 
 #[tokio::test]
-async fn nothing_that_a_function_leaves_reaches_the_next_request() {
+async fn f89_nothing_that_a_function_leaves_reaches_the_next_request() {
     let service = world_with(|config| config.rest.pool_size = 1).await;
     let admin = service.admin().await;
     admin.batch_execute(LITTER).await.unwrap();

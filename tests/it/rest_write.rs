@@ -50,9 +50,9 @@ impl ToSql for Text<'_> {
 impl World {
     /// With what `sql` makes in schema `api`, all of which the role `rest_caller` may use.
     pub(crate) async fn new(sql: &str) -> Self {
+        static MADE: OnceCell<()> = OnceCell::const_new();
         let database = Database::create().await;
         let admin = database.client().await;
-        static MADE: OnceCell<()> = OnceCell::const_new();
         cluster::roles(&MADE, "create role rest_caller nologin").await;
         let schema = "create schema api; grant usage on schema api to rest_caller;
             set search_path = api;";

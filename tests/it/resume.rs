@@ -173,7 +173,7 @@ async fn events(socket: &mut Socket, count: usize) -> Vec<(String, i64)> {
 }
 
 #[tokio::test]
-async fn a_cursor_that_is_none_or_of_another_log_or_of_the_future_is_one_gap() {
+async fn f55_a_cursor_that_is_none_or_of_another_log_or_of_the_future_is_one_gap() {
     let service = shared().await;
     let t = service.table("value text").await;
     let mut socket = service.connect(Version::V2, &anon()).await;

@@ -816,7 +816,7 @@ async fn case_55_a_sleeping_policy_withholds_only_its_own_user() {
 }
 
 #[tokio::test]
-async fn a_policy_that_does_not_stop_when_told_to_withholds_only_its_own_user() {
+async fn f41_a_policy_that_does_not_stop_when_told_to_withholds_only_its_own_user() {
     let world = World::with(|settings| settings.check_timeout_ms = 1000).await;
     world.create_notes().await;
     world
@@ -861,7 +861,7 @@ async fn all_policies_together_have_a_time_limit_too() {
 }
 
 #[tokio::test]
-async fn a_lock_that_is_not_granted_is_no_answer_rather_than_a_no() {
+async fn f41_a_lock_that_is_not_granted_is_no_answer_rather_than_a_no() {
     let world = World::with(|settings| settings.check_timeout_ms = 1000).await;
     world.create_notes().await;
     let changes = world.insert("notes", "values (1, 1, null, 'x')").await;
@@ -1218,7 +1218,7 @@ async fn has_looked(world: &World, application: &str, open: &[Change]) {
 }
 
 #[tokio::test]
-async fn nothing_is_answered_before_the_transaction_is_visible() {
+async fn f39_nothing_is_answered_before_the_transaction_is_visible() {
     let world = World::notes().await;
     let mut writer = world.begin().await;
     writer.insert("notes", "values (1, 1, null, 'x')").await;
@@ -1242,7 +1242,7 @@ async fn nothing_is_answered_before_the_transaction_is_visible() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_never_becomes_visible_is_held_and_said() {
+async fn f39_a_transaction_that_never_becomes_visible_is_held_and_said() {
     let world = World::notes().await;
     let mut writer = world.begin().await;
     writer.insert("notes", "values (1, 1, null, 'x')").await;

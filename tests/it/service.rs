@@ -98,7 +98,7 @@ impl Service {
     }
 
     /// Waits until changes flow.
-    async fn ready(&mut self) {
+    pub(crate) async fn ready(&mut self) {
         let wait = async {
             while !self.request("/readyz").await.starts_with("HTTP/1.1 200 ") {
                 let task = self.task.as_mut().unwrap();

@@ -319,7 +319,7 @@ async fn fragments_and_control_frames_interleave() {
 }
 
 #[tokio::test]
-async fn a_breach_of_the_protocol_closes_with_its_code() {
+async fn f58_a_breach_of_the_protocol_closes_with_its_code() {
     let mut server = Server::start(|_| {}).await;
     let closes = |code| [Got::Close(code)];
     for bit in [0xC1, 0xA1, 0x91] {
@@ -345,7 +345,7 @@ async fn a_breach_of_the_protocol_closes_with_its_code() {
 }
 
 #[tokio::test]
-async fn text_that_is_not_utf8_closes_with_1007_at_the_fragment_that_spoils_it() {
+async fn f63_text_that_is_not_utf8_closes_with_1007_at_the_fragment_that_spoils_it() {
     let mut server = Server::start(|_| {}).await;
     check(&mut server, &masked(0x81, b"\xED\xA0\x80"), &[Got::Close(1007)]).await;
     check(&mut server, &masked(0x81, b"\xE2\x82"), &[Got::Close(1007)]).await;
@@ -359,7 +359,7 @@ async fn text_that_is_not_utf8_closes_with_1007_at_the_fragment_that_spoils_it()
 }
 
 #[tokio::test]
-async fn a_message_above_five_million_bytes_closes_with_1009() {
+async fn f60_a_message_above_five_million_bytes_closes_with_1009() {
     let mut server = Server::start(|_| {}).await;
     // The header says so; nothing needs to follow.
     let header = [&[0x82, 0xFF][..], &5_000_001_u64.to_be_bytes(), &MASK].concat();
@@ -377,7 +377,7 @@ async fn a_message_above_five_million_bytes_closes_with_1009() {
 }
 
 #[tokio::test]
-async fn a_flood_of_continuations_takes_no_memory_beyond_the_limit() {
+async fn f59_a_flood_of_continuations_takes_no_memory_beyond_the_limit() {
     let mut server = Server::start(|settings| settings.frame_bytes_max = 100_000).await;
     let (mut raw, _) = server.connect().await;
     raw.send(0x01, b"").await;
@@ -394,7 +394,7 @@ async fn a_flood_of_continuations_takes_no_memory_beyond_the_limit() {
 }
 
 #[tokio::test]
-async fn unfinished_messages_of_all_sockets_share_one_bound() {
+async fn f08_unfinished_messages_of_all_sockets_share_one_bound() {
     let mut server = Server::start(|settings| settings.unfinished_bytes_max = 1_000_000).await;
     let (mut first, _) = server.connect().await;
     first.write(&masked(0x82, &vec![7; 900_000])[..800_000]).await;
@@ -447,7 +447,7 @@ async fn a_client_in_general_use_is_understood() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_closed_and_delays_nobody() {
+async fn f52_a_slow_reader_is_closed_and_delays_nobody() {
     let mut server = Server::start(|settings| settings.outbox_bytes_max = 200_000).await;
     // A small window, so that the kernel takes little on its behalf.
     let socket = TcpSocket::new_v4().unwrap();
@@ -532,7 +532,7 @@ async fn one_frame_above_the_bound_passes_when_it_is_alone() {
 }
 
 #[tokio::test]
-async fn a_socket_is_closed_when_nothing_comes_for_the_idle_timeout() {
+async fn f48_a_socket_is_closed_when_nothing_comes_for_the_idle_timeout() {
     const IDLE: Duration = Duration::from_millis(1500);
     let idle_ms = IDLE.as_millis().try_into().unwrap();
     let mut server = Server::start(|settings| settings.idle_timeout_ms = idle_ms).await;
@@ -575,7 +575,7 @@ async fn tokens_of_sixteen_kib_pass_and_endless_headers_do_not() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_slow_with_its_request_is_dropped() {
+async fn f64_a_client_that_is_slow_with_its_request_is_dropped() {
     let server = Server::start(|settings| settings.header_timeout_ms = 200).await;
     let mut silent = TcpStream::connect(server.address).await.unwrap();
     let mut trickling = TcpStream::connect(server.address).await.unwrap();
@@ -668,7 +668,26 @@ async fn a_peer_that_ends_without_a_close_frame_is_gone() {
 }
 
 #[tokio::test]
-async fn a_panic_in_one_session_ends_only_that_one() {
+async fn f61_compression_is_not_agreed_on_and_what_is_compressed_is_a_breach() {
+    let server = Server::start(|_| {}).await;
+    let offer = "sec-websocket-extensions: permessage-deflate; client_max_window_bits\r\n";
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(upgrade("/socket/websocket", offer).as_bytes()).await.unwrap();
+    let mut raw = Raw { stream, read: Vec::new() };
+    while !raw.read.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+        assert!(raw.fill().await > 0);
+    }
+    let head = String::from_utf8(raw.read.clone()).unwrap().to_ascii_lowercase();
+    assert!(head.starts_with("http/1.1 101 ") && !head.contains("extensions"), "{head}");
+    raw.read.clear();
+    // A mebibyte of nothing, deflated.
+    let bomb = [&[0xEC, 0xC1, 0x01, 0x01][..], &[0; 900]].concat();
+    raw.send(0xC1, &bomb).await;
+    raw.expect(&[Got::Close(1002), Got::End]).await;
+}
+
+#[tokio::test]
+async fn f02_a_panic_in_one_session_ends_only_that_one() {
     let mut server = Server::start(|_| {}).await;
     let (mut other, _) = server.connect().await;
     let (mut broken, outbox) = server.connect().await;
@@ -723,7 +742,7 @@ async fn a_close_waits_for_the_peer_no_longer_than_its_grace() {
 }
 
 #[tokio::test]
-async fn a_peer_that_speaks_but_never_reads_is_given_up() {
+async fn f48_a_peer_that_speaks_but_never_reads_is_given_up() {
     let mut server = Server::start(|settings| settings.idle_timeout_ms = 500).await;
     let (mut deaf, outbox) = server.connect().await;
     while outbox.queued_bytes() < 1_000_000 {

@@ -122,7 +122,7 @@ async fn a_row_that_leaves_a_filter_only_postgres_can_answer_is_told() {
 }
 
 #[tokio::test]
-async fn what_a_policy_says_as_it_fails_is_not_told() {
+async fn f43_what_a_policy_says_as_it_fails_is_not_told() {
     let service = service::shared().await;
     let admin = service.admin().await;
     let t = service.table("owner text, note text").await;
@@ -251,7 +251,7 @@ async fn wait_for_standby(admin: &Client, sessions: i64) {
 /// A server whose commits can be made to wait for a standby that never comes. A commit that waits is
 /// in the log and not visible.
 #[tokio::test]
-async fn what_is_in_the_log_but_not_visible_yet_holds_back_what_depends_on_it() {
+async fn f39_what_is_in_the_log_but_not_visible_yet_holds_back_what_depends_on_it() {
     // From its start, or a commit may come between a reload and the moment when the server heeds it.
     let settings = [("synchronous_standby_names", "nobody"), ("synchronous_commit", "local")];
     let cluster = Cluster::start("standby", &settings);

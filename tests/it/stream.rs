@@ -222,7 +222,7 @@ fn table(name: &str, columns: &str) -> String {
 }
 
 #[tokio::test]
-async fn every_replica_identity_shows_what_the_log_has_of_the_old_row() {
+async fn f31_every_replica_identity_shows_what_the_log_has_of_the_old_row() {
     let mut world = World::start(&table("t", "id int primary key, a text not null, b int")).await;
     world.join(&anon(), all_of("t")).await;
     world.seen("insert into t values (1, 'a', 0)").await;
@@ -264,7 +264,7 @@ async fn every_replica_identity_shows_what_the_log_has_of_the_old_row() {
 }
 
 #[tokio::test]
-async fn an_unchanged_large_value_is_the_old_one_or_absent() {
+async fn f32_an_unchanged_large_value_is_the_old_one_or_absent() {
     let mut world = World::start(&table("t", "id int primary key, body text, n int")).await;
     world.join(&anon(), all_of("t")).await;
     world.run("alter table t alter body set storage external").await;
@@ -286,7 +286,7 @@ async fn an_unchanged_large_value_is_the_old_one_or_absent() {
 }
 
 #[tokio::test]
-async fn what_a_transaction_takes_back_or_empties_says_nothing_and_stops_nothing() {
+async fn f30_what_a_transaction_takes_back_or_empties_says_nothing_and_stops_nothing() {
     let sql = [table("t", "id int primary key, a text"), table("u", "id int primary key")].concat();
     let mut world = World::start(&sql).await;
     world.join(&anon(), [all_of("t"), all_of("u")].concat()).await;
@@ -306,7 +306,7 @@ async fn what_a_transaction_takes_back_or_empties_says_nothing_and_stops_nothing
 }
 
 #[tokio::test]
-async fn generated_columns_are_left_out_and_a_publication_narrows_columns_and_rows() {
+async fn f26_generated_columns_are_left_out_and_a_publication_narrows_columns_and_rows() {
     let narrowing = cluster::narrowing("(id, shown)", "where (n > 10)").await;
     let (columns, rows) = narrowing.unwrap_or_default();
     let mut world = World::start(&format!(
@@ -360,7 +360,7 @@ fn everything() -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_partitions_changes_reach_those_of_the_partition_of_the_whole_and_of_everything() {
+async fn f30_a_partitions_changes_reach_those_of_the_partition_of_the_whole_and_of_everything() {
     let mut world = World::start(PARTITIONED).await;
     for parameters in [all_of("p1"), all_of("p"), everything()] {
         world.join(&anon(), parameters).await;
@@ -447,7 +447,7 @@ async fn the_whole_is_decided_by_its_own_policies_and_a_partition_by_its_own() {
 }
 
 #[tokio::test]
-async fn with_the_publication_naming_the_root_there_is_only_the_root() {
+async fn f30_with_the_publication_naming_the_root_there_is_only_the_root() {
     let mut world = World::start(PARTITIONED).await;
     world.run("alter publication supabase_realtime set (publish_via_partition_root = true)").await;
     for parameters in [all_of("p"), everything()] {
@@ -467,7 +467,7 @@ async fn with_the_publication_naming_the_root_there_is_only_the_root() {
 }
 
 #[tokio::test]
-async fn tables_change_their_shape_in_mid_stream() {
+async fn f27_tables_change_their_shape_in_mid_stream() {
     let mut world = World::start(&table("t", "id int primary key, a text")).await;
     world.join(&anon(), all_of("t")).await;
     let filter = json!({ "event": "*", "schema": "public", "table": "t", "filter": "a=eq.x" });
@@ -506,7 +506,7 @@ async fn tables_change_their_shape_in_mid_stream() {
 }
 
 #[tokio::test]
-async fn tables_come_go_and_change_names_under_those_who_want_everything() {
+async fn f29_tables_come_go_and_change_names_under_those_who_want_everything() {
     let mut world = World::start(&table("t", "id int primary key, a text")).await;
     world.join(&anon(), all_of("t")).await;
     // Its own marks would come twice.
@@ -544,7 +544,7 @@ async fn tables_come_go_and_change_names_under_those_who_want_everything() {
 }
 
 #[tokio::test]
-async fn a_transaction_of_ten_thousand_rows_arrives_whole_and_in_order() {
+async fn f34_a_transaction_of_ten_thousand_rows_arrives_whole_and_in_order() {
     let mut world = World::start(&table("t", "id int primary key, a text")).await;
     world.join(&anon(), all_of("t")).await;
     let filter =

@@ -152,7 +152,7 @@ async fn values_must_be_of_the_columns_type() {
 }
 
 #[tokio::test]
-async fn lists_have_at_most_100_values() {
+async fn f86_lists_have_at_most_100_values() {
     let fixture = Fixture::create().await;
     let too_many = "ERROR P0001 (raise_exception) too many values for `in` filter. Maximum 100";
     let list = |value: &str, count: usize| vec![value; count].join(",");

@@ -635,7 +635,7 @@ async fn a_login_that_may_not_replicate_is_told_how_to() {
 }
 
 #[tokio::test]
-async fn values_do_not_depend_on_the_settings_of_database_or_role() {
+async fn f46_values_do_not_depend_on_the_settings_of_database_or_role() {
     let (database, client) = prepared().await;
     let name = &database.name;
     client
@@ -687,7 +687,7 @@ async fn the_binary_format_is_there_for_rows_that_do_not_fit_into_text() {
 }
 
 #[tokio::test]
-async fn a_database_without_encoding_sends_its_bytes_as_they_are() {
+async fn f63_a_database_without_encoding_sends_its_bytes_as_they_are() {
     let postgres = Database::create().await;
     let name = format!("{}_ascii", postgres.name);
     postgres
@@ -1040,7 +1040,7 @@ async fn wire(database: &Database) -> (String, tokio::sync::watch::Sender<bool>)
 }
 
 #[tokio::test]
-async fn a_link_that_falls_silent_is_given_up() {
+async fn f49_a_link_that_falls_silent_is_given_up() {
     let (database, client) = prepared().await;
     let settings = Replication { sender_timeout_ms: 1000, ..settings(&database) };
     let (url, cut) = wire(&database).await;
@@ -1094,13 +1094,11 @@ async fn what_only_claims_to_be_postgres_is_refused() {
         (b"R\0\0\0\x17\0\0\0\x0ASCRAM-SHA-255\0\0", "do not speak"),
         (b"R\0\0\0\x08\0\0\0\x07", "do not speak"),
         (b"R\0\0\0\x08\0\0\0\x03", "clear text"),
+        (b"E\0\0\0\x35SFATAL\0C08P01\0Munsupported startup parameter: r\0\0", "connection pooler"),
+        // Logged in, no standby, and then it does not know the replication grammar.
         (
-            b"E\0\0\0\x35SFATAL\0C08P01\0Munsupported startup parameter: r\0\0",
-            "connection pooler",
-        ),
-        // Logged in, and then it does not know the replication grammar.
-        (
-            b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05IE\0\0\0\x21SERROR\0C42601\0Msyntax error\0\0Z\0\0\0\x05I",
+            b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05ID\0\0\0\x0B\0\x01\0\0\0\x01fZ\0\0\0\x05I\
+              E\0\0\0\x21SERROR\0C42601\0Msyntax error\0\0Z\0\0\0\x05I",
             "connection pooler",
         ),
     ] {

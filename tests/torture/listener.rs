@@ -1,6 +1,7 @@
-//! Clients: each a socket that joins its channels, notes all it gets, and comes back from wherever
-//! it was when it is cut off.
+//! Clients: each a socket that joins its channels, or an event stream (`stream`), that notes all it
+//! gets, and comes back from wherever it was when it is cut off.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,10 +16,11 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::judge::{Channel, Cursor, Entry, Event, Kind, Table};
-use crate::world::{self, Client};
+use crate::stream::Stream;
+use crate::world::{self, Client, Way};
 
 /// How long a connection or an answer may take before the client tries anew.
-const PATIENCE: Duration = Duration::from_secs(6);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(6);
 
 /// Between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -32,7 +34,7 @@ pub(crate) struct Note {
     /// What came in this round.
     pub(crate) log: Vec<Entry>,
     /// Where to go on, as the service wrote it.
-    cursor: Option<String>,
+    pub(crate) cursor: Option<String>,
     /// When the service was last heard on a connection on which the channel is joined.
     pub(crate) heard: Option<Instant>,
     /// Words of the service that are no row changes, the last of them.
@@ -45,6 +47,51 @@ pub(crate) struct Note {
 
 /// Sentences kept of what the service says.
 const SAID_MAX: usize = 20;
+
+impl Note {
+    /// The channel is in force, from `cursor` on.
+    pub(crate) fn started(&mut self, cursor: Option<&str>) {
+        let resumed = self.cursor.is_some();
+        self.joins += 1;
+        self.resumes += u64::from(resumed);
+        self.heard = Some(Instant::now());
+        let parsed = cursor.and_then(Cursor::parse);
+        self.log.push(Entry::Start { cursor: parsed, resumed, time_us: now_us() });
+        if !resumed {
+            self.cursor = cursor.map(str::to_owned);
+        }
+    }
+
+    /// Everything up to there was replayed.
+    pub(crate) fn caught_up(&mut self, cursor: &str) {
+        self.log.push(Entry::CaughtUp { cursor: Cursor::parse(cursor).expect("a cursor") });
+        self.cursor = Some(cursor.to_owned());
+    }
+
+    /// Something is missing.
+    pub(crate) fn gap(&mut self, said: &Value) {
+        let to = said["to"].as_str();
+        let reason = said["reason"].to_string();
+        self.log.push(Entry::Gap { to: to.and_then(Cursor::parse), reason });
+        self.cursor = to.map(str::to_owned);
+    }
+
+    /// A row changed.
+    pub(crate) fn changed(&mut self, data: &Value) {
+        if let Some(cursor) = data["cursor"].as_str() {
+            self.cursor = Some(cursor.to_owned());
+        }
+        self.log.push(Entry::Event(event(data)));
+    }
+
+    /// Something that is no row change was said.
+    pub(crate) fn say(&mut self, text: String) {
+        if self.said.len() == SAID_MAX {
+            self.said.remove(0);
+        }
+        self.said.push(text);
+    }
+}
 
 impl Notes {
     pub(crate) fn new(channels: usize) -> Self {
@@ -67,10 +114,16 @@ pub(crate) fn now_us() -> i64 {
 }
 
 /// Why a connection is over.
-struct Over;
+pub(crate) struct Over;
 
 impl From<Error> for Over {
     fn from(_: Error) -> Self {
+        Self
+    }
+}
+
+impl From<io::Error> for Over {
+    fn from(_: io::Error) -> Self {
         Self
     }
 }
@@ -92,14 +145,31 @@ pub(crate) async fn listen(
 ) {
     let mut random = StdRng::seed_from_u64(seed);
     loop {
-        let url =
-            format!("ws://{address}/realtime/v1/websocket?apikey={token}&vsn={}", client.version);
-        if let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(address)).await
-            && let Ok(Ok((stream, _))) =
-                timeout(PATIENCE, tokio_tungstenite::client_async(url, stream)).await
-        {
-            let mut connection = Connection { client: &client, channels, notes, stream, next: 1 };
-            let Err(Over) = connection.run(&mut random).await;
+        if let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(address)).await {
+            match client.way {
+                Way::Socket { version } => {
+                    let url = format!(
+                        "ws://{address}/realtime/v1/websocket?apikey={token}&vsn={version}"
+                    );
+                    let opened = tokio_tungstenite::client_async(url, stream);
+                    if let Ok(Ok((stream, _))) = timeout(PATIENCE, opened).await {
+                        let mut connection = Connection {
+                            client: &client,
+                            is_first_version: version == "1.0.0",
+                            channels,
+                            notes,
+                            stream,
+                            next: 1,
+                        };
+                        let Err(Over) = connection.run(&mut random).await;
+                    }
+                }
+                Way::Stream { cursor } => {
+                    let channel = client.channels[0];
+                    let (asks, note) = (&channels[channel].asks, || notes.of(channel));
+                    let Err(Over) = Stream::new(stream).run(asks, &token, cursor, note).await;
+                }
+            }
         }
         for &channel in &client.channels {
             notes.of(channel).heard = None;
@@ -110,6 +180,7 @@ pub(crate) async fn listen(
 
 struct Connection<'a> {
     client: &'a Client,
+    is_first_version: bool,
     channels: &'a [Channel],
     notes: &'a Notes,
     stream: WebSocketStream<TcpStream>,
@@ -173,15 +244,18 @@ impl Connection<'_> {
                     };
                     asked.remove(place);
                     if received.payload["status"] == "ok" {
-                        self.started(channel, &received.payload["response"]);
+                        let cursor = received.payload["response"]["cursor"].as_str();
+                        self.notes.of(channel).started(cursor);
                     } else {
-                        self.say(channel, &received.payload);
+                        self.notes.of(channel).say(received.payload.to_string());
                         let pause = Duration::from_millis(random.random_range(50..300));
                         tokio::time::sleep(pause).await;
                         asked.push((channel, self.join(channel).await?));
                     }
                 }
-                "postgres_changes" => self.changed(channel, &received.payload["data"]),
+                "postgres_changes" => {
+                    self.notes.of(channel).changed(&received.payload["data"]);
+                }
                 "system" => self.told(channel, &received.payload)?,
                 "phx_close" | "phx_error" => return Err(Over),
                 _ => {}
@@ -219,7 +293,7 @@ impl Connection<'_> {
     ) -> Result<(), Over> {
         let reference = self.next.to_string();
         self.next += 1;
-        let frame = if self.client.version == "1.0.0" {
+        let frame = if self.is_first_version {
             json!({
                 "topic": topic, "event": event, "payload": payload, "ref": reference,
                 "join_ref": join_ref,
@@ -233,7 +307,7 @@ impl Connection<'_> {
     fn read(&self, text: &str) -> Received {
         let mut value: Value = serde_json::from_str(text).expect("JSON");
         let string = |value: &Value| value.as_str().map(str::to_owned);
-        if self.client.version == "1.0.0" {
+        if self.is_first_version {
             Received {
                 reference: string(&value["ref"]),
                 topic: string(&value["topic"]).unwrap_or_default(),
@@ -250,66 +324,26 @@ impl Connection<'_> {
         }
     }
 
-    fn started(&self, channel: usize, response: &Value) {
-        let mut note = self.notes.of(channel);
-        let cursor = response["cursor"].as_str();
-        let resumed = note.cursor.is_some();
-        note.joins += 1;
-        note.resumes += u64::from(resumed);
-        note.heard = Some(Instant::now());
-        note.log.push(Entry::Start {
-            cursor: cursor.and_then(Cursor::parse),
-            resumed,
-            time_us: now_us(),
-        });
-        if !resumed {
-            note.cursor = cursor.map(str::to_owned);
-        }
-    }
-
     fn told(&self, channel: usize, payload: &Value) -> Result<(), Over> {
         let mut note = self.notes.of(channel);
         match payload["kind"].as_str() {
             Some("caught_up") => {
                 if let Some(cursor) = payload["cursor"].as_str() {
-                    note.log
-                        .push(Entry::CaughtUp { cursor: Cursor::parse(cursor).expect("a cursor") });
-                    note.cursor = Some(cursor.to_owned());
+                    note.caught_up(cursor);
                 }
                 Ok(())
             }
             Some("gap") => {
-                let to = payload["to"].as_str();
-                let reason = payload["reason"].to_string();
-                note.log.push(Entry::Gap { to: to.and_then(Cursor::parse), reason });
-                note.cursor = to.map(str::to_owned);
+                note.gap(payload);
                 Ok(())
             }
             _ if payload["status"] == "ok" => Ok(()),
             _ => {
-                drop(note);
-                self.say(channel, payload);
+                note.say(payload.to_string());
                 // Whatever it was, the subscription may not be what it was.
                 Err(Over)
             }
         }
-    }
-
-    fn say(&self, channel: usize, payload: &Value) {
-        let mut note = self.notes.of(channel);
-        if note.said.len() == SAID_MAX {
-            note.said.remove(0);
-        }
-        note.said.push(payload.to_string());
-    }
-
-    fn changed(&self, channel: usize, data: &Value) {
-        let event = event(data);
-        let mut note = self.notes.of(channel);
-        if let Some(cursor) = data["cursor"].as_str() {
-            note.cursor = Some(cursor.to_owned());
-        }
-        note.log.push(Entry::Event(event));
     }
 }
 

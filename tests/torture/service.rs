@@ -131,6 +131,8 @@ impl Service {
             .env("WALCAST_REPLICATION_STALL_TIMEOUT_MS", "5000")
             .env("WALCAST_SERVER_JOIN_ERROR_BACKOFF_MS", "0")
             .env("WALCAST_SERVER_CONNECT_ERROR_BACKOFF_MS", "0")
+            // As often as clients of sockets ask for one.
+            .env("WALCAST_SERVER_STREAM_HEARTBEAT_MS", "1000")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -205,15 +207,34 @@ impl Service {
 
     /// Whether clients are served and changes flow.
     pub(crate) async fn is_ready(&self) -> bool {
+        self.get("/readyz").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200 "))
+    }
+
+    /// The answer to a request, if it comes soon.
+    pub(crate) async fn get(&self, path: &str) -> Option<String> {
         let asked = async {
             let mut stream = TcpStream::connect(self.address).await.ok()?;
-            let request = "GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
             stream.write_all(request.as_bytes()).await.ok()?;
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).await.ok()?;
-            answer.starts_with(b"HTTP/1.1 200 ").then_some(())
+            String::from_utf8(answer).ok()
         };
-        matches!(timeout(Duration::from_secs(2), asked).await, Ok(Some(())))
+        timeout(Duration::from_secs(2), asked).await.ok().flatten()
+    }
+
+    /// Its threads: name, state, and ticks that they ran for and in the kernel. Nothing where that
+    /// cannot be told.
+    pub(crate) fn threads(&self) -> Vec<String> {
+        let pid = self.state.lock().unwrap().pid;
+        let tasks = pid.and_then(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok());
+        let stats = tasks.into_iter().flatten().filter_map(|task| {
+            let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+            let (name, rest) = stat.rsplit_once(')')?;
+            let field = |place: usize| rest.split_whitespace().nth(place).unwrap_or_default();
+            Some(format!("{name}) {} {} {}", field(0), field(11), field(12)))
+        });
+        stats.collect()
     }
 
     pub(crate) fn kills(&self) -> u64 {

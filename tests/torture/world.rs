@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use serde_json::{Value, json};
 
-use crate::judge::{Channel, Filter, Members, Table, USERS, Viewer};
+use crate::judge::{Channel, Filter, Members, Table, USERS, Version, Viewer};
 
 /// Teams are numbered from 0.
 pub(crate) const TEAMS: i32 = 4;
@@ -103,17 +103,34 @@ pub(crate) fn schema() -> String {
     parts.concat()
 }
 
-/// A client: a socket in one version of the protocol, with channels.
+/// How a client listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// A socket, in this version of the protocol.
+    Socket { version: &'static str },
+    /// An event stream (SSE), of one channel.
+    Stream { cursor: Shown },
+}
+
+/// Where a stream's client shows how far it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// In `Last-Event-ID`, as browsers do.
+    InHeader,
+    InQuery,
+}
+
+/// A client, with its channels.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
-    pub(crate) version: &'static str,
+    pub(crate) way: Way,
     pub(crate) claims: Value,
     /// By number, in [`channels`].
     pub(crate) channels: Vec<usize>,
 }
 
-/// The version of the protocol, who, and what each channel asks for.
-type Wish = (&'static str, (Viewer, Value), Vec<Vec<(Table, Filter)>>);
+/// How, who, and what each channel asks for.
+type Wish = (Way, (Viewer, Value), Vec<Vec<(Table, Filter)>>);
 
 /// The claims of a client whose word is not counted.
 pub(crate) fn anybody() -> Value {
@@ -130,53 +147,93 @@ pub(crate) fn listeners() -> (Vec<Client>, Vec<Channel>) {
     let service = (Viewer::Service, json!({ "role": "service_role" }));
     let anon = (Viewer::Anon, json!({ "role": "anon" }));
     let everything = vec![(Open, None), (Owned, None), (Team, None)];
+    let (v1, v2) = (Way::Socket { version: "1.0.0" }, Way::Socket { version: "2.0.0" });
+    let by_header = Way::Stream { cursor: Shown::InHeader };
+    let by_query = Way::Stream { cursor: Shown::InQuery };
     let wanted: Vec<Wish> = vec![
-        ("2.0.0", service, vec![everything.clone()]),
-        ("2.0.0", anon.clone(), vec![vec![(Open, BucketIs(3))]]),
-        ("1.0.0", anon, vec![vec![(Open, BucketAbove(5))]]),
-        ("2.0.0", user(0), vec![everything]),
-        ("2.0.0", user(1), vec![vec![(Owned, None), (Team, None)]]),
-        ("1.0.0", user(2), vec![vec![(Owned, BucketBelow(4)), (Team, None)]]),
-        ("2.0.0", user(3), vec![vec![(Owned, BucketIs(1)), (Team, TeamIn(1, 2))]]),
-        ("2.0.0", user(0), vec![vec![(Owned, None)], vec![(Team, BucketAbove(3))]]),
+        (v2, service, vec![everything.clone()]),
+        (v2, anon.clone(), vec![vec![(Open, BucketIs(3))]]),
+        (v1, anon.clone(), vec![vec![(Open, BucketAbove(5))]]),
+        (v2, user(0), vec![everything.clone()]),
+        (v2, user(1), vec![vec![(Owned, None), (Team, None)]]),
+        (v1, user(2), vec![vec![(Owned, BucketBelow(4)), (Team, None)]]),
+        (v2, user(3), vec![vec![(Owned, BucketIs(1)), (Team, TeamIn(1, 2))]]),
+        (v2, user(0), vec![vec![(Owned, None)], vec![(Team, BucketAbove(3))]]),
+        (by_header, user(1), vec![everything]),
+        (by_query, user(2), vec![vec![(Owned, BucketBelow(4)), (Team, TeamIn(0, 1))]]),
+        (by_header, anon, vec![vec![(Open, BucketIs(3))]]),
     ];
     let (mut clients, mut channels) = (Vec::new(), Vec::new());
-    for (version, (viewer, claims), topics) in wanted {
+    for (way, (viewer, claims), topics) in wanted {
         let first = channels.len();
         for asks in topics {
             channels.push(Channel { name: format!("c{}", channels.len()), viewer, asks });
         }
-        clients.push(Client { version, claims, channels: (first..channels.len()).collect() });
+        clients.push(Client { way, claims, channels: (first..channels.len()).collect() });
     }
     (clients, channels)
 }
 
-/// A row that this channel must be shown, as the columns of an insert.
-pub(crate) fn row_for(channel: usize, of: &Channel) -> (Table, String) {
-    let (table, filter) = of.asks[0];
-    let bucket = match filter {
-        Filter::None | Filter::TeamIn(..) => 0,
-        Filter::BucketIs(bucket) => bucket,
-        Filter::BucketBelow(bucket) => bucket - 1,
-        Filter::BucketAbove(bucket) => bucket + 1,
-    };
-    let id = LAST_IDS + i64::try_from(channel).expect("few channels");
-    let group = match (table, of.viewer) {
-        (Table::Open, _) => String::new(),
-        (Table::Owned, Viewer::User(user)) => format!(", '{}'", subject(user)),
-        (Table::Owned, _) => String::from(", null"),
-        (Table::Team, _) => format!(", {}", FIXED.1),
-    };
-    (table, format!("({id}, {bucket}{group}, 'last')"))
+/// A row that ends a round for one channel.
+#[derive(Debug)]
+pub(crate) struct LastRow {
+    table: Table,
+    row: Version,
+    /// Whose channel it is for.
+    of: (String, Viewer),
+    /// Writes it, and returns its version.
+    pub(crate) insert: String,
 }
 
-/// The columns of an insert, as [`row_for`] has them.
-pub(crate) fn columns(table: Table) -> &'static str {
-    match table {
-        Table::Open => "id, bucket, body",
-        Table::Owned => "id, bucket, owner, body",
-        Table::Team => "id, bucket, team, body",
+impl LastRow {
+    fn of(number: usize, channel: &Channel) -> Self {
+        let (table, filter) = channel.asks[0];
+        let bucket = match filter {
+            Filter::None | Filter::TeamIn(..) => 0,
+            Filter::BucketIs(bucket) => bucket,
+            Filter::BucketBelow(bucket) => bucket - 1,
+            Filter::BucketAbove(bucket) => bucket + 1,
+        };
+        let id = LAST_IDS + i64::try_from(number).expect("few channels");
+        let (column, value) = match (table, channel.viewer) {
+            (Table::Open, _) => ("", String::new()),
+            (Table::Owned, Viewer::User(user)) => (", owner", format!(", '{}'", subject(user))),
+            (Table::Owned, _) => (", owner", String::from(", null")),
+            (Table::Team, _) => (", team", format!(", {}", FIXED.1)),
+        };
+        let insert = format!(
+            "insert into {} (id, bucket, body{column}) values ({id}, {bucket}, 'last'{value})
+            on conflict (id) do update set body = excluded.body returning version",
+            table.name()
+        );
+        let row = Version { number: 0, bucket, group: FIXED.1, hash: 0 };
+        Self { table, row, of: (channel.name.clone(), channel.viewer), insert }
     }
+
+    /// Whether that is certain: of a team's rows it depends on what the writers did.
+    pub(crate) fn must_be_shown_to(&self, channel: &Channel) -> bool {
+        let asks =
+            |(table, filter): &(Table, Filter)| *table == self.table && filter.accepts(&self.row);
+        let (of, owner) = &self.of;
+        channel.asks.iter().any(asks)
+            && (channel.viewer == Viewer::Service
+                || match self.table {
+                    Table::Open => true,
+                    Table::Owned => channel.viewer == *owner,
+                    Table::Team => channel.name == *of,
+                })
+    }
+}
+
+/// The last rows of a round in the order in which they are written: those first of which it is
+/// uncertain who else is shown them, so that whoever has the last that he must be shown has all.
+pub(crate) fn last_rows(channels: &[Channel]) -> Vec<LastRow> {
+    let mut rows: Vec<_> = (0..).zip(channels).map(|(at, of)| LastRow::of(at, of)).collect();
+    rows.sort_by_key(|row| match row.table {
+        Table::Team => 0,
+        Table::Owned | Table::Open => 1,
+    });
+    rows
 }
 
 /// Of the columns of a row, as text, without its version.

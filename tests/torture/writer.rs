@@ -159,7 +159,7 @@ fn transaction(random: &mut StdRng) -> (Vec<Statement>, bool) {
         74..82 => hammer(random),
         82..95 => vec![stays(moved(random))],
         // Few: for all that is under way, both answers are then right.
-        95 if random.random_ratio(1, 8) => vec![stays(membership(random))],
+        95 if random.random_ratio(1, 30) => vec![stays(membership(random))],
         _ => vec![stays(many(random, 4)), stays(moved(random)), stays(one(random))],
     };
     (statements, true)

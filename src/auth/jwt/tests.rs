@@ -644,7 +644,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4_000))]
 
     #[test]
-    fn only_a_listed_role_is_ever_accepted(role in near_roles(), twice in any::<bool>()) {
+    fn f81_only_a_listed_role_is_ever_accepted(role in near_roles(), twice in any::<bool>()) {
         let second = if twice { r#""role":"anon","# } else { "" };
         let payload = format!(r#"{{{second}"exp":{},"role":{role}}}"#, NOW + 1);
         let listed = role.as_str().is_some_and(|role| roles().iter().any(|listed| listed == role));

@@ -35,11 +35,6 @@ pub(super) const FORMAT: Format = Format {
     word: |_topic, said| word(said),
 };
 
-/// The same, of rooms beside row changes that are behind them: whoever came back with the place of a
-/// broadcast would miss the row changes before it.
-pub(super) const BESIDE: Format =
-    Format { id: 17, broadcast: |topic, said, _cursor| broadcast(topic, said, None), ..FORMAT };
-
 /// A comment: nothing but a sign of life.
 pub(super) const HEARTBEAT: Bytes = Bytes::from_static(b":\n\n");
 
@@ -245,9 +240,6 @@ mod tests {
         let lost = Word::Gap { from: Some(cursor), to: to.parse().unwrap(), reason: "x" };
         let data = format!(r#"{{"from":"{CURSOR}","to":"{to}","reason":"x"}}"#);
         assert_eq!(text(&word(&lost)), format!("event: gap\ndata: {data}\nid: {to}\n\n"));
-        let stored = user("moved", Encoding::Json, b"7");
-        let beside = (BESIDE.broadcast)("realtime:room", &stored, Some(cursor)).unwrap();
-        assert_eq!(text(&beside), "event: moved\ntopic: room\ndata: 7\n\n");
     }
 
     #[test]

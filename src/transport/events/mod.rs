@@ -39,12 +39,12 @@ use crate::config;
 use crate::cursor::Cursor;
 use crate::feed::Resume;
 use crate::hub::outbox::{CloseReason, Outbox};
-use crate::hub::{Hub, Inbox, Membership, Occupancy, Subscriber};
+use crate::hub::{Comeback, Hub, Inbox, Membership, Occupancy, Subscriber};
 use crate::join::{Joined, Joiner, Request};
 use crate::session::UserPlace;
 use crate::telemetry;
 
-use format::{BESIDE, Event, FORMAT};
+use format::{Event, FORMAT};
 use pump::Pump;
 use request::Wishes;
 
@@ -60,9 +60,6 @@ const EXPIRED: CloseReason = CloseReason::Session { code: 4401, text: "the token
 
 /// It never began.
 const REFUSED: CloseReason = CloseReason::Session { code: 4400, text: "refused" };
-
-/// Why broadcasts are missing after a return: nobody keeps those of public rooms.
-const BROADCASTS_NOT_KEPT: &str = "broadcasts_not_kept";
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -308,8 +305,10 @@ impl Events {
         }
         drop(instead);
         channel.subscriber.go_live();
-        if let (Some(membership), Some(resume)) = (&channel.membership, channel.resume.take()) {
-            self.realtime.joiner.resume(membership, resume);
+        if let Some(resume) = channel.resume.take() {
+            let Channel { subscriber, membership, rooms, .. } = &channel;
+            let back = Comeback::new(subscriber, membership.as_ref(), rooms);
+            self.realtime.joiner.resume(back, resume);
         }
         let mut flow = Ok(());
         let reason = loop {
@@ -338,9 +337,9 @@ impl Events {
         // One for all: what is held until the answer stays in its order.
         let subscriber = Subscriber::new(outbox, inbox, claims.expires_at);
         let asker = Leaving(Asker::default());
-        let request = |format, topic| Request {
+        let request = |topic| Request {
             subscriber: Arc::clone(&subscriber),
-            format,
+            format: FORMAT,
             topic,
             claims: Arc::clone(claims),
             asker: asker.0.clone(),
@@ -350,7 +349,9 @@ impl Events {
             replay: None,
             presence: false,
             headers: Arc::clone(headers),
-            cursor: None,
+            // All that it asks for is behind the same place, and waits for the same word.
+            cursor: since.map(Into::into),
+            bookmark: None,
             wait: None,
         };
         let Wishes { topics, private, changes, .. } = wishes;
@@ -359,13 +360,11 @@ impl Events {
             if changes.is_empty() {
                 return None;
             }
-            let (parameters, cursor) = (changes.as_slice().into(), since.map(Into::into));
-            let rows = Request { parameters, cursor, ..request(FORMAT, ROWS.into()) };
+            let rows = Request { parameters: changes.as_slice().into(), ..request(ROWS.into()) };
             Some(joiner.join(rows).await)
         };
-        let format = if since.is_some() && !changes.is_empty() { BESIDE } else { FORMAT };
         let rooms = topics.iter().map(|topic| {
-            let room = request(format, topic.to_shared());
+            let room = request(topic.to_shared());
             joiner.join(Request { private: *private, ..room })
         });
         let (rows, rooms) = tokio::join!(rows, join_all(rooms));
@@ -380,36 +379,31 @@ impl Events {
             _counted: Counted::new(joins),
         };
         let mut begins = None;
-        if let Some(mut rows) = rows {
-            (begins, channel.resume) = (rows.begins, rows.resume.take());
+        if let Some(rows) = rows {
+            begins = rows.begins;
             channel.take(rows)?;
             // It need not be in the room of that topic, where nothing is ever said.
             channel.rooms.clear();
         }
         for room in rooms {
+            begins = begins.or(room.starts);
             channel.take(room)?;
         }
-        channel.ready = self.ready(since, begins, !topics.is_empty());
+        channel.ready = self.ready(since, begins);
         let joins = u64::try_from(joins).unwrap_or(u64::MAX);
         metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(joins);
         Ok(channel)
     }
 
-    /// The first event: where the stream begins. What was said in rooms before that is not kept,
-    /// which a client that comes back is told.
-    fn ready(&self, since: Option<&str>, begins: Option<Cursor>, has_rooms: bool) -> Bytes {
+    /// The first event: where the stream begins.
+    fn ready(&self, since: Option<&str>, begins: Option<Cursor>) -> Bytes {
         let now = self.realtime.hub.read_to();
         let from = since.and_then(|since| since.parse().ok());
         let data = json!({ "cursor": begins.unwrap_or(now).to_string() }).to_string();
         // A place that the client never named is none that it may come back with, before it is told
         // what it missed up to there.
         let at = if since.is_some() { from } else { Some(begins.unwrap_or(now)) };
-        let mut ready = Event::named("ready").id(at).data(data.as_bytes()).finish().to_vec();
-        if has_rooms && since.is_some() {
-            let own = if begins.is_none() { Some(now) } else { None };
-            ready.extend_from_slice(&format::gap(from, now, BROADCASTS_NOT_KEPT).id(own).finish());
-        }
-        ready.into()
+        Event::named("ready").id(at).data(data.as_bytes()).finish()
     }
 
     /// The whole answer to a request that is refused when it has the socket.
@@ -450,7 +444,8 @@ impl Drop for Channel {
 impl Channel {
     /// Keeps what a join came to.
     fn take(&mut self, joined: Joined) -> Result<(), Refused> {
-        let Joined { membership, entered, problem, unavailable, .. } = joined;
+        let Joined { membership, entered, problem, unavailable, resume, .. } = joined;
+        self.resume = self.resume.take().or(resume);
         if let Some(reason) = unavailable {
             return Err(Refused::unavailable(&reason));
         }

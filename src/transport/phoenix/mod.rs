@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::cursor::Cursor;
 use crate::event::broadcast::{Broadcast, Encoding};
 use crate::session::{Frame, Message, Payload, RawRef, UserBroadcast};
 
@@ -320,15 +321,22 @@ pub enum Content {
 
 /// A broadcast for all receivers of a version; none when it cannot be told to them: opaque bytes
 /// need version 2, and names that fit the length bytes of its frames.
-pub fn encode_broadcast(version: Version, topic: &str, broadcast: &Broadcast) -> Option<Content> {
+///
+/// `cursor`: its place, if it came through the log.
+pub fn encode_broadcast(
+    version: Version,
+    topic: &str,
+    broadcast: &Broadcast,
+    cursor: Option<Cursor>,
+) -> Option<Content> {
     if version == Version::V2
         && let Broadcast::User(user) = broadcast
-        && let meta = user.meta.to_json().unwrap_or_default()
+        && let meta = user.meta.to_json(cursor).unwrap_or_default()
         && let Some(frame) = user_broadcast(topic, &user.event, &meta, user.encoding, &user.data)
     {
         return Some(Content::Binary(frame));
     }
-    let payload = broadcast.payload()?;
+    let payload = broadcast.payload_at(cursor)?;
     Some(Content::Text(encode_push(version, None, topic, "broadcast", &payload)))
 }
 

@@ -100,8 +100,10 @@ impl Talk {
     fn line(&mut self, output: Output) -> String {
         match output {
             Output::Send(message) => format!("send {}", self.read(&message)),
+            Output::Beat(message) => format!("beat {}", self.read(&message)),
             Output::SendLater(message) => format!("later {}", self.read(&message)),
             Output::Leave(channel) => format!("leave {}", channel.get()),
+            Output::Forget(channel) => format!("forget {}", channel.get()),
             Output::Refresh { channel, claims } => {
                 format!("refresh {} {}", channel.get(), claims.role)
             }
@@ -221,9 +223,9 @@ fn a_heartbeat_is_answered_also_while_joins_wait() {
     both(|talk| {
         let beat = json!([null, "9", "phoenix", "heartbeat", {}]);
         let answer = json!([null, "9", "phoenix", "phx_reply", { "status": "ok", "response": {} }]);
-        assert_eq!(talk.say(&beat), [format!("send {answer}")]);
+        assert_eq!(talk.say(&beat), [format!("beat {answer}")]);
         talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
-        assert_eq!(talk.say(&beat), [format!("send {answer}")]);
+        assert_eq!(talk.say(&beat), [format!("beat {answer}")]);
     });
 }
 
@@ -260,7 +262,7 @@ fn refs_are_echoed_byte_for_byte() {
         let frame = decode_text(talk.version, &text).unwrap();
         let mut outputs = Vec::new();
         talk.session.handle(Input::Frame(frame), talk.now, &mut outputs);
-        let [Output::Send(message)] = &outputs[..] else { panic!("{outputs:?}") };
+        let [Output::Beat(message)] = &outputs[..] else { panic!("{outputs:?}") };
         let answer = String::from_utf8(encode(Version::V2, message)).unwrap();
         assert!(answer.starts_with(&format!("[null,{echoed},")), "{answer}");
         let answer = String::from_utf8(encode(Version::V1, message)).unwrap();
@@ -513,7 +515,10 @@ fn a_leave_is_answered_and_then_the_channel_closes() {
     both(|talk| {
         talk.join("1", ROOM, &json!({}));
         let leave = json!(["1", "2", ROOM, "phx_leave", {}]);
-        assert_eq!(talk.say(&leave), ["leave 1".to_owned(), ok("1", "2", ROOM), closed("1", ROOM)]);
+        assert_eq!(
+            talk.say(&leave),
+            ["forget 1".to_owned(), "leave 1".to_owned(), ok("1", "2", ROOM), closed("1", ROOM)]
+        );
         assert_eq!(talk.say(&leave), [ok("1", "2", ROOM)]);
     });
 }
@@ -523,7 +528,10 @@ fn a_leave_while_the_join_waits_ends_it() {
     both(|talk| {
         talk.say(&json!(["1", "1", ROOM, "phx_join", {}]));
         let lines = talk.say(&json!(["1", "2", ROOM, "phx_leave", {}]));
-        assert_eq!(lines, ["leave 1".to_owned(), ok("1", "2", ROOM), closed("1", ROOM)]);
+        assert_eq!(
+            lines,
+            ["forget 1".to_owned(), "leave 1".to_owned(), ok("1", "2", ROOM), closed("1", ROOM)]
+        );
         assert_eq!(talk.accept(), ["leave 1"]);
         let channel = talk.joins[0].channel;
         let outcome = JoinOutcome::Error { reason: "late".into() };
@@ -539,7 +547,10 @@ fn a_stale_leave_is_ignored_and_one_without_a_join_ref_is_not() {
         assert_eq!(talk.say(&json!(["1", "5", ROOM, "phx_leave", {}])), NOTHING);
         assert_eq!(talk.session.channels(), 1);
         let lines = talk.say(&json!([null, "6", ROOM, "phx_leave", {}]));
-        assert_eq!(lines, ["leave 2".to_owned(), ok("4", "6", ROOM), closed("4", ROOM)]);
+        assert_eq!(
+            lines,
+            ["forget 2".to_owned(), "leave 2".to_owned(), ok("4", "6", ROOM), closed("4", ROOM)]
+        );
     });
 }
 
@@ -555,7 +566,12 @@ fn a_join_without_a_join_ref_works_to_its_end() {
         let close = json!([null, null, ROOM, "phx_close", {}]);
         assert_eq!(
             talk.say(&json!(["chk_join", "2", ROOM, "phx_leave", {}])),
-            ["leave 1".to_owned(), format!("send {left}"), format!("send {close}")]
+            [
+                "forget 1".to_owned(),
+                "leave 1".to_owned(),
+                format!("send {left}"),
+                format!("send {close}")
+            ]
         );
     });
 }
@@ -961,7 +977,8 @@ fn what_is_said_before_a_leave_is_said() {
         let reply = unmatched("4", ROOM).replace("[null,", "[\"1\",");
         assert_eq!(talk.say(&say("4")), [reply]);
         let lines = talk.may_write(0, true);
-        let left = ["leave 1".to_owned(), ok("1", "3", ROOM), closed("1", ROOM)];
+        let left =
+            ["forget 1".to_owned(), "leave 1".to_owned(), ok("1", "3", ROOM), closed("1", ROOM)];
         assert_eq!(lines[..2], ["say 1 {}".to_owned(), ok("1", "2", ROOM)]);
         assert_eq!(lines[2..], left);
         assert_eq!(talk.session.channels(), 0);
@@ -977,8 +994,8 @@ fn a_second_leave_does_not_wait_and_every_push_has_an_answer() {
         let lines = talk.say(&json!(["1", "4", ROOM, "phx_leave", {}]));
         let refused = unmatched("2", ROOM).replace("[null,", "[\"1\",");
         let replies = [ok("1", "3", ROOM), ok("1", "4", ROOM), closed("1", ROOM)];
-        assert_eq!(lines[..2], ["leave 1".to_owned(), refused]);
-        assert_eq!(lines[2..], replies);
+        assert_eq!(lines[..3], ["forget 1".to_owned(), "leave 1".to_owned(), refused]);
+        assert_eq!(lines[3..], replies);
         assert_eq!(talk.may_write(0, true), NOTHING);
     });
 }
@@ -1020,7 +1037,8 @@ fn a_first_track_asks_whether_presence_may_be_read() {
         let said = |reference| ["say 1 {}".to_owned(), ok("1", reference, ROOM)];
         let lines = talk.may(0, true, true);
         assert_eq!(lines, [&said("2")[..], &["check 1 anon 0 sees".into()]].concat());
-        let left = ["leave 1".to_owned(), ok("1", "5", ROOM), closed("1", ROOM)];
+        let left =
+            ["forget 1".to_owned(), "leave 1".to_owned(), ok("1", "5", ROOM), closed("1", ROOM)];
         let lines = talk.may(0, true, true);
         assert_eq!(lines, [&["track 1 {}".into()], &said("4")[..], &left].concat());
     });

@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 
-use super::{Realtime, Socket};
+use super::{Connection, Realtime, Socket};
 use crate::hub::outbox::Outbox;
-use crate::session::Session;
+use crate::session::{Session, SessionId};
 use crate::transport::admit::{Admit, Refusal};
 use crate::transport::phoenix::Version;
 
@@ -34,6 +34,14 @@ impl Admit for Endpoint {
             Refusal { status: StatusCode::FORBIDDEN, error: None, delay: Duration::ZERO }
         })?;
         let refuse = |status, error| Refusal { status, error, delay: self.0.connect_backoff };
+        let id = match parameter(query, "session").map(|id| id.parse::<SessionId>()) {
+            None => None,
+            Some(Ok(id)) => Some(id),
+            Some(Err(problem)) => {
+                let text = Some(Cow::from(problem.to_string()));
+                return Err(refuse(StatusCode::BAD_REQUEST, text));
+            }
+        };
         // Before the token is verified: a key that goes away while it is counts as gone after.
         let epoch = self.0.verifier.epoch();
         let token = connect_token(request);
@@ -50,7 +58,8 @@ impl Admit for Endpoint {
         let rates = Arc::clone(&realtime.rates);
         let session = Session::new(&token, Arc::new(claims), verifier, realtime.limits, rates);
         let headers = policy_headers(&request.headers);
-        Ok(move |outbox| Socket::new(realtime, version, session, headers, epoch, outbox))
+        let of = Connection { version, session, headers, epoch, id };
+        Ok(move |outbox| Socket::new(realtime, of, outbox))
     }
 
     async fn prepare(&self, request: &Parts) {

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use serde_json::json;
 
+use crate::cursor::Cursor;
 use crate::event::broadcast::Broadcast;
 use crate::hub::{Format, Shown, Word};
 use crate::transport::phoenix::{self, Version};
@@ -25,14 +26,14 @@ pub(super) fn format(version: Version, legacy: bool) -> Format {
         Version::V1 => Format {
             id,
             encode,
-            broadcast: |topic, broadcast, _| encode_broadcast(Version::V1, topic, broadcast),
+            broadcast: |topic, said, cursor| encode_broadcast(Version::V1, topic, said, cursor),
             push: |topic, event, payload| push_frame(Version::V1, topic, event, payload),
             word: |topic, word| word_frame(Version::V1, topic, word),
         },
         Version::V2 => Format {
             id,
             encode,
-            broadcast: |topic, broadcast, _| encode_broadcast(Version::V2, topic, broadcast),
+            broadcast: |topic, said, cursor| encode_broadcast(Version::V2, topic, said, cursor),
             push: |topic, event, payload| push_frame(Version::V2, topic, event, payload),
             word: |topic, word| word_frame(Version::V2, topic, word),
         },
@@ -43,8 +44,9 @@ pub(super) fn encode_broadcast(
     version: Version,
     topic: &str,
     broadcast: &Broadcast,
+    cursor: Option<Cursor>,
 ) -> Option<Bytes> {
-    Some(match phoenix::encode_broadcast(version, topic, broadcast)? {
+    Some(match phoenix::encode_broadcast(version, topic, broadcast, cursor)? {
         phoenix::Content::Text(text) => text_frame(&text),
         phoenix::Content::Binary(data) => binary_frame(&data),
     })
@@ -52,6 +54,19 @@ pub(super) fn encode_broadcast(
 
 fn push_frame(version: Version, topic: &str, event: &str, payload: &[u8]) -> Bytes {
     text_frame(&phoenix::encode_push(version, None, topic, event, payload))
+}
+
+/// Nothing is known of the session that the client named: its channel begins here.
+pub(super) fn session_started_frame(version: Version, topic: &str, begins: Cursor) -> Bytes {
+    let payload = json!({
+        "extension": "postgres_changes",
+        "status": "ok",
+        "message": "Nothing is known of this session: it begins here.",
+        "kind": "session_started",
+        "cursor": begins.to_string(),
+        "channel": topic.strip_prefix("realtime:").unwrap_or(topic),
+    });
+    push_frame(version, topic, "system", payload.to_string().as_bytes())
 }
 
 /// How a channel that came back goes on: a `system` event with members of its own.

@@ -8,6 +8,7 @@
 mod endpoint;
 mod format;
 mod held;
+mod lasting;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,18 +31,20 @@ use crate::auth::access::{Asker, ReadGrants};
 use crate::auth::jwt::Verifier;
 use crate::event::broadcast::Broadcast;
 use crate::hub::outbox::{CloseReason, DirtyList, Outbox};
-use crate::hub::{Hub, Inbox, Membership, Occupancy, Replayed, Subscriber, TrackError};
+use crate::hub::{Comeback, Hub, Inbox, Membership, Occupancy, Replayed, Subscriber, TrackError};
 use crate::join::{Entered, Joined, Joiner, Request};
 use crate::session::{
-    ChannelId, Frame, Grants, Input, JoinOutcome, JoinRequest, Limits, Message, Output,
-    PresenceOptions, Rates, RawRef, Session, Subscribed, SystemMessage,
+    Asked, Bookmark, BookmarkName, Bookmarks, ChannelId, Frame, Grants, Input, JoinOutcome,
+    JoinRequest, Limits, Message, Output, PresenceOptions, Rates, RawRef, Session, SessionId,
+    Subscribed, SystemMessage,
 };
 use crate::telemetry;
 
 pub use endpoint::Endpoint;
 pub(super) use endpoint::policy_headers;
-use format::{encode_broadcast, format};
+use format::{encode_broadcast, format, session_started_frame};
 use held::{Held, Raw};
+use lasting::Lasting;
 
 /// Refusals of one socket that may wait at once; further ones are sent without a wait.
 const DELAYED_MAX: usize = 32;
@@ -76,6 +79,8 @@ pub struct Realtime {
     pub connect_backoff: Duration,
     /// How long refusals of a join wait.
     pub error_backoff: Duration,
+    /// How far clients have come that may come back.
+    pub bookmarks: Arc<Bookmarks>,
 }
 
 impl Realtime {
@@ -179,6 +184,8 @@ struct Place {
     key: Option<Box<str>>,
     /// Messages to send right after the answer to the join.
     stored: Vec<Broadcast>,
+    /// How far its client has surely come, where it is to be known again.
+    bookmark: Option<Box<Bookmark>>,
     request: Arc<Kept>,
     _counted: Counted,
 }
@@ -240,15 +247,24 @@ struct Kept {
     legacy: bool,
     private: bool,
     replay: Option<Box<RawValue>>,
+    cursor: Option<Box<str>>,
     announce_replication: bool,
     presence: PresenceOptions,
     wait: Option<Duration>,
     join_ref: Option<RawRef>,
+    /// What its place is remembered by, if its client is to be known again.
+    bookmark: Option<Box<BookmarkName>>,
     /// Leaves with the channel.
     asker: Asker,
 }
 
 impl Kept {
+    /// What a client that comes back would have to ask for to go on here.
+    fn asked(&self) -> Asked<'_> {
+        let Self { topic, private, postgres_changes, legacy, .. } = self;
+        Asked { topic, private: *private, postgres_changes, legacy: *legacy }
+    }
+
     /// The same, for a join from the start.
     fn again(&self, subscriber: Arc<Subscriber>, asker: Asker) -> Self {
         Self {
@@ -258,10 +274,12 @@ impl Kept {
             legacy: self.legacy,
             private: self.private,
             replay: self.replay.clone(),
+            cursor: self.cursor.clone(),
             announce_replication: self.announce_replication,
             presence: self.presence.clone(),
             wait: self.wait,
             join_ref: self.join_ref.clone(),
+            bookmark: None,
             asker,
         }
     }
@@ -271,6 +289,15 @@ impl Drop for Kept {
     fn drop(&mut self) {
         self.asker.leave();
     }
+}
+
+/// What a socket was opened with.
+struct Connection {
+    version: Version,
+    session: Session,
+    headers: Arc<str>,
+    epoch: u64,
+    id: Option<SessionId>,
 }
 
 /// The [`Peer`] of a Phoenix socket.
@@ -295,17 +322,13 @@ pub struct Socket {
     epoch: u64,
     /// Frames that wait for the key of a token.
     held: Option<Box<Held>>,
+    /// Its client is to be known again.
+    lasting: Option<Box<Lasting>>,
 }
 
 impl Socket {
-    fn new(
-        realtime: Arc<Realtime>,
-        version: Version,
-        session: Session,
-        headers: Arc<str>,
-        epoch: u64,
-        outbox: Arc<Outbox>,
-    ) -> Self {
+    fn new(realtime: Arc<Realtime>, of: Connection, outbox: Arc<Outbox>) -> Self {
+        let Connection { version, session, headers, epoch, id } = of;
         metrics::gauge!(telemetry::CONNECTIONS).increment(1);
         let mailbox = Arc::new(Mailbox {
             outbox,
@@ -328,6 +351,7 @@ impl Socket {
             gathered: 0,
             epoch,
             held: None,
+            lasting: id.map(|id| Box::new(Lasting::new(id))),
         }
     }
 
@@ -352,10 +376,20 @@ impl Socket {
     fn output(&mut self, output: Output) -> ControlFlow<CloseReason> {
         match output {
             Output::Send(message) => self.send(&message)?,
+            Output::Beat(message) => {
+                self.beat();
+                self.send(&message)?;
+            }
             Output::SendLater(message) => self.send_later(&message)?,
             Output::Join(request) => self.join(*request),
             Output::JoinAgain { channel, claims } => self.join_again(channel, claims),
             Output::Leave(channel) => self.leave(channel),
+            Output::Forget(channel) => {
+                if let Some(bookmark) = self.joined.get(&channel).and_then(|p| p.bookmark.as_ref())
+                {
+                    bookmark.leave();
+                }
+            }
             Output::Refresh { channel, claims } => self.refresh(channel, claims),
             Output::Replay { channel, join_ref } => self.replay(channel, join_ref.as_ref()),
             Output::Broadcast { channel, broadcast, echo } => {
@@ -425,10 +459,12 @@ impl Socket {
             legacy: request.legacy,
             private: request.private,
             replay: request.broadcast.replay,
+            cursor: request.broadcast.cursor,
             announce_replication: request.broadcast.announce_replication,
             presence: request.presence,
             wait: request.wait,
             join_ref: request.join_ref,
+            bookmark: None,
             asker: self.asker.about(),
         };
         self.begin_join(request.channel, kept, request.claims);
@@ -448,10 +484,13 @@ impl Socket {
         Subscriber::new(outbox, Box::new(inbox), claims.expires_at)
     }
 
-    fn begin_join(&mut self, channel: ChannelId, kept: Kept, claims: Arc<Claims>) {
+    fn begin_join(&mut self, channel: ChannelId, mut kept: Kept, claims: Arc<Claims>) {
+        let name = self.bookmark_name(&kept, &claims);
+        let bookmark = name.and_then(|name| self.realtime.bookmarks.find(&name, Instant::now()));
+        kept.bookmark = name.map(Box::new);
         let kept = Arc::new(kept);
         let (joiner, mailbox) = (Arc::clone(&self.realtime.joiner), Arc::downgrade(&self.mailbox));
-        let ask = self.request(&kept, claims);
+        let ask = Request { bookmark, ..self.request(&kept, claims) };
         self.joining.insert(channel, kept);
         self.realtime.spawn(async move {
             let outcome = joiner.join(ask).await;
@@ -474,7 +513,8 @@ impl Socket {
             replay: kept.replay.clone(),
             presence: kept.presence.enabled,
             headers: Arc::clone(&self.headers),
-            cursor: None,
+            cursor: kept.cursor.clone(),
+            bookmark: None,
             wait: kept.wait,
         }
     }
@@ -488,6 +528,7 @@ impl Socket {
     }
 
     fn refresh(&mut self, channel: ChannelId, claims: Arc<Claims>) {
+        self.rename_bookmark(channel, &claims);
         self.renew(channel, &claims);
         self.subscribe_again(channel, claims);
     }
@@ -628,7 +669,7 @@ impl Socket {
             return ControlFlow::Continue(());
         };
         let Joined { subscriptions, membership, asked, begins, resume, .. } = joined;
-        let Joined { entered, problem, unavailable, .. } = joined;
+        let Joined { entered, problem, unavailable, starts, .. } = joined;
         let membership = membership.map(Arc::new);
         let joining = Arc::clone(&request);
         let replicates = *self.realtime.joiner.readiness().borrow();
@@ -643,6 +684,9 @@ impl Socket {
             if request.announce_replication && replicates {
                 system.push(SystemMessage::replication_ready());
             }
+            let bookmark = starts.zip(request.bookmark.as_deref()).map(|(starts, name)| {
+                Box::new(self.realtime.bookmarks.open(*name, starts, Instant::now()))
+            });
             let replays = stored.is_some();
             let stored = stored.unwrap_or_default();
             let membership = membership.clone();
@@ -655,6 +699,7 @@ impl Socket {
                 refreshing: Checks::default(),
                 key: None,
                 stored,
+                bookmark,
                 request,
                 _counted: Counted::new(),
             };
@@ -671,11 +716,21 @@ impl Socket {
             self.joining.remove(&channel);
         }
         // The reply is in the outbox: what was held may follow it.
-        if self.joined.contains_key(&channel) {
+        if let Some(place) = self.joined.get(&channel) {
             metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
+            if let Some(starts) = starts
+                && joining.bookmark.is_some()
+                && resume.is_none()
+            {
+                let frame = session_started_frame(self.version, &joining.topic, starts);
+                // Whoever takes no more has nothing to be told.
+                let _ = self.mailbox.outbox.send(frame);
+            }
             joining.subscriber.go_live();
-            if let (Some(membership), Some(resume)) = (&membership, resume) {
-                self.realtime.joiner.resume(membership, resume);
+            if let Some(resume) = resume {
+                let rooms = [&place.occupancy];
+                let channel = Comeback::new(&joining.subscriber, membership.as_ref(), rooms);
+                self.realtime.joiner.resume(channel, resume);
             }
             if joining.presence.enabled {
                 self.watch(channel);
@@ -722,7 +777,7 @@ impl Socket {
                 let text = phoenix::encode_push(version, join_ref, topic, event, &payload);
                 Some(text_frame(&text))
             }
-            None => encode_broadcast(self.version, topic, broadcast),
+            None => encode_broadcast(self.version, topic, broadcast, None),
         };
         let stored = std::mem::take(&mut place.stored);
         let replayed = |stored: &Broadcast| {

@@ -133,7 +133,7 @@ impl Filter {
         }
     }
 
-    fn accepts(self, row: &Version) -> bool {
+    pub(crate) fn accepts(self, row: &Version) -> bool {
         match self {
             Self::None => true,
             Self::BucketIs(bucket) => row.bucket == bucket,
@@ -231,6 +231,13 @@ pub(crate) struct Counts {
 impl Counts {
     pub(crate) fn bad(&self) -> u64 {
         self.lost + self.repeated + self.misordered + self.leaked + self.withheld + self.wrong
+    }
+
+    /// How much of what was decided could be decided either way.
+    pub(crate) fn open_percent(&self) -> f64 {
+        let [open, decisions] = [self.open, self.decisions]
+            .map(|count| f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
+        if decisions > 0.0 { 100.0 * open / decisions } else { 0.0 }
     }
 }
 

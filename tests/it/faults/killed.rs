@@ -142,7 +142,7 @@ async fn prepared() -> (Database, Client) {
 }
 
 #[tokio::test]
-async fn every_kill_point_ends_the_process_and_the_next_one_serves() {
+async fn f01_every_kill_point_ends_the_process_and_the_next_one_serves() {
     let (database, client) = prepared().await;
     for point in POINTS {
         let status = end_at(&database, &client, point, "exit").await;

@@ -5,7 +5,13 @@
 pub(crate) mod judge;
 pub(crate) mod proxy;
 
+mod failover;
+mod handover;
 mod judged;
 #[cfg(feature = "kill-points")]
 mod killed;
 mod links;
+mod peers;
+mod process;
+mod resumed;
+mod server;

@@ -143,7 +143,7 @@ fn mutated(text: &str, dice: &mut Dice) -> String {
 }
 
 #[tokio::test]
-async fn no_near_miss_is_our_fault() {
+async fn f83_no_near_miss_is_our_fault() {
     const PREFER: &[&str] = &[
         "count=exact",
         "count=planned",
@@ -330,7 +330,7 @@ async fn bad_input_has_its_documented_status_and_code() {
 }
 
 #[tokio::test]
-async fn bad_bodies_and_headers_have_their_status_and_code() {
+async fn f62_bad_bodies_and_headers_have_their_status_and_code() {
     let (service, _, _) = world().await;
     let all: Vec<String> = (0..3000).map(|number| format!("\"c{number}\":1")).collect();
     let deep = |levels: usize| {
@@ -408,7 +408,7 @@ async fn bad_bodies_and_headers_have_their_status_and_code() {
 }
 
 #[tokio::test]
-async fn a_message_that_lies_about_itself_is_refused_and_harms_nobody() {
+async fn f67_a_message_that_lies_about_itself_is_refused_and_harms_nobody() {
     let (service, _, _) = world().await;
     let head = format!(
         "POST /rest/v1/kinds HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: close\r\n",
@@ -547,7 +547,7 @@ async fn an_estimate_names_no_row_that_is_hidden() {
 }
 
 #[tokio::test]
-async fn what_differs_in_values_alone_is_one_statement() {
+async fn f83_what_differs_in_values_alone_is_one_statement() {
     let service = Service::with(|config| config.rest.pool_size = 1).await;
     let admin = service.admin().await;
     let sql = format!(

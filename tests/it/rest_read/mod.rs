@@ -93,9 +93,9 @@ impl World {
     }
 
     async fn of(sql: &str) -> Self {
+        static MADE: OnceCell<()> = OnceCell::const_new();
         let database = Database::create().await;
         let admin = database.client().await;
-        static MADE: OnceCell<()> = OnceCell::const_new();
         cluster::roles(&MADE, "create role rest_read_role").await;
         admin.batch_execute(sql).await.unwrap();
         let schema = schema::load(&admin, &["public".to_owned()]).await.unwrap();

@@ -136,7 +136,7 @@ fn requests() -> impl Strategy<Value = String> {
 
 /// Whatever is asked, the SQL is well-formed and names what there is.
 #[tokio::test]
-async fn no_request_makes_sql_that_postgres_cannot_read() {
+async fn f83_no_request_makes_sql_that_postgres_cannot_read() {
     let world = World::create().await;
     let mut runner = TestRunner::default();
     let strategy = requests();
