@@ -9,6 +9,7 @@ mod advice;
 mod healthcheck;
 mod tail;
 mod token;
+mod types;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -60,6 +61,8 @@ enum Command {
     Token(token::Flags),
     /// Print row changes and broadcasts of a running service, a line each.
     Tail(tail::Flags),
+    /// Print the TypeScript types of the events that are declared for tables.
+    Types,
     /// Remove what walcast made and nothing uses.
     Uninstall {
         /// Drop the replication slot, too; without this, WAL piles up behind it.
@@ -106,6 +109,10 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Slot(Slot::Replace) => replace_slot(load(Vec::new())?),
         Command::Token(flags) => token::run(&flags, &load(Vec::new())?.config, SystemTime::now()),
         Command::Tail(flags) => follow(flags),
+        Command::Types => {
+            let login = owner(&load(Vec::new())?.config)?;
+            runtime()?.block_on(types::print(&login))
+        }
         Command::Uninstall { drop_slot } => uninstall(load(Vec::new())?, drop_slot),
         Command::Healthcheck => healthcheck::ask(load(Vec::new())?.config.server.bind),
     }

@@ -64,7 +64,8 @@ impl Meta {
         let id = self.id.as_deref().map(|id| format!(r#""id":{}"#, json_string(id)));
         let cursor = cursor.map(|cursor| format!(r#""cursor":"{cursor}""#));
         let about = self.about.as_ref().map(ToString::to_string);
-        let members = [replayed, id, cursor, about].into_iter().flatten().collect::<Vec<_>>();
+        let members = [replayed, id, cursor, about].into_iter().flatten();
+        let members: Vec<String> = members.collect();
         (!members.is_empty()).then(|| format!("{{{}}}", members.join(",")))
     }
 }

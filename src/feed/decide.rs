@@ -78,7 +78,7 @@ impl Publisher {
             }
             self.finish_filters(changes, candidates).await?
         };
-        let said = self.domain(changes, mapped, ended, memory).await?;
+        let said = Box::pin(self.domain(changes, mapped, ended, memory)).await?;
         if candidates.is_empty() && messages.is_empty() && said.told.is_empty() {
             memory.gathered = said.gathered;
             return Ok(());

@@ -165,7 +165,7 @@ impl Publisher {
             let last = due.get(number + 1).is_none_or(|next| next.change.place() != place);
             let reached = if last { place } else { before(place) };
             let event = Event {
-                event,
+                name: event,
                 topics,
                 public: rule.public,
                 exclude_origin: rule.exclude_origin,
@@ -235,7 +235,8 @@ impl Publisher {
     ) {
         let payload = group.payload();
         let Group { event, topics, public, exclude_origin, origin, .. } = group;
-        let event = Event { event, topics, public, exclude_origin, origin, table: "", payload };
+        let (name, table) = (event, "");
+        let event = Event { name, topics, public, exclude_origin, origin, table, payload };
         let reached = if place.ordinal == u32::MAX { place } else { before(place) };
         self.tell(event, commit, (place, reached), told, memory);
     }
@@ -248,7 +249,7 @@ impl Publisher {
         told: &mut Vec<Told>,
         memory: &mut Memory,
     ) {
-        let Event { event, topics, public, exclude_origin, origin, table, payload } = event;
+        let Event { name, topics, public, exclude_origin, origin, table, payload } = event;
         if !self.is_heard(&topics, public) {
             return;
         }
@@ -257,7 +258,10 @@ impl Publisher {
                 .increment(1);
             if memory.is_due((0, 0, None)) {
                 let bytes = payload.len();
-                warn!(%event, bytes, "the payload of an event is too large: nobody is told");
+                warn!(
+                    event = &*name,
+                    bytes, "the payload of an event is too large: nobody is told"
+                );
             }
             return;
         }
@@ -267,7 +271,7 @@ impl Publisher {
         let about = about(origin.as_deref(), table, commit);
         let meta = Meta { id: Some(id.into()), about: Some(about.into()), ..Meta::default() };
         let (encoding, data) = (Encoding::Json, Bytes::from(payload));
-        let what = Broadcast::User(UserEvent { event: (*event).into(), encoding, data, meta });
+        let what = Broadcast::User(UserEvent { event: (*name).into(), encoding, data, meta });
         let except = origin.filter(|_| exclude_origin);
         let except = except.and_then(|origin| origin.connection_id.clone());
         told.push(Told { rooms, what, except, place, reached });
@@ -276,7 +280,7 @@ impl Publisher {
 
 /// One event, rendered.
 struct Event<'a> {
-    event: Arc<str>,
+    name: Arc<str>,
     topics: Box<[Box<str>]>,
     public: bool,
     exclude_origin: bool,

@@ -79,10 +79,16 @@ impl Frames {
 
     /// Tells rooms of an event, after everything that was added before.
     pub(super) fn tell(&mut self, told: &Told) {
-        let Told { rooms, what, except, reached, .. } = told;
+        let Told { rooms, what, except, place, reached } = told;
         let cursor = Cursor { place: *reached, epoch: self.epoch };
         let (rooms, what, except) = (rooms.clone(), what.clone(), except.clone());
-        self.outgoing.push(Outgoing::Told(hub::Told { rooms, what, except, cursor }));
+        self.outgoing.push(Outgoing::Told(hub::Told {
+            rooms,
+            what,
+            except,
+            place: *place,
+            cursor,
+        }));
     }
 
     /// Makes the frames of one change for one audience. `unrestricted`: its role sees every row,

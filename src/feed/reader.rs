@@ -264,6 +264,7 @@ struct Known {
 }
 
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one thing that it did, by itself")]
 struct Transaction {
     commit: Commit,
     ordinal: u32,
@@ -1017,6 +1018,66 @@ mod tests {
         let segments = read(&mut reader(), &payloads);
         assert_eq!(segments[0].transactions[0].tables.len(), TOUCHED_MAX);
         assert!(!segments[0].transactions[0].whole);
+    }
+
+    fn gathering() -> Rules {
+        let json = r#"{"topics": ["t:{note}"], "rules": [
+            {"event": "e", "on": ["insert"], "aggregate": "rows", "payload": {}}
+        ]}"#;
+        Rules::new(None, [Declaration::parse(1, T, json).unwrap()])
+    }
+
+    #[test]
+    fn what_is_gathered_from_a_transaction_is_gathered_again_from_its_beginning() {
+        let payloads = [
+            begin(100, 7),
+            relation(T, "t"),
+            insert(T, "0"),
+            insert(T, "1"),
+            insert(T, "2"),
+            commit(100),
+        ];
+        let nobody = |_: &Definition, _: bool| false;
+        let mut reader = Reader::new(Lsn::ZERO, Some(place(100, 1)), 1000).under(gathering());
+        let batch = Batch::of(&payloads);
+        let segments = reader.read(&batch, (1, 0), false, false, None, nobody).unwrap();
+        let [segment] = &segments[..] else { panic!("{segments:?}") };
+        let again: Vec<bool> = segment.changes.iter().map(|change| change.again).collect();
+        assert_eq!(again, [true, true, false]);
+        assert!(segment.changes.iter().all(|change| change.mapped.is_some()));
+        assert_eq!((segment.last(), segment.gathered), (Some(place(100, 2)), Some(Lsn::new(100))));
+        // All of it was told.
+        let done = Place::after(Lsn::new(100));
+        let mut reader = Reader::new(Lsn::ZERO, Some(done), 1000).under(gathering());
+        let segments = reader.read(&batch, (1, 0), false, false, None, nobody).unwrap();
+        assert!(segments[0].changes.is_empty());
+    }
+
+    #[test]
+    fn a_mapped_table_is_read_while_somebody_is_in_a_room_as_declared_at_its_place() {
+        let rule =
+            r#"{"topics": ["t"], "rules": [{"event": "e", "on": ["insert"], "payload": {}}]}"#;
+        let rules = Rules::new(None, [Declaration::parse(1, T, rule).unwrap()]);
+        let payloads = [
+            begin(100, 7),
+            relation(T, "t"),
+            insert(T, "0"),
+            logical(true, mapping::PREFIX, "forged"),
+            insert(T, "1"),
+            commit(100),
+        ];
+        let nobody = |_: &Definition, _: bool| false;
+        let hears = |_: &RoomName| true;
+        let hears: &dyn Fn(&RoomName) -> bool = &hears;
+        for (hears, expected) in [(Some(hears), 2), (None, 0)] {
+            let mut reader = reader().under(rules.clone());
+            let batch = Batch::of(&payloads);
+            let segments = reader.read(&batch, (1, 0), false, false, hears, nobody).unwrap();
+            assert_eq!(segments[0].changes.len(), expected);
+            assert_eq!(segments[0].undeclared.len(), 1);
+            let again = Reader::again(reader.start(), std::iter::empty(), Place::ZERO, 1000);
+            assert!(again.rules.of(T).is_some(), "whoever reads on from here knows it");
+        }
     }
 
     const M: u32 = 30;

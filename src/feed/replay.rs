@@ -185,7 +185,7 @@ impl Replayer {
         }
         if let Some(first) = shown.iter().map(|shown| shown.at).min() {
             self.publisher.hub = past;
-            waiting.append(&mut self.read(first, shown, &picture).await);
+            waiting.append(&mut Box::pin(self.read(first, shown, &picture)).await);
             self.publisher.hub = Arc::default();
         }
         waiting

@@ -334,6 +334,8 @@ pub struct Told {
     pub what: Broadcast,
     /// The connection that is left out, by the name it has for itself.
     pub except: Option<Box<str>>,
+    /// Where it stands in the log.
+    pub place: Place,
     /// What whoever has heard it has.
     pub cursor: Cursor,
 }

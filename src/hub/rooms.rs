@@ -20,7 +20,7 @@ use super::presence::{MemberId, Presence, Supply, TrackError};
 use super::subscriber::unix_seconds;
 use super::{Format, Subscriber, Told};
 use crate::config;
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Place};
 use crate::event::broadcast::Broadcast;
 
 /// Watchers to whom whoever leaves writes itself; more are told by a task that takes turns.
@@ -116,6 +116,8 @@ struct Except<'a> {
     connection: Option<&'a str>,
     /// Connections that have heard it in another room, by their outboxes; none: it is said in one.
     heard: Option<HashSet<usize>>,
+    /// Where it stands in the log, when its cursor is of a place before.
+    place: Option<Place>,
 }
 
 impl Except<'_> {
@@ -123,10 +125,11 @@ impl Except<'_> {
     fn takes(&mut self, member: &Member) -> bool {
         self.member == Some(member.number)
             || self.connection.is_some_and(|id| member.connection_id.as_deref() == Some(id))
-            || self
-                .heard
-                .as_mut()
-                .is_some_and(|heard| !heard.insert(Arc::as_ptr(member.subscriber.outbox()).addr()))
+            || self.heard.as_mut().is_some_and(|heard| {
+                // Whoever is not owed it here may be owed it in another room.
+                let is_owed = self.place.is_none_or(|place| member.subscriber.is_owed(place));
+                !is_owed || !heard.insert(Arc::as_ptr(member.subscriber.outbox()).addr())
+            })
     }
 }
 
@@ -310,9 +313,10 @@ impl Rooms {
 
     /// The same for several rooms.
     pub(super) fn tell(&self, told: &Told, dirty: &mut DirtyList) -> u64 {
-        let Told { rooms, what, except, cursor } = told;
+        let Told { rooms, what, except, place, cursor } = told;
         let heard = (rooms.len() > 1).then(HashSet::new);
-        let mut except = Except { member: None, connection: except.as_deref(), heard };
+        let (connection, place) = (except.as_deref(), Some(*place));
+        let mut except = Except { member: None, connection, heard, place };
         let mut delivered = 0;
         for name in rooms {
             let room = locked(&self.open).get(name).map(Arc::clone);
@@ -332,6 +336,8 @@ impl Room {
         dirty: &mut DirtyList,
     ) -> u64 {
         let now = unix_seconds(SystemTime::now());
+        let stands =
+            cursor.map(|cursor| Cursor { place: except.place.unwrap_or(cursor.place), ..cursor });
         let mut delivered = 0;
         for group in &mut locked(&self.inner).groups {
             let mut frame = None;
@@ -346,10 +352,10 @@ impl Room {
                 let Some(frame) = &frame else { break };
                 delivered += 1;
                 match member.replay.as_deref_mut() {
-                    None => member.say(frame, cursor, now, dirty),
+                    None => member.say(frame, stands, now, dirty),
                     Some(Replay::Sent(ids)) => {
                         if !broadcast.id().is_some_and(|id| ids.iter().any(|sent| **sent == *id)) {
-                            member.say(frame, cursor, now, dirty);
+                            member.say(frame, stands, now, dirty);
                         }
                     }
                     Some(Replay::Waiting(frames)) => {

@@ -334,6 +334,11 @@ impl Subscriber {
         if until == Place::LAST { self.offer(frame) } else { self.offer_past(frame, place) }
     }
 
+    /// Whether what stands there in the log is for it.
+    pub(super) fn is_owed(&self, place: Place) -> bool {
+        place > self.said_after.load() && place <= self.until.load()
+    }
+
     /// Offers a channel in the past what leads up to `reached`. If it has left, in one of its lists
     /// or another, it is offered nothing, and has not come there.
     fn offer_past(&self, frames: &[Bytes], reached: Place) -> bool {

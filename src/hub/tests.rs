@@ -672,6 +672,38 @@ fn what_waits_for_the_joins_of_one_connection_is_bounded_in_bytes() {
 }
 
 #[test]
+fn several_rooms_are_told_once_a_connection_and_not_the_one_that_wrote() {
+    let hub = Arc::new(Hub::default());
+    let (both, second, writer) = (outbox(), outbox(), outbox());
+    let enter = |topic: &str, outbox: &Arc<Outbox>, id: Option<&str>| {
+        let entrant = Entrant { connection_id: id.map(Into::into), ..entrant(outbox, 60) };
+        let subscriber = Arc::clone(&entrant.subscriber);
+        (hub.enter(&room(topic), entrant), subscriber)
+    };
+    let members = [
+        enter("a", &both, None),
+        enter("b", &both, Some("another")),
+        enter("b", &second, None),
+        enter("b", &writer, Some("writer")),
+    ];
+    let cursor = Cursor { place: Place::ZERO, epoch: Epoch::default() };
+    let told = |except: Option<&str>| {
+        Outgoing::Told(super::Told {
+            rooms: ["a", "b", "nobody's"].map(room).into(),
+            what: said(10),
+            except: except.map(Into::into),
+            place: Place::after(Lsn::new(1)),
+            cursor,
+        })
+    };
+    let count = || members.iter().map(|(_, member)| member.waiting().len()).collect::<Vec<_>>();
+    assert_eq!(hub.publish(&[told(Some("writer"))]).0, 2);
+    assert_eq!(count(), [1, 0, 1, 0]);
+    assert_eq!(hub.publish(&[told(None)]).0, 3);
+    assert_eq!(count(), [2, 0, 2, 1]);
+}
+
+#[test]
 fn what_comes_while_newer_claims_are_looked_at_is_kept_and_not_lost() {
     let hub = Arc::new(Hub::default());
     let later = SystemTime::now() + Duration::from_mins(1);

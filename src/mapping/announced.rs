@@ -7,6 +7,7 @@
 //!         only the trigger of `walcast.mappings`, behind its policy, knows the key.
 //! Source: `sql/functions/walcast.announce_mapping.sql`
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -42,7 +43,11 @@ impl Key {
     fn sign(&self, body: &str) -> String {
         let inner = Sha256::new().chain_update(&*self.0).chain_update(body).finalize();
         let outer = Sha256::new().chain_update(&*self.0).chain_update(inner).finalize();
-        outer.iter().map(|byte| format!("{byte:02x}")).collect()
+        let mut hex = String::with_capacity(64);
+        for byte in outer {
+            write!(hex, "{byte:02x}").expect("memory takes every write");
+        }
+        hex
     }
 }
 

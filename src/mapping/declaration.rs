@@ -201,6 +201,8 @@ pub(super) enum Source {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Lookup {
     pub(super) name: Box<str>,
+    /// The other table's OID. What is read is up to `walcast.look_up`.
+    pub(super) relation: u32,
     /// The column of this table for each column of the key.
     pub(super) key: Box<[Box<str>]>,
     /// What is shown of it.
@@ -269,9 +271,7 @@ enum WrittenOperation {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WrittenLookup {
-    /// The other table's OID, for `walcast.look_up`.
-    #[serde(rename = "relation")]
-    _relation: u32,
+    relation: u32,
     /// Column of the other table → column of this one.
     on: BTreeMap<Box<str>, Box<str>>,
 }
@@ -344,7 +344,8 @@ impl Rule {
                 return Err(of("a look-up needs a key"));
             }
             let key = lookup.on.into_values().collect();
-            lookups.push(Lookup { name, key, columns: Box::default() });
+            let (relation, columns) = (lookup.relation, Box::default());
+            lookups.push(Lookup { name, relation, key, columns });
         }
         let mut payload = Vec::new();
         for (name, source) in written.payload {

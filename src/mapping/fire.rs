@@ -204,7 +204,8 @@ fn update(plan: &Plan, rows: Rows<'_>, fired: &mut Fired) {
         let hit = match (&changed, &rule.update_of) {
             (Some(changed), Some(of)) => {
                 let others = changed.intersection(&plan.counted).difference(of);
-                !changed.intersection(of).is_empty() && !(rule.alone && !others.is_empty())
+                let hit = !changed.intersection(of).is_empty();
+                hit && (!rule.alone || others.is_empty())
             }
             (Some(changed), None) => {
                 !changed.intersection(&plan.counted).difference(&told).is_empty()
@@ -238,7 +239,7 @@ fn update(plan: &Plan, rows: Rows<'_>, fired: &mut Fired) {
         if topics.is_empty() {
             continue;
         }
-        let changes = match &changed {
+        let untold = match &changed {
             Some(changed) => changed.difference(&told),
             None => ColumnSet::all(rows.relation.columns.len()),
         };
@@ -246,7 +247,8 @@ fn update(plan: &Plan, rows: Rows<'_>, fired: &mut Fired) {
             told = told.union(of);
         }
         let topics = topics.into();
-        fired.firings.push(Firing { rule: number, phase: Phase::Changed, topics, changes });
+        let phase = Phase::Changed;
+        fired.firings.push(Firing { rule: number, phase, topics, changes: untold });
     }
     for (number, rule) in rules().filter(|(_, rule)| rule.on.insert && whole) {
         let before = before(rule);
@@ -314,9 +316,8 @@ fn topics(rows: Rows<'_>, rule: &PlannedRule, phase: Phase) -> (Vec<Box<str>>, V
         match template.fill(values) {
             Ok(Some(topic)) if !topics.contains(&topic) => topics.push(topic),
             Ok(_) => {}
-            Err(FillError::Unsafe) => refusals.push(Refusal::Topic),
             Err(FillError::Unknown) if phase == Phase::Gone => refusals.push(Refusal::OldRow),
-            Err(FillError::Unknown) => refusals.push(Refusal::Topic),
+            Err(FillError::Unsafe | FillError::Unknown) => refusals.push(Refusal::Topic),
         }
     }
     (topics, refusals)

@@ -217,7 +217,7 @@ mod tests {
         let long = "9".repeat(60);
         assert!(gathered.add(commit(), group("a"), long.as_bytes(), LIMITS).is_empty());
         assert_eq!(gathered.add(commit(), group("a"), long.as_bytes(), LIMITS).len(), 1);
-        let small = Limits { bytes_max: 700, ..LIMITS };
+        let small = Limits { bytes_max: 600, ..LIMITS };
         let all = gathered.add(commit(), group("b"), long.as_bytes(), small);
         assert_eq!(all.iter().map(|group| &*group.topics[0]).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!((gathered.bytes, gathered.groups.len()), (0, 0));

@@ -14,6 +14,7 @@
 //! | `fire` | a change | which rules say something, to which topics |
 //! | `payload` | a firing rule | JSON |
 //! | `gather` | rows of one transaction | one event |
+//! | `typescript` | rules and types of columns | the types of payloads |
 
 mod announced;
 mod declaration;
@@ -22,6 +23,7 @@ mod gather;
 mod payload;
 mod plan;
 pub mod template;
+mod typescript;
 
 pub use announced::{AnnounceError, Key, PREFIX, Rules, verified};
 pub use declaration::{Declaration, DeclarationError, Operations, Rule};
@@ -29,3 +31,4 @@ pub use fire::{Fired, Firing, Phase, Refusal, fire};
 pub use gather::{Gathered, Group, Limits};
 pub use payload::{Looked, render};
 pub use plan::{LookupPlan, Plan, PlannedRule};
+pub use typescript::{ColumnType, MappedTable, typescript};

@@ -40,7 +40,7 @@ pub fn render(plan: &Plan, change: &Change, firing: &Firing, looked: &[Looked], 
     let writer = Writer { plan, rule, change, rows, firing, looked };
     out.push(b'{');
     // Named members first know which names are taken: a name comes once.
-    let named: Vec<&str> = rule
+    let mut taken: Vec<&str> = rule
         .payload
         .iter()
         .filter_map(|member| match member {
@@ -48,14 +48,13 @@ pub fn render(plan: &Plan, change: &Change, firing: &Firing, looked: &[Looked], 
             PlannedMember::Spread(_) => None,
         })
         .collect();
-    let mut names: Vec<&str> = named.clone();
     let mut first = true;
     for member in &rule.payload {
         match member {
             PlannedMember::Spread(source) => {
                 for (place, name) in writer.columns(source) {
-                    if !names.contains(&name) && writer.column(name, place, &mut first, out) {
-                        names.push(name);
+                    if !taken.contains(&name) && writer.column(name, place, &mut first, out) {
+                        taken.push(name);
                     }
                 }
             }

@@ -11,14 +11,14 @@ use crate::cluster::Database;
 const SECRET: &str = "a-secret-of-thirty-two-bytes-or-more";
 
 /// What a run printed, and how it ended.
-struct Run {
-    out: String,
-    err: String,
-    code: i32,
+pub(crate) struct Run {
+    pub(crate) out: String,
+    pub(crate) err: String,
+    pub(crate) code: i32,
 }
 
 /// Runs `walcast` with nothing but the given environment.
-async fn walcast(arguments: &[&str], environment: &[(&str, &str)]) -> Run {
+pub(crate) async fn walcast(arguments: &[&str], environment: &[(&str, &str)]) -> Run {
     let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_walcast"))
         .args(arguments)
         .env_clear()
