@@ -225,7 +225,7 @@ impl Watch {
         let place = |column: &str| {
             row.definition.columns.iter().position(|defined| *defined.name == *column)
         };
-        let value = |column: &Box<str>| {
+        let value = |column: &str| {
             let at = place(column);
             let unchanged = |at| old.map_or(Value::Unchanged, |old| old.get(at));
             match at.map(|at| (at, image.get(at))) {
@@ -240,7 +240,7 @@ impl Watch {
                 Some((_, Value::Null)) | None => Given::Unknown,
             }
         };
-        self.template.fill(self.columns.iter().map(value)).ok().flatten()
+        self.template.fill(self.columns.iter().map(|column| value(column))).ok().flatten()
     }
 }
 

@@ -602,10 +602,12 @@ fn not_begun() -> Refused {
 /// The last event of a stream; none when there is nobody to read it.
 fn goodbye(reason: CloseReason) -> Option<Bytes> {
     let (_, text) = reason.code_and_text()?;
-    let code = match reason {
-        EXPIRED => "token_expired",
-        DOUBTED => "rights_changed",
-        _ => reason.label(),
+    let code = if reason == EXPIRED {
+        "token_expired"
+    } else if reason == DOUBTED {
+        "rights_changed"
+    } else {
+        reason.label()
     };
     Some(closing(code, text))
 }
