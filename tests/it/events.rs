@@ -801,7 +801,11 @@ async fn whoever_comes_back_is_sent_what_he_missed_once_and_goes_on() {
     insert(1, 3, ALICE).await;
     insert(4, 4, BOB).await;
     let mut stream = again(service, &user(ALICE), &query, &ready.id.unwrap()).await;
-    let first = stream.expect("INSERT").await;
+    // What the service had not read by then comes behind that word.
+    let mut first = stream.next().await;
+    if first.name == "caught_up" {
+        first = stream.expect("INSERT").await;
+    }
     let cursor = first.id.clone().unwrap();
     assert_eq!(first.json()["record"]["id"], 1);
     drop(stream);

@@ -87,7 +87,8 @@ async fn long_answers_and_long_questions_pass_each_other() {
 
 #[tokio::test]
 async fn whoever_does_not_wait_leaves_nothing_to_the_next() {
-    let (login, mut connection) = connection(&Database::create().await).await;
+    let database = Database::create().await;
+    let (login, mut connection) = connection(&database).await;
     let mut batch = Batch::default();
     batch.parse("", "select pg_sleep(600)").unwrap();
     batch.run("", []).unwrap();
@@ -97,6 +98,11 @@ async fn whoever_does_not_wait_leaves_nothing_to_the_next() {
     assert!(matches!(connection.answers().await, Err(Error::Lost(_))));
     // It has not ended: whoever wants it gone must say so.
     assert!(!connection.is_closed());
+    // What has not begun cannot be told to stop.
+    let admin = database.client().await;
+    let sleeps = "select from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()";
+    let begun = async { while admin.query(sleeps, &[]).await.unwrap().is_empty() {} };
+    timeout(DEADLINE, begun).await.expect("it sleeps");
     connection.cancel(&login).await.unwrap();
     timeout(DEADLINE, connection.settle()).await.expect("it stops when told to");
     assert_eq!(connection.owed(), 0);
