@@ -221,8 +221,8 @@ impl Rooms {
                 expires_at,
                 replay,
                 late,
-                past,
                 connection_id,
+                past,
             };
             inner.group(format).members.push(member);
             drop(inner);
