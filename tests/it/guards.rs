@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::events::Stream;
 use crate::service::{ALICE, BOB, Service, Socket, Version, anon, user};
 
 /// Maps with members, of whom some may edit.
@@ -205,4 +206,79 @@ async fn who_is_removed_hears_nothing_from_then_on_and_is_told() {
         }
     }
     join(&mut bob, &map).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn an_event_stream_in_such_a_room_ends_and_comes_back_if_it_may() {
+    let service = start().await;
+    guard(&service, "'map:{id}', reads => 'maps', watches => '{public.members(map_id)}'")
+        .await
+        .unwrap();
+    let query = format!("topics=map:{MAP}&private=true");
+    let admin = service.admin().await;
+    let mut streams = Vec::new();
+    for who in [ALICE, BOB] {
+        let bearer = format!("Bearer {}", user(who));
+        let mut stream = Stream::ask(&service, &query, &[("authorization", &bearer)]).await;
+        let cursor = stream.expect("ready").await.id.unwrap();
+        streams.push((who, stream, cursor));
+    }
+    let change = format!(
+        "delete from members where map_id = '{MAP}' and member = '{BOB}';
+         select realtime.send('{{\"n\": 1}}', 'said', 'map:{MAP}', true)"
+    );
+    admin.batch_execute(&change).await.unwrap();
+    for (who, mut stream, cursor) in streams {
+        let close = stream.expect("close").await;
+        assert_eq!(close.json()["reason"], "rights_changed");
+        let back = format!("{query}&cursor={cursor}");
+        let bearer = format!("Bearer {}", user(who));
+        let mut back = Stream::ask(&service, &back, &[("authorization", &bearer)]).await;
+        if who == BOB {
+            assert_eq!(back.status, 403);
+        } else {
+            back.expect("ready").await;
+            assert_eq!(back.expect("said").await.json()["n"], 1);
+        }
+    }
+}
+
+/// What a mapped table tells is for whoever may be in the room when it was committed.
+#[tokio::test]
+async fn events_declared_in_sql_are_for_those_whom_the_guard_lets_in() {
+    let service = start().await;
+    guard(&service, "'map:{id}', reads => 'maps', watches => '{public.members(map_id)}'")
+        .await
+        .unwrap();
+    let admin = service.admin().await;
+    let declare = "create table stories (id int primary key, map_id uuid not null, title text);
+        alter table stories replica identity full;
+        alter publication supabase_realtime add table stories;
+        select walcast.map_table('stories', entity => 'story', topic => 'map:{map_id}')";
+    admin.batch_execute(declare).await.unwrap();
+    let map = format!("map:{MAP}");
+    let mut alice = service.connect(Version::V2, &user(ALICE)).await;
+    let mut bob = service.connect(Version::V2, &user(BOB)).await;
+    join(&mut alice, &map).await.unwrap();
+    join(&mut bob, &map).await.unwrap();
+    let add = format!("insert into stories values (1, '{MAP}', 'for both')");
+    admin.batch_execute(&add).await.unwrap();
+    let remove = format!(
+        "begin; delete from members where member = '{BOB}';
+         insert into stories values (2, '{MAP}', 'for her'); commit"
+    );
+    admin.batch_execute(&remove).await.unwrap();
+    let told = async |socket: &mut Socket| {
+        let said = socket.expect("broadcast").await.payload;
+        assert_eq!(said["event"], "story.created");
+        said["payload"]["id"].clone()
+    };
+    assert_eq!((told(&mut alice).await, told(&mut alice).await), (json!(1), json!(2)));
+    loop {
+        let frame = bob.next().await;
+        assert_ne!(frame.payload["payload"]["id"], 2);
+        if frame.event == "phx_close" {
+            break;
+        }
+    }
 }
