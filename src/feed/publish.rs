@@ -66,16 +66,21 @@ impl Publisher {
         one_transaction: bool,
     ) -> Result<Vec<Segment>, reader::Error> {
         memory.roots.forget_old(self.catalog.forgotten());
-        let watches = self.watches.as_ref().filter(|watches| watches.are_any());
         // Neither ever goes back, so their sum stays as it is only while both do.
         let version = self.watches.as_ref().map_or(0, Watches::version);
         let generation = (self.hub.generation() + version, memory.roots.version);
         let wants = |table: &Definition, anew: bool| self.wants(table, anew, &memory.roots);
-        let listening = self.hub.subscribers() > 0 || watches.is_some() && self.hub.has_rooms();
+        let listening =
+            self.hub.subscribers() > 0 || self.watches.is_some() && self.hub.has_rooms();
         let hears = |room: &RoomName| self.hub.has_room(room);
         let hears: Option<&dyn Fn(&RoomName) -> bool> =
             if self.hub.has_rooms() { Some(&hears) } else { None };
-        reader.read(batch, generation, listening, one_transaction, hears, wants)
+        let mut segments =
+            reader.read(batch, generation, listening, one_transaction, hears, wants)?;
+        for segment in &mut segments {
+            segment.listening = listening;
+        }
+        Ok(segments)
     }
 
     /// Whether anybody may have asked for a table, or for a partitioned table that it is a part of.
@@ -136,12 +141,16 @@ impl Publisher {
             let (changes, whole) = (touched.changes, touched.whole);
             self.authorizer.observe_transaction(commit, tables, changes, whole);
         }
-        if let Some(watches) = &self.watches {
+        let watches = self.watches.as_ref().filter(|_| self.hub.has_rooms());
+        if let Some(watches) = watches {
             watches.look(&self.status).await?;
+        } else {
+            // Whoever enters as the first was asked about before this, perhaps.
+            self.hub.doubt_newcomers();
         }
         let nothing = segment.changes.is_empty()
             && segment.messages.is_empty()
-            && !self.watches.as_ref().is_some_and(|watches| watches.concern(segment));
+            && !watches.is_some_and(|watches| watches.concern(segment));
         if nothing && segment.gathered.is_none() && !segment.asks_the_catalog() {
             self.catalog.observe_definers(&segment.definers);
             return Ok(());
@@ -149,7 +158,7 @@ impl Publisher {
         // What is forgotten now must not be learned again from before the change.
         self.authorizer.wait_visible(&segment.xids).await?;
         self.forget(segment);
-        if let Some(watches) = &self.watches {
+        if let Some(watches) = watches {
             watches.look(&self.status).await?;
             watches.doubt(segment, &self.hub);
         }

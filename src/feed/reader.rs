@@ -207,6 +207,8 @@ pub(super) struct Segment {
     pub definers: Vec<u32>,
     /// What transactions did, wanted or not, when somebody listens to anything.
     pub transactions: Vec<Touched>,
+    /// Somebody did when it was read.
+    pub listening: bool,
     /// Tables with rows that the server could not print; nobody gets these rows. Each once.
     pub unreadable: Vec<Arc<Definition>>,
     /// Transactions that are complete with this segment, whose writers may wait for it: the id

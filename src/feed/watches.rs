@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tracing::{error, info};
 
@@ -42,6 +43,7 @@ pub(super) enum Error {
 pub struct Watches {
     login: Login,
     timeout: Duration,
+    client: tokio::sync::Mutex<Option<Client>>,
     known: Mutex<Arc<Known>>,
 }
 
@@ -72,7 +74,7 @@ struct Doubts<'a> {
 impl Watches {
     /// `timeout` bounds one question.
     pub fn new(login: Login, timeout: Duration) -> Self {
-        Self { login, timeout, known: Mutex::default() }
+        Self { login, timeout, client: tokio::sync::Mutex::default(), known: Mutex::default() }
     }
 
     fn known(&self) -> Arc<Known> {
@@ -83,11 +85,6 @@ impl Watches {
     /// Grows with what is watched.
     pub(super) fn version(&self) -> u64 {
         self.known().version
-    }
-
-    /// Whether anything is.
-    pub(super) fn are_any(&self) -> bool {
-        !self.known().tables.is_empty()
     }
 
     /// Whether the rows of this table are.
@@ -117,14 +114,20 @@ impl Watches {
     }
 
     async fn ask(&self) -> Result<HashMap<u32, Vec<Watch>>, Error> {
-        let client = self.login.connect("walcast guards").await?;
+        let mut slot = self.client.lock().await;
+        let client = match slot.take().filter(|client| !client.is_closed()) {
+            Some(client) => client,
+            None => self.login.connect("walcast guards").await?,
+        };
         let asked = client.query(include_str!("../../sql/watches.sql"), &[]);
         let rows = match tokio::time::timeout(self.timeout, asked).await? {
             Ok(rows) => rows,
             // Nothing of ours is installed, or it is from before there were any.
-            Err(error) if is_missing(&error) => return Ok(HashMap::new()),
+            Err(error) if is_missing(&error) => Vec::new(),
             Err(error) => return Err(error.into()),
         };
+        *slot = Some(client);
+        drop(slot);
         let mut tables: HashMap<u32, Vec<Watch>> = HashMap::new();
         for row in rows {
             let (topic, oid): (String, u32) = (row.try_get(0)?, row.try_get(1)?);
@@ -146,10 +149,14 @@ impl Watches {
     /// Whether its transactions did anything that decides who may be in rooms.
     pub(super) fn concern(&self, segment: &Segment) -> bool {
         let known = self.known();
-        segment.transactions.iter().any(|touched| {
-            touched.overflowed && !known.tables.is_empty()
-                || touched.tables.iter().any(|oid| known.tables.contains_key(oid))
-        })
+        if known.tables.is_empty() {
+            return false;
+        }
+        !segment.listening
+            || segment.transactions.iter().any(|touched| {
+                touched.overflowed
+                    || touched.tables.iter().any(|oid| known.tables.contains_key(oid))
+            })
     }
 
     /// Has everybody asked about anew whom what these transactions did may concern. They are visible to
@@ -159,7 +166,12 @@ impl Watches {
         if known.tables.is_empty() {
             return;
         }
-        let doubts = known.doubts(&segment.transactions, &segment.changes);
+        let mut doubts = known.doubts(&segment.transactions, &segment.changes);
+        if !segment.listening {
+            // Nobody was in any room when it was read, so nobody knows what it did.
+            let watches = known.tables.values().flatten();
+            doubts.kinds.extend(watches.map(|watch| &watch.template));
+        }
         if doubts.topics.is_empty() && doubts.kinds.is_empty() {
             return;
         }

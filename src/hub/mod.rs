@@ -569,7 +569,12 @@ impl Hub {
         self.rooms.doubt(|topic| is_meant(topic.strip_prefix("realtime:").unwrap_or(topic)))
     }
 
-    /// How often [`Self::doubt`] was called. Whoever enters a room by an answer that he asked for
+    /// Only whoever enters by an answer from before is doubted.
+    pub fn doubt_newcomers(&self) {
+        self.rooms.doubt_newcomers();
+    }
+
+    /// How often somebody was doubted. Whoever enters a room by an answer that he asked for
     /// before is to be doubted too.
     pub fn doubts(&self) -> u64 {
         self.rooms.doubts()

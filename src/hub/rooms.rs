@@ -241,7 +241,7 @@ impl Rooms {
     /// he may be there; what comes meanwhile waits. Returns how many are asked about.
     pub(super) fn doubt(&self, is_meant: impl Fn(&str) -> bool) -> usize {
         // First: whoever enters later than the look at the rooms sees it.
-        self.doubts.fetch_add(1, Ordering::SeqCst);
+        self.doubt_newcomers();
         let meant = |(name, room): (&RoomName, &Arc<Room>)| {
             (name.private && is_meant(&name.topic)).then(|| Arc::clone(room))
         };
@@ -252,6 +252,10 @@ impl Rooms {
             members.map(Member::doubt).count()
         };
         rooms.iter().map(members).sum()
+    }
+
+    pub(super) fn doubt_newcomers(&self) {
+        self.doubts.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(super) fn doubts(&self) -> u64 {

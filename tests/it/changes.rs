@@ -1081,6 +1081,7 @@ async fn c78_a_large_transaction_arrives_whole_in_order_and_at_once() {
     let open = service.table("value text").await;
     let owned = service.owned_table("value text").await;
     run(&admin, &format!("insert into {open} values (0); insert into {owned} values (0)")).await;
+    service.read_all().await;
     let mut both = all_of(&open);
     both.as_array_mut().unwrap().push(all_of(&owned)[0].clone());
     for (version, round) in VERSIONS.into_iter().zip(0_usize..) {

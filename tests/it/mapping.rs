@@ -111,16 +111,6 @@ async fn applications() -> (Service, Client) {
     (service, admin)
 }
 
-/// Returns when everything that committed before was told.
-async fn settle(service: &Service, admin: &Client) {
-    let mut socket = service.connect(Version::V1, &service_role()).await;
-    let payload = json!({ "config": { "broadcast": { "self": false } } });
-    let reply = socket.join("realtime:settled", &payload).await;
-    assert_eq!(reply["status"], "ok", "{reply}");
-    run(admin, "select realtime.send('{}', 'settled', 'settled', false)").await;
-    socket.expect("broadcast").await;
-}
-
 /// Whether a value is what is expected; the text `*` stands for any.
 fn matches(expected: &Value, found: &Value) -> bool {
     match (expected, found) {
@@ -176,7 +166,7 @@ async fn a_story_map_says_what_its_declarations_say() {
         ),
     )
     .await;
-    settle(&service, &admin).await;
+    service.read_all().await;
     let topic = format!("map:{MAP}");
     let mut room = listen(&service, &topic).await;
     // The policies on realtime.messages are the door.
@@ -286,7 +276,7 @@ async fn tasks_are_told_once_a_connection_and_follow_their_project() {
          insert into tasks.projects values ('p1', 'w1', 'one'), ('p2', 'w1', 'two');",
     )
     .await;
-    settle(&service, &admin).await;
+    service.read_all().await;
     let mut both = listen(&service, "task:t1").await;
     join(&mut both, "project:p1").await;
     let mut project = listen(&service, "project:p1").await;
@@ -1084,7 +1074,7 @@ async fn who_comes_back_hears_what_was_declared_then_and_all_events_of_a_change(
         ),
     )
     .await;
-    settle(&service, &admin).await;
+    service.read_all().await;
     let back = async |cursor: &Value| {
         let mut socket = service.connect(Version::V1, &service_role()).await;
         let config = json!({ "private": true, "broadcast": { "cursor": cursor } });

@@ -123,6 +123,17 @@ impl Service {
         self.ready().await;
     }
 
+    /// Returns when everything that committed before was told: whoever joins now begins behind it.
+    pub(crate) async fn read_all(&self) {
+        let mut socket = self.connect(Version::V1, &service_role()).await;
+        let payload = json!({ "config": { "broadcast": { "self": false } } });
+        let reply = socket.join("realtime:read all", &payload).await;
+        assert_eq!(reply["status"], "ok", "{reply}");
+        let say = "select realtime.send('{}', 'read', 'read all', false)";
+        self.admin().await.batch_execute(say).await.unwrap();
+        socket.expect("broadcast").await;
+    }
+
     /// A connection to its database as the superuser.
     pub(crate) async fn admin(&self) -> Client {
         self.database.client().await
