@@ -138,7 +138,7 @@ begin
     pieces := pg_catalog.regexp_split_to_array(guard_topic.topic, '\{[^{}]+\}');
     pattern := '^';
     for place in 1 .. pg_catalog.cardinality(pieces) loop
-        pattern := pattern || pg_catalog.regexp_replace(pieces[place], '([^A-Za-z0-9_:/ -])', '\\\1', 'g');
+        pattern := pattern || pg_catalog.regexp_replace(pieces[place], '([][\\.*+?^$(){}|])', '\\\1', 'g');
         if place <= pg_catalog.cardinality(names) then
             pattern := pattern || '(' || groups[place] || ')';
         end if;

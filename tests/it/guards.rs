@@ -68,6 +68,10 @@ async fn who_sees_the_row_enters_its_room_and_nobody_else() {
     let mut bob = service.connect(Version::V2, &user(BOB)).await;
     join(&mut alice, &format!("map:{MAP}")).await.unwrap();
     join(&mut alice, &format!("map:{OTHER}")).await.unwrap();
+    guard(&service, "'v1.(é)+:{id}', reads => 'maps'").await.unwrap();
+    join(&mut alice, &format!("v1.(é)+:{MAP}")).await.unwrap();
+    join(&mut alice, &format!("v1x(é)+:{MAP}")).await.unwrap_err();
+    join(&mut alice, &format!("v1.é:{MAP}")).await.unwrap_err();
     let room = join(&mut bob, &format!("map:{MAP}")).await.unwrap();
     assert_eq!(says(&mut bob, &room, &format!("map:{MAP}")).await, "ok");
     for topic in [
