@@ -201,5 +201,7 @@ rm -rf "$@"
 pub(crate) fn keep(server: &dev::Cluster) -> Child {
     let mut keeper = Command::new("sh");
     keeper.args(["-c", KEEPER]).arg(server.data()).args(server.directories());
-    keeper.stdin(Stdio::piped()).stderr(Stdio::null()).process_group(0).spawn().unwrap()
+    // It outlives us by what removing takes: nobody who reads what we print is to wait for that.
+    keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    keeper.process_group(0).spawn().unwrap()
 }
