@@ -45,7 +45,7 @@ pub struct Publisher {
     pub filters: Filters,
     /// What events take from other tables.
     pub lookups: Lookups,
-    /// Rows that decide who may be in rooms; none where nobody is in any.
+    /// Rows that decide who may be in rooms; none for the past, which decides nothing of now.
     pub watches: Option<Watches>,
     /// Subscribers.
     pub hub: Arc<Hub>,
