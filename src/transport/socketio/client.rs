@@ -35,6 +35,9 @@ use crate::transport::deadlines::{DeadlineId, Expires};
 /// Events that wait for the one before them.
 const WAITING_MAX: usize = 1024;
 
+/// Bytes of a payload that is shown again to who sent it, when it is refused.
+const CONTEXT_BYTES_MAX: usize = 16 * 1024;
+
 /// The token has expired: a client that has a newer one comes back with it.
 const EXPIRED: CloseReason = CloseReason::Session { code: 4401, text: "the token has expired" };
 
@@ -43,6 +46,8 @@ const EXPIRED: CloseReason = CloseReason::Session { code: 4401, text: "the token
 pub(super) struct Asked {
     event: Box<str>,
     payload: Value,
+    /// Of the payload's text.
+    bytes: usize,
     ack: Option<u64>,
 }
 
@@ -65,7 +70,7 @@ pub(super) struct Place {
     pub(super) occupancy: Occupancy,
     pub(super) member: Option<Value>,
     grants: ReadGrants,
-    asker: Asker,
+    pub(super) asker: Asker,
     /// What it may hear is being looked at; and whether once more after that.
     renewing: Option<bool>,
     /// Whether it may speak there; none: it was not asked.
@@ -173,7 +178,12 @@ impl Client {
         around: &mut Around<'_>,
         event: &Event<'_>,
     ) -> ControlFlow<CloseReason> {
-        let asked = Asked { event: (&*event.name).into(), payload: Value::Null, ack: event.ack };
+        let asked = Asked {
+            event: (&*event.name).into(),
+            payload: Value::Null,
+            bytes: event.arguments.first().map_or(0, |first| first.get().len()),
+            ack: event.ack,
+        };
         if !self.is_in_time(around) || self.waiting.len() >= WAITING_MAX {
             let refused = Refused::new("RATE_LIMITED", "Too many events: slow down");
             return self.refuse(around, &asked, refused);
@@ -315,7 +325,7 @@ impl Client {
     ) -> ControlFlow<CloseReason> {
         let Refused { code, message, context: more } = refused;
         let mut context = match &asked.payload {
-            Value::Object(payload) => payload.clone(),
+            Value::Object(payload) if asked.bytes <= CONTEXT_BYTES_MAX => payload.clone(),
             _ => Map::new(),
         };
         context.insert("event".into(), (&*asked.event).into());
@@ -415,8 +425,8 @@ impl Client {
             self.refuse(around, asked, first)?;
         }
         for refused in refusals {
-            let unanswered =
-                Asked { event: asked.event.clone(), payload: asked.payload.clone(), ack: None };
+            let (event, payload) = (asked.event.clone(), asked.payload.clone());
+            let unanswered = Asked { event, payload, ack: None, ..*asked };
             self.refuse(around, &unanswered, refused)?;
         }
         ControlFlow::Continue(())
@@ -517,6 +527,10 @@ impl Client {
                 let count = place.occupancy.broadcast(&told, room.announce_self, around.dirty);
                 count_told(around, count);
             }
+        }
+        // It may have been doubted before it could be told.
+        if self.places.get(&topic).is_some_and(|place| place.occupancy.doubts() > 0) {
+            self.doubted(around, &topic);
         }
         Ok(())
     }

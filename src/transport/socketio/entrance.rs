@@ -162,9 +162,10 @@ pub(super) async fn admit(
         let now = Instant::now();
         shared.recoveries.take(private, &namespace, user.as_deref(), now)
     });
-    let private = match &lost {
-        Some(_) => auth.pid.as_deref().unwrap_or_default().into(),
-        None => new_id().into(),
+    let (private, begins) = match &lost {
+        // What it has heard of the past by its next loss, its offset says.
+        Some(lost) => (auth.pid.as_deref().unwrap_or_default().into(), since(lost, &auth).into()),
+        None => (new_id().into(), shared.realtime.hub.read_to().to_string().into()),
     };
     let mut who = Who {
         client,
@@ -176,7 +177,7 @@ pub(super) async fn admit(
         json,
         member: Value::Null,
         format,
-        begins: shared.realtime.hub.read_to().to_string().into(),
+        begins,
         claims,
     };
     if let Some(function) = &profile.member {
@@ -189,6 +190,11 @@ pub(super) async fn admit(
         return Err(invalid());
     }
     Ok(Admitted { who, profile, seats, hearers, _user: counted })
+}
+
+/// How far a client that comes back has come.
+fn since<'a>(lost: &'a Lost, auth: &'a Auth<'_>) -> &'a str {
+    auth.offset.as_deref().unwrap_or(&lost.begins)
 }
 
 fn place_of_user(
@@ -210,7 +216,7 @@ async fn first_seats(
     auth: &Auth<'_>,
     mailbox: &Arc<Mailbox>,
 ) -> Vec<Seat> {
-    let since = lost.map(|lost| auth.offset.as_deref().unwrap_or(&lost.begins));
+    let since = lost.map(|lost| since(lost, auth));
     let named = profile.topics.iter();
     let mut rooms: Vec<(Option<Arc<Room>>, Named)> = named
         .filter_map(|naming| personal(naming, who.user.as_deref(), &who.json))
@@ -385,7 +391,7 @@ async fn enter(
         named,
         subscriber,
         joined: Joined::default(),
-        asker: Asker::default(),
+        asker: mailbox.asker().about(),
         member: None,
     };
     let request = request(who, &topic, &seat.subscriber, &seat.asker);
