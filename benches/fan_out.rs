@@ -335,6 +335,7 @@ impl Server {
             gate: Gate::default(),
             operations: Operations::default(),
             events: None,
+            socketio: None,
             broadcasts: None,
             rows: None,
             proxy: None,
