@@ -26,7 +26,8 @@ use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
 use crate::feed::{
-    Feed, Filters, Gap, History, Lookups, Publisher, Replayer, Replays, Status, Watches, Writes,
+    Declarations, Feed, Filters, Gap, History, Lookups, Publisher, Replayer, Replays, Status,
+    Watches, Writes,
 };
 use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, router};
 use crate::hub::Hub;
@@ -42,6 +43,7 @@ use crate::transport::deadlines::Deadlines;
 use crate::transport::events::Events;
 use crate::transport::listener::{self, Connections};
 use crate::transport::realtime::{Endpoint, Realtime};
+use crate::transport::socketio::SocketIo;
 use crate::upkeep;
 
 /// Runs until `shutdown` or until something fails that no waiting heals.
@@ -214,6 +216,11 @@ async fn serve(
         // Told to reconnect, clients subscribe again, and then read what they show.
         gap: Gap(Box::new(move || everybody.close_all(CloseReason::Shutdown))),
     };
+    let declarations = Arc::new(Declarations::new(
+        logins.check.clone(),
+        Duration::from_millis(config.database.connect_timeout_ms),
+        Arc::clone(&status),
+    ));
     let deadlines = Arc::new(Deadlines::default());
     let (tasks, stop_joins) = (TaskTracker::new(), CancellationToken::new());
     let operations = operations(config, &verifier, &status)?;
@@ -231,6 +238,7 @@ async fn serve(
     } else {
         None
     };
+    let commander = Arc::new(crate::command::Commander);
     let realtime = Realtime {
         verifier,
         limits: config.into(),
@@ -245,9 +253,16 @@ async fn serve(
         bookmarks: Arc::new(Bookmarks::new(&config.server, history_age)),
     };
     let realtime = Arc::new(realtime);
+    let socketio = SocketIo::new(
+        Arc::clone(&realtime),
+        Arc::clone(&declarations),
+        commander,
+        config.server.frame_bytes_max,
+    );
     let (attached, rendering) = (Arc::clone(&status), metrics.clone());
     let service = Service {
         events: Some(Events::new(Arc::clone(&realtime), &config.server)),
+        socketio: Some(Arc::clone(&socketio)),
         admit: Endpoint(realtime),
         connections: Arc::clone(&connections),
         ready: Box::new(move || readiness(&attached)),
@@ -269,10 +284,20 @@ async fn serve(
     let (stop_serving, stop_feed) = (CancellationToken::new(), CancellationToken::new());
     let token = stop_feed.clone();
     running.spawn(async move { ("feed", feed.run(token).await.map_err(Into::into)) });
+    let alive = socketio.keep_alive(stop_feed.clone());
+    running.spawn(async move {
+        alive.await;
+        ("signs of life", Ok(()))
+    });
     let token = stop_feed.clone();
     running.spawn(async move {
         replayer.run(token).await;
         ("replays", Ok(()))
+    });
+    let token = stop_feed.clone();
+    running.spawn(async move {
+        declarations.run(token).await;
+        ("profiles", Ok(()))
     });
     let token = stop_feed.clone();
     let watcher = upkeep::watch_catalog(catalog, authorizer, Arc::clone(&hub), token);
