@@ -15,6 +15,7 @@ pub mod catalog;
 pub mod auth;
 pub mod event;
 pub mod mapping;
+pub mod profile;
 pub mod hub;
 pub mod subscribe;
 pub mod feed;

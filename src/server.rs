@@ -26,7 +26,8 @@ use crate::db::logins::Logins;
 use crate::db::{Login, install};
 use crate::doctor::{self, Finding, Level};
 use crate::feed::{
-    Feed, Filters, Gap, History, Lookups, Publisher, Replayer, Replays, Status, Watches, Writes,
+    Declarations, Feed, Filters, Gap, History, Lookups, Publisher, Replayer, Replays, Status,
+    Watches, Writes,
 };
 use crate::http::{Broadcasts, Gate, Health, Operations, Proxy, Rows, Service, router};
 use crate::hub::Hub;
@@ -214,6 +215,11 @@ async fn serve(
         // Told to reconnect, clients subscribe again, and then read what they show.
         gap: Gap(Box::new(move || everybody.close_all(CloseReason::Shutdown))),
     };
+    let declarations = Arc::new(Declarations::new(
+        logins.check.clone(),
+        Duration::from_millis(config.database.connect_timeout_ms),
+        Arc::clone(&status),
+    ));
     let deadlines = Arc::new(Deadlines::default());
     let (tasks, stop_joins) = (TaskTracker::new(), CancellationToken::new());
     let operations = operations(config, &verifier, &status)?;
@@ -273,6 +279,11 @@ async fn serve(
     running.spawn(async move {
         replayer.run(token).await;
         ("replays", Ok(()))
+    });
+    let token = stop_feed.clone();
+    running.spawn(async move {
+        declarations.run(token).await;
+        ("profiles", Ok(()))
     });
     let token = stop_feed.clone();
     let watcher = upkeep::watch_catalog(catalog, authorizer, Arc::clone(&hub), token);

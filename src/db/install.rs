@@ -165,11 +165,23 @@ impl Object {
             "mappings_at",
             "look_up",
             "mapping_of",
-            "check_mapping_",
-            "declare_mapping",
+            "check_",
+            "declare",
+            "undeclare",
             "map_",
             "unmap_",
             "explain_mapping",
+            "events_of",
+            "profile",
+            "unprofile",
+            "room",
+            "unroom",
+            "command",
+            "uncommand",
+            "relay",
+            "unrelay",
+            "presence",
+            "unpresence",
         ];
         let name = self.name.strip_prefix("walcast.");
         name.is_some_and(|name| for_all.iter().any(|prefix| name.starts_with(prefix)))
@@ -308,6 +320,67 @@ const FUNCTIONS: &[(&str, &str)] = &[
         "walcast.explain_mapping(regclass)",
         include_str!("../../sql/functions/walcast.explain_mapping.sql"),
     ),
+    (
+        "walcast.announce_declaration()",
+        include_str!("../../sql/functions/walcast.announce_declaration.sql"),
+    ),
+    (
+        "walcast.check_event(text, text)",
+        include_str!("../../sql/functions/walcast.check_event.sql"),
+    ),
+    (
+        "walcast.check_topic(text, text)",
+        include_str!("../../sql/functions/walcast.check_topic.sql"),
+    ),
+    (
+        "walcast.check_personal_topics(text[], text)",
+        include_str!("../../sql/functions/walcast.check_personal_topics.sql"),
+    ),
+    (
+        "walcast.check_payload(jsonb, text)",
+        include_str!("../../sql/functions/walcast.check_payload.sql"),
+    ),
+    (
+        "walcast.check_callable(text, text, boolean, text)",
+        include_str!("../../sql/functions/walcast.check_callable.sql"),
+    ),
+    (
+        "walcast.events_of(text, text, jsonb)",
+        include_str!("../../sql/functions/walcast.events_of.sql"),
+    ),
+    (
+        "walcast.declare(text, text, text, jsonb)",
+        include_str!("../../sql/functions/walcast.declare.sql"),
+    ),
+    (
+        "walcast.undeclare(text, text, text)",
+        include_str!("../../sql/functions/walcast.undeclare.sql"),
+    ),
+    (
+        "walcast.profile(text, text[], text, text, text[], text, text, text[], text, integer)",
+        include_str!("../../sql/functions/walcast.profile.sql"),
+    ),
+    ("walcast.unprofile(text)", include_str!("../../sql/functions/walcast.unprofile.sql")),
+    (
+        "walcast.room(text, text, text, text, text, jsonb, jsonb, text, jsonb, text, jsonb, boolean, text, integer, text, jsonb, text, text)",
+        include_str!("../../sql/functions/walcast.room.sql"),
+    ),
+    ("walcast.unroom(text, text)", include_str!("../../sql/functions/walcast.unroom.sql")),
+    (
+        "walcast.command(text, text, text, text, text, text[], text, text, text, text, text[], text, text, text)",
+        include_str!("../../sql/functions/walcast.command.sql"),
+    ),
+    ("walcast.uncommand(text, text)", include_str!("../../sql/functions/walcast.uncommand.sql")),
+    (
+        "walcast.relay(text, text, text, text, jsonb, text[], interval, interval, text, text, text, jsonb, boolean, text)",
+        include_str!("../../sql/functions/walcast.relay.sql"),
+    ),
+    ("walcast.unrelay(text, text)", include_str!("../../sql/functions/walcast.unrelay.sql")),
+    (
+        "walcast.presence(text, text, jsonb, text, jsonb, text[], text, text, text, text[], text, text, interval)",
+        include_str!("../../sql/functions/walcast.presence.sql"),
+    ),
+    ("walcast.unpresence(text)", include_str!("../../sql/functions/walcast.unpresence.sql")),
 ];
 
 /// Everything in the order it must be made. `publication` is the one that users fill, `messages` the
@@ -507,7 +580,7 @@ pub async fn uninstall(login: &Login, slot: Option<&str>) -> Result<Removal, Err
     }
     let own = format!(
         "drop table walcast.requests, walcast.routes, walcast.mappings, walcast.guards, \
-         walcast.secrets, walcast.logins, walcast.objects, {HISTORY_TABLE}; \
+         walcast.declarations, walcast.secrets, walcast.logins, walcast.objects, {HISTORY_TABLE}; \
          drop schema walcast"
     );
     match client.batch_execute(&own).await {

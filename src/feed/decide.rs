@@ -6,7 +6,6 @@
 //!         ([`Unanswered`]: the caller holds the segment and asks again).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::{HashMap, HashSet};
@@ -163,7 +162,7 @@ impl Publisher {
 
     pub(super) fn forget(&self, segment: &Segment) {
         if segment.catalog_changed || !segment.redefined.is_empty() {
-            self.status.catalog_changes.fetch_add(1, Ordering::Release);
+            self.status.note_catalog_change();
         }
         self.catalog.observe_definers(&segment.definers);
         for Definition { oid, schema, table, .. } in segment.redefined.iter().map(|d| &**d) {

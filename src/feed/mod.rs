@@ -8,6 +8,7 @@
 
 mod course;
 mod decide;
+mod declarations;
 mod declared;
 mod domain;
 mod filters;
@@ -40,6 +41,7 @@ use crate::lsn::Lsn;
 use crate::telemetry;
 use crate::wal::{self, Batch, Format, Identity, WalStream};
 
+pub use declarations::Declarations;
 pub use filters::Filters;
 pub use guard::{Budget, CATALOG_AGE_MUCH, Pressure, SlotState};
 pub use history::History;
@@ -107,6 +109,8 @@ pub struct Status {
     /// How often tables, types or functions may have changed: counted once such a commit can be
     /// seen by new snapshots, and before anything of it, or after it, is published.
     pub catalog_changes: AtomicU64,
+    /// Wakes whoever waits for one more.
+    catalog_change: Notify,
     /// End of the last published commit.
     published: AtomicU64,
     /// Everything up to there was published, and new snapshots see it.
@@ -194,6 +198,28 @@ impl Status {
 
     fn came_to(&self, cursor: Cursor) {
         *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) = Some(cursor);
+    }
+
+    /// Counts a change of the catalog.
+    fn note_catalog_change(&self) {
+        self.catalog_changes.fetch_add(1, Ordering::Release);
+        self.catalog_change.notify_waiters();
+    }
+
+    fn changes_of_catalog(&self) -> u64 {
+        self.catalog_changes.load(Ordering::Acquire)
+    }
+
+    /// Returns once there were more changes of the catalog than these.
+    async fn catalog_changed(&self, changes: u64) {
+        loop {
+            // Made before it is looked: nothing that comes in between is missed.
+            let more = self.catalog_change.notified();
+            if self.changes_of_catalog() != changes {
+                return;
+            }
+            more.await;
+        }
     }
 
     /// Takes note of where the server's log ends.
@@ -436,7 +462,7 @@ impl Feed {
         }
         self.status.attached.store(true, Ordering::Relaxed);
         self.status.set_slot(SlotState::Attached, String::new());
-        self.status.catalog_changes.fetch_add(1, Ordering::Release);
+        self.status.note_catalog_change();
         self.ready.send_replace(true);
         metrics::counter!(telemetry::WAL_CONNECTS).increment(1);
         let mut reader =

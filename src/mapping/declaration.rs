@@ -62,7 +62,7 @@ pub enum DeclarationError {
 /// How names of columns become names in payloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum KeyCase {
+pub enum KeyCase {
     /// `step_id` → `stepId`.
     Camel,
     /// `stepId` → `step_id`.
@@ -72,7 +72,8 @@ pub(super) enum KeyCase {
 }
 
 impl KeyCase {
-    pub(super) fn apply(self, name: &str) -> Box<str> {
+    /// The name in payloads.
+    pub fn apply(self, name: &str) -> Box<str> {
         let mut out = String::with_capacity(name.len() + 4);
         match self {
             Self::AsIs => out.push_str(name),
@@ -299,6 +300,17 @@ impl Declaration {
     }
 }
 
+/// Why a name cannot be that of an event; none: it can.
+pub fn event_name_problem(event: &str) -> Option<&'static str> {
+    if event.is_empty() || event.len() > EVENT_BYTES_MAX || event.chars().any(char::is_control) {
+        Some("its name has 1 to 255 bytes, and no control character")
+    } else if RESERVED.contains(&event) {
+        Some("clients keep this name for themselves")
+    } else {
+        None
+    }
+}
+
 fn rule(text: impl Into<String>) -> DeclarationError {
     DeclarationError::Rule(text.into())
 }
@@ -311,12 +323,8 @@ impl Rule {
     ) -> Result<Self, DeclarationError> {
         let event = written.event;
         let of = |problem: &str| rule(format!("event {event:?}: {problem}"));
-        if event.is_empty() || event.len() > EVENT_BYTES_MAX || event.chars().any(char::is_control)
-        {
-            return Err(of("its name has 1 to 255 bytes, and no control character"));
-        }
-        if RESERVED.contains(&&*event) {
-            return Err(of("clients keep this name for themselves"));
+        if let Some(problem) = event_name_problem(&event) {
+            return Err(of(problem));
         }
         let topics = written.topics.as_deref().unwrap_or(topics);
         if topics.is_empty() || topics.len() > TEMPLATES_MAX {

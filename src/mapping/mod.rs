@@ -26,7 +26,9 @@ pub mod template;
 mod typescript;
 
 pub use announced::{AnnounceError, Key, PREFIX, Rules, verified};
-pub use declaration::{Declaration, DeclarationError, Operations, Rule};
+pub use declaration::{
+    Declaration, DeclarationError, KeyCase, Operations, Rule, event_name_problem,
+};
 pub use fire::{Fired, Firing, Phase, Refusal, fire};
 pub use gather::{Gathered, Group, Limits};
 pub use payload::{Looked, render};

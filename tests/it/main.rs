@@ -9,6 +9,7 @@ mod changes;
 mod cli;
 mod cluster;
 mod crash;
+mod declarations;
 mod dev;
 mod dropin;
 mod faults;

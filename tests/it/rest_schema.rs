@@ -630,7 +630,10 @@ async fn notify_pgrst_reads_everything_again() {
 }
 
 /// What the service does with the log, as far as this needs it.
-async fn feed(database: &Database, shutdown: &CancellationToken) -> (Arc<Status>, Logins) {
+pub(crate) async fn feed(
+    database: &Database,
+    shutdown: &CancellationToken,
+) -> (Arc<Status>, Logins) {
     let mut config = Config::default();
     config.database.url = Secret::new(&*database.url);
     config.replication.slot.clone_from(&database.name);

@@ -1,0 +1,11 @@
+-- walcast.unrelay: takes a relay away.
+-- out:    whether there was one
+-- needs:  the owner of the database, or of walcast's tables
+create or replace function walcast.unrelay(event text, namespace text default null)
+returns boolean
+language sql
+volatile
+set search_path = ''
+as $function$
+    select walcast.undeclare($2, 'relay', $1)
+$function$;
