@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use walcast::config::{Config, Secret};
 use walcast::db::{Login, install};
-use walcast::feed::Declarations;
+use walcast::feed::{Declarations, Writes};
 use walcast::profile::{Argument, Operation, Profiles, Run};
 
 use crate::cluster::{Database, roles};
@@ -107,8 +107,12 @@ async fn what_is_declared_is_what_the_service_reads() {
     }));
     let Run::Table(write) = &profile.commands["story.update"].run else { panic!("no table") };
     assert_eq!((write.operation, &*write.columns), (Operation::Update, &["title".into()][..]));
+    assert_eq!(
+        (&*write.key, &*write.others),
+        (&["id".into()][..], &["updated_at".into(), "size".into()][..])
+    );
     assert_eq!(write.version, Some(("updated_at".into(), "baseUpdatedAt".into())));
-    assert!(matches!(profile.commands["story.go"].run, Run::Function(_)));
+    assert!(matches!(profile.commands["story.go"].run, Run::Function(_, false)));
     let relay = profile.relay_stopped_by("drop").unwrap();
     assert_eq!(relay.min_interval, Some(Duration::from_millis(100)));
     assert_eq!(relay.expires, Some(Duration::from_secs(3)));
@@ -333,7 +337,7 @@ async fn only_who_owns_the_database_declares() {
 async fn a_declaration_is_known_when_it_is_committed() {
     let database = Database::create().await;
     let stop = CancellationToken::new();
-    let (status, logins) = feed(&database, &stop).await;
+    let (status, logins) = feed(&database, Writes::default(), &stop).await;
     let admin = database.client().await;
     let timely = Duration::from_secs(60);
     let declarations = Arc::new(Declarations::new(logins.check.clone(), timely, status));

@@ -11,7 +11,6 @@ use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hashbrown::HashMap;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::connection::{Around, Mail, Mailbox, Renewed};
@@ -20,20 +19,22 @@ use super::online::{self, Online};
 use super::packet::{self, Event};
 use super::recovery::Lost;
 use super::relays::Relays;
-use super::telling::{Telling, Told};
+use super::telling::{Telling, Told, said};
 use super::{GRACE, SocketIo};
 use crate::auth::access::{Asker, ReadGrants};
-use crate::command::{Outcome, Refused};
-use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
+use crate::command::{Call, Caller, Given, Outcome, Refused};
 use crate::hub::outbox::{CloseReason, DirtyList};
 use crate::hub::{Comeback, Occupancy, RoomName, Subscriber};
-use crate::profile::{Command, Named, Payload, Presence, Profile, Relay, Room, Scope};
+use crate::profile::{Command, Function, Named, Payload, Presence, Profile, Relay, Room, Scope};
 use crate::session::UserPlace;
 use crate::telemetry;
 use crate::transport::deadlines::{DeadlineId, Expires};
 
 /// Events that wait for the one before them.
 const WAITING_MAX: usize = 1024;
+
+/// Bytes of a payload that is shown again to who sent it, when it is refused.
+const CONTEXT_BYTES_MAX: usize = 16 * 1024;
 
 /// The token has expired: a client that has a newer one comes back with it.
 const EXPIRED: CloseReason = CloseReason::Session { code: 4401, text: "the token has expired" };
@@ -43,6 +44,8 @@ const EXPIRED: CloseReason = CloseReason::Session { code: 4401, text: "the token
 pub(super) struct Asked {
     event: Box<str>,
     payload: Value,
+    /// Of the payload's text.
+    bytes: usize,
     ack: Option<u64>,
 }
 
@@ -55,6 +58,8 @@ pub(super) enum Ending {
     Closed,
     /// Its connection was lost: it may be back in a moment.
     Lost,
+    /// It may no longer be there.
+    Evicted,
 }
 
 /// A seat that is taken.
@@ -65,11 +70,13 @@ pub(super) struct Place {
     pub(super) occupancy: Occupancy,
     pub(super) member: Option<Value>,
     grants: ReadGrants,
-    asker: Asker,
+    pub(super) asker: Asker,
     /// What it may hear is being looked at; and whether once more after that.
     renewing: Option<bool>,
     /// Whether it may speak there; none: it was not asked.
     speaks: Option<bool>,
+    /// What it joined with.
+    payload: Value,
 }
 
 impl Drop for Place {
@@ -98,11 +105,6 @@ pub(super) struct Client {
     online: Option<Online>,
     deadline: Option<DeadlineId>,
     _user: Option<UserPlace>,
-}
-
-fn broadcast(event: &str, payload: String) -> Broadcast {
-    let (event, data) = (event.into(), payload.into());
-    Broadcast::User(UserEvent { event, encoding: Encoding::Json, data, meta: Meta::default() })
 }
 
 impl Client {
@@ -173,7 +175,12 @@ impl Client {
         around: &mut Around<'_>,
         event: &Event<'_>,
     ) -> ControlFlow<CloseReason> {
-        let asked = Asked { event: (&*event.name).into(), payload: Value::Null, ack: event.ack };
+        let asked = Asked {
+            event: (&*event.name).into(),
+            payload: Value::Null,
+            bytes: event.arguments.first().map_or(0, |first| first.get().len()),
+            ack: event.ack,
+        };
         if !self.is_in_time(around) || self.waiting.len() >= WAITING_MAX {
             let refused = Refused::new("RATE_LIMITED", "Too many events: slow down");
             return self.refuse(around, &asked, refused);
@@ -235,7 +242,7 @@ impl Client {
         if !joins.is_empty() {
             self.join(around, asked, joins)
         } else if !leaves.is_empty() {
-            self.leave(around, asked, leaves)
+            self.leave(around, asked, &leaves)
         } else if let Some(command) = profile.commands.get(event) {
             self.command(around, asked, Arc::clone(command))
         } else if let Some(relay) = profile.relay_of(event) {
@@ -315,11 +322,16 @@ impl Client {
     ) -> ControlFlow<CloseReason> {
         let Refused { code, message, context: more } = refused;
         let mut context = match &asked.payload {
-            Value::Object(payload) => payload.clone(),
+            Value::Object(payload) if asked.bytes <= CONTEXT_BYTES_MAX => payload.clone(),
             _ => Map::new(),
         };
         context.insert("event".into(), (&*asked.event).into());
-        context.extend(more);
+        if let Some(Value::Object(more)) =
+            more.and_then(|more| serde_json::from_str(more.get()).ok())
+            && (asked.bytes <= CONTEXT_BYTES_MAX || more.len() <= 2)
+        {
+            context.extend(more);
+        }
         let error = json!({ "code": code, "message": message, "context": context });
         self.tell(around, &self.error_event, &error)?;
         let answer = json!({ "ok": false, "error": error }).to_string();
@@ -415,8 +427,8 @@ impl Client {
             self.refuse(around, asked, first)?;
         }
         for refused in refusals {
-            let unanswered =
-                Asked { event: asked.event.clone(), payload: asked.payload.clone(), ack: None };
+            let (event, payload) = (asked.event.clone(), asked.payload.clone());
+            let unanswered = Asked { event, payload, ack: None, ..*asked };
             self.refuse(around, &unanswered, refused)?;
         }
         ControlFlow::Continue(())
@@ -472,6 +484,7 @@ impl Client {
             asker: std::mem::take(&mut seat.asker),
             renewing: None,
             speaks: None,
+            payload: std::mem::take(&mut seat.payload),
         };
         let mut first = false;
         if let Some(room) = &room {
@@ -482,10 +495,10 @@ impl Client {
                 around.shared.rosters.enter(&list, self.who.name(), shown.into(), capacity);
             first = entered.map_err(|_full| {
                 let text = "There is no room for another user here";
-                Some(
-                    Refused::new("ROOM_FULL", text)
-                        .with("topic", place.named.topic.sub_topic().into()),
-                )
+                Some(entrance::about(
+                    Refused::new("ROOM_FULL", text),
+                    place.named.topic.sub_topic(),
+                ))
             })?;
         }
         metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
@@ -513,10 +526,14 @@ impl Client {
                 let payload = asked.unwrap_or(&null);
                 let text =
                     self.scoped(place, payload, |scope| room.user_joined_payload.render(scope));
-                let told = broadcast(event, text);
+                let told = said(event, text);
                 let count = place.occupancy.broadcast(&told, room.announce_self, around.dirty);
                 count_told(around, count);
             }
+        }
+        // It may have been doubted before it could be told.
+        if self.places.get(&topic).is_some_and(|place| place.occupancy.doubts() > 0) {
+            self.doubted(around, &topic);
         }
         Ok(())
     }
@@ -561,73 +578,117 @@ impl Client {
         &mut self,
         around: &mut Around<'_>,
         asked: Asked,
-        rooms: Vec<Arc<Room>>,
+        rooms: &[Arc<Room>],
     ) -> ControlFlow<CloseReason> {
+        let mut topics = Vec::new();
+        for room in rooms {
+            match room.topic(&asked.payload) {
+                Ok(Some(named)) => topics.push(named.topic.to_shared()),
+                Ok(None) => topics.extend(self.joined_with(room, &asked.payload)),
+                Err(problem) => {
+                    let refused = Refused::new("VALIDATION_FAILED", problem.to_string());
+                    return self.refuse(around, &asked, refused);
+                }
+            }
+        }
+        if topics.is_empty() {
+            let text = "None of the rooms of this event is named in it";
+            return self.refuse(around, &asked, Refused::new("VALIDATION_FAILED", text));
+        }
+        let parted: Vec<Parted> = topics
+            .iter()
+            .filter_map(|topic| self.part(around, topic, Ending::Left, Some(&asked.payload)))
+            .collect();
+        if parted.is_empty() {
+            return self.done(around, &asked, None, None);
+        }
         self.busy = true;
         let who = Arc::clone(&self.who);
         around.ask(|shared| {
             Box::pin(async move {
-                let topics = leaves(&shared, &who, &rooms, &asked.payload).await;
-                Mail::Parts(who.client, asked, topics)
+                let mut outcome = Ok(());
+                for parted in parted {
+                    outcome = outcome.and(parted.tell(&shared, &who).await);
+                }
+                Mail::Left(who.client, asked, outcome)
             })
         });
         ControlFlow::Continue(())
     }
 
-    fn parts(
-        &mut self,
-        around: &mut Around<'_>,
-        asked: &Asked,
-        topics: Result<Vec<Arc<str>>, Refused>,
-    ) -> ControlFlow<CloseReason> {
-        match topics {
-            Ok(topics) => {
-                for topic in topics {
-                    self.part(around, &topic, Ending::Left);
-                }
-                self.done(around, asked, None, None)
-            }
-            Err(refused) => self.refuse(around, asked, refused),
-        }
+    /// Its rooms of this kind that it joined with what a payload has.
+    fn joined_with(&self, room: &Arc<Room>, payload: &Value) -> Vec<Arc<str>> {
+        let is_one = |place: &&Place| {
+            let same = place.room.as_ref().is_some_and(|own| own.join_event == room.join_event);
+            let (Value::Object(asked), Value::Object(joined)) = (payload, &place.payload) else {
+                return false;
+            };
+            let mut common =
+                asked.iter().filter_map(|(name, value)| Some((value, joined.get(name)?)));
+            let first = common.next();
+            same && first.is_some_and(|(a, b)| a == b) && common.all(|(a, b)| a == b)
+        };
+        self.places.values().filter(is_one).map(|place| place.named.topic.to_shared()).collect()
     }
 
-    /// Gives up a seat, and says so to whoever is to know.
-    fn part(&mut self, around: &mut Around<'_>, topic: &Arc<str>, ending: Ending) {
+    /// Gives up a seat, and says so to whoever is to know. What is to be done besides, if it was the
+    /// user's last one; of a connection that was lost, that is done later.
+    fn part(
+        &mut self,
+        around: &mut Around<'_>,
+        topic: &Arc<str>,
+        ending: Ending,
+        payload: Option<&Value>,
+    ) -> Option<Parted> {
         if !self.places.contains_key(topic) {
-            return;
+            return None;
         }
         self.stop_relays_in(around, topic);
-        let Some(place) = self.places.remove(topic) else { return };
+        let mut place = self.places.remove(topic)?;
         metrics::gauge!(telemetry::CHANNELS).decrement(1);
-        let Some(room) = place.room.clone() else { return };
+        let room = place.room.clone()?;
         let told = room.user_left.as_ref().map(|event| {
             let text =
                 self.scoped(&place, &Value::Null, |scope| room.user_left_payload.render(scope));
-            broadcast(event, text)
+            said(event, text)
         });
+        let mut written = std::mem::take(&mut place.payload);
         drop(place);
+        if let (Value::Object(written), Some(Value::Object(more))) = (&mut written, payload) {
+            written.extend(more.clone());
+        }
+        let parted = room.on_leave.clone().filter(|_| ending != Ending::Evicted);
+        let parted = parted.map(|function| Parted { function, payload: written });
         let (list, user) = (self.list(topic), Box::<str>::from(self.who.name()));
         let name = RoomName { topic: Arc::clone(topic), private: true };
         if ending == Ending::Lost {
-            let shared = Arc::clone(around.shared);
+            let (shared, who) = (Arc::clone(around.shared), Arc::clone(&self.who));
             let later = async move {
                 tokio::time::sleep(GRACE).await;
+                if !shared.rosters.leave(&list, &user) {
+                    return;
+                }
                 let mut dirty = DirtyList::default();
-                if shared.rosters.leave(&list, &user)
-                    && let Some(told) = &told
-                {
+                if let Some(told) = &told {
                     let count = shared.realtime.hub.broadcast(&name, told, &mut dirty);
                     metrics::counter!(telemetry::DELIVERIES).increment(count);
                 }
                 dirty.flush_in_turns().await;
+                if let Some(parted) = parted {
+                    parted.tell_nobody(&shared, &who).await;
+                }
             };
             around.shared.realtime.spawn(later);
-        } else if around.shared.rosters.leave(&list, &user)
-            && let Some(told) = &told
-        {
+            return None;
+        }
+        if !around.shared.rosters.leave(&list, &user) {
+            return None;
+        }
+        if let Some(told) = &told {
             let count = around.shared.realtime.hub.broadcast(&name, told, around.dirty);
             count_told(around, count);
         }
+        parted
     }
 
     /// Goes; what it had is remembered, unless it left.
@@ -646,7 +707,11 @@ impl Client {
             around.shared.recoveries.remember(&self.who.private, lost, Instant::now());
         }
         for topic in &topics {
-            self.part(around, topic, ending);
+            if let Some(parted) = self.part(around, topic, ending, None) {
+                let (shared, who) = (Arc::clone(around.shared), Arc::clone(&self.who));
+                let later = async move { parted.tell_nobody(&shared, &who).await };
+                around.shared.realtime.spawn(later);
+            }
         }
         if let Some(online) = self.online.take() {
             online.go(&self.who, around, ending == Ending::Lost);
@@ -661,23 +726,23 @@ impl Client {
         asked: Asked,
         command: Arc<Command>,
     ) -> ControlFlow<CloseReason> {
-        let Ok(payload) = RawValue::from_string(asked.payload.to_string()) else {
-            return ControlFlow::Break(CloseReason::Internal);
-        };
         self.busy = true;
-        let denied = self.profile.denied.clone();
-        let who = Arc::clone(&self.who);
+        let (who, denied) = (Arc::clone(&self.who), self.profile.denied.clone());
         around.ask(|shared| {
             Box::pin(async move {
-                let run = shared.commander.run(who.writer(), &who.namespace, &command, &payload);
-                let outcome = match run.await {
-                    Outcome::Refused(mut refused) if refused.code == "PERMISSION_DENIED" => {
-                        let denied = command.denied.clone().unwrap_or(denied);
-                        refused.message = denied.into_string().into();
-                        Outcome::Refused(refused)
-                    }
-                    outcome => outcome,
-                };
+                let payload = entrance::raw(&asked.payload);
+                let Caller { claims, headers, connection_id, subject } = who.caller();
+                let outcome = shared.commander.run(Call {
+                    claims,
+                    namespace: &who.namespace,
+                    headers,
+                    connection_id,
+                    command: &command,
+                    payload: &payload,
+                    subject,
+                    denied: &denied,
+                });
+                let outcome = outcome.await;
                 Mail::Answered(who.client, asked, command.reply_event.clone(), outcome)
             })
         });
@@ -790,8 +855,11 @@ impl Client {
                 self.came(around, &asked, came)?;
                 self.go_on(around)
             }
-            Mail::Parts(_, asked, topics) => {
-                self.parts(around, &asked, topics)?;
+            Mail::Left(_, asked, outcome) => {
+                match outcome {
+                    Ok(()) => self.done(around, &asked, None, None)?,
+                    Err(refused) => self.refuse(around, &asked, refused)?,
+                }
                 self.go_on(around)
             }
             Mail::Answered(_, asked, reply, outcome) => {
@@ -871,7 +939,7 @@ impl Client {
                     "message": "You may no longer be in this room",
                     "context": context,
                 });
-                self.part(around, topic, Ending::Left);
+                self.part(around, topic, Ending::Evicted, None);
                 self.tell(around, &self.error_event, &error)?;
             }
         }
@@ -900,30 +968,25 @@ pub(super) fn count_told(around: &mut Around<'_>, deliveries: u64) {
     metrics::counter!(telemetry::DELIVERIES).increment(deliveries);
 }
 
-/// Which rooms an event leaves, after what is to be done before.
-async fn leaves(
-    shared: &SocketIo,
-    who: &Who,
-    rooms: &[Arc<Room>],
-    payload: &Value,
-) -> Result<Vec<Arc<str>>, Refused> {
-    let mut topics = Vec::new();
-    for room in rooms {
-        let invalid = |problem: crate::profile::Invalid| {
-            Refused::new("VALIDATION_FAILED", problem.to_string())
-        };
-        let named = match &room.on_leave {
-            Some(function) => {
-                let merged = entrance::prepared(shared, who, function, payload).await?;
-                room.topic(&merged).map_err(invalid)?
-            }
-            None => room.topic(payload).map_err(invalid)?,
-        };
-        topics.extend(named.map(|named| named.topic.to_shared()));
+/// A room that a user has left with his last connection.
+struct Parted {
+    function: Function,
+    payload: Value,
+}
+
+impl Parted {
+    /// Calls the function that is to know.
+    async fn tell(&self, shared: &SocketIo, who: &Who) -> Result<(), Refused> {
+        let payload = entrance::raw(&self.payload);
+        let asked = shared.commander.ask(who.caller(), &self.function, Given::Payload(&payload));
+        asked.await.map(drop)
     }
-    if topics.is_empty() {
-        let message = "None of the rooms of this event is named in it";
-        return Err(Refused::new("VALIDATION_FAILED", message));
+
+    /// The same, where nobody waits for what becomes of it.
+    async fn tell_nobody(&self, shared: &SocketIo, who: &Who) {
+        if let Err(refused) = self.tell(shared, who).await {
+            let (code, namespace) = (&*refused.code, &*who.namespace);
+            tracing::warn!(code, namespace, "what is to be done when a room is left was not");
+        }
     }
-    Ok(topics)
 }

@@ -15,7 +15,7 @@ use super::client::{Asked, Client, Ending};
 use super::entrance::{self, Admitted, Came, Wanted};
 use super::packet::{self, Kind, Packet};
 use super::{Shown, SocketIo};
-use crate::auth::access::ReadGrants;
+use crate::auth::access::{Asker, ReadGrants};
 use crate::command::{Outcome, Refused};
 use crate::hub::Inbox;
 use crate::hub::outbox::{CloseReason, DirtyList, Outbox};
@@ -29,6 +29,9 @@ const NAMESPACES_MAX: usize = 16;
 /// What is told to others before it is written: as much as one write takes.
 const GATHERED_MAX: usize = 64;
 
+/// Sockets that a connection writes to itself when it ends.
+const TOLD_WHEN_ENDING_MAX: usize = 64;
+
 /// Notices that wait for one connection; what is doubted is not counted, since it is told once.
 const MAIL_MAX: usize = 10_000;
 
@@ -36,8 +39,8 @@ const MAIL_MAX: usize = 10_000;
 pub(super) enum Mail {
     Admitted(u32, Result<Box<Admitted>, Box<str>>),
     Came(u32, Asked, Vec<Came>),
-    /// Whatever is to be done before its rooms are left, is.
-    Parts(u32, Asked, Result<Vec<Arc<str>>, Refused>),
+    /// Whatever is to be done when its rooms are left, is.
+    Left(u32, Asked, Result<(), Refused>),
     Answered(u32, Asked, Option<Box<str>>, Outcome),
     /// How often the seat had been doubted before it was asked, and whether it may speak.
     MayWrite(u32, Asked, Arc<str>, (u32, Option<bool>)),
@@ -57,12 +60,18 @@ pub(super) struct Renewed {
 /// The part of a connection that others hold.
 pub(super) struct Mailbox {
     outbox: Arc<Outbox>,
+    /// Its checks of rooms take turns.
+    asker: Asker,
     mail: Mutex<Vec<Mail>>,
 }
 
 impl Mailbox {
     pub(super) fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
+    }
+
+    pub(super) fn asker(&self) -> &Asker {
+        &self.asker
     }
 
     fn mail(&self) -> MutexGuard<'_, Vec<Mail>> {
@@ -181,7 +190,7 @@ impl Connection {
         Self {
             shared,
             shown: Arc::new(shown),
-            mailbox: Arc::new(Mailbox { outbox, mail: Mutex::default() }),
+            mailbox: Arc::new(Mailbox { outbox, asker: Asker::default(), mail: Mutex::default() }),
             clients: Vec::new(),
             entering: Vec::new(),
             made: 0,
@@ -302,7 +311,7 @@ impl Connection {
                 return self.admitted(client, admitted);
             }
             Mail::Came(client, ..)
-            | Mail::Parts(client, ..)
+            | Mail::Left(client, ..)
             | Mail::Answered(client, ..)
             | Mail::MayWrite(client, ..)
             | Mail::Doubted(client, ..)
@@ -354,6 +363,11 @@ impl Drop for Connection {
         };
         for client in std::mem::take(&mut self.clients) {
             client.ends(&mut self.around(), ending);
+        }
+        // A crowd is told by a task that takes turns.
+        if self.dirty.len() > TOLD_WHEN_ENDING_MAX {
+            let mut dirty = std::mem::take(&mut self.dirty);
+            self.shared.realtime.spawn(async move { dirty.flush_in_turns().await });
         }
     }
 }

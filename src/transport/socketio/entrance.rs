@@ -19,7 +19,7 @@ use super::recovery::Lost;
 use super::{Shown, SocketIo, new_id};
 use crate::auth::Claims;
 use crate::auth::access::Asker;
-use crate::command::{Given, Refused, Writer};
+use crate::command::{Caller, Given, Refused};
 use crate::hub::{Format, RoomName, Subscriber};
 use crate::join::{Joined, Request};
 use crate::profile::{Function, Named, Profile, Room, Scope, TokenPlace, personal};
@@ -67,9 +67,9 @@ impl Who {
         Scope { claims: &self.json, payload, member, ..base }
     }
 
-    /// Of what it writes.
-    pub(super) fn writer(&self) -> Writer<'_> {
-        Writer {
+    /// As which functions are called for it.
+    pub(super) fn caller(&self) -> Caller<'_> {
+        Caller {
             claims: &self.claims,
             subject: self.user.as_deref(),
             headers: &self.headers,
@@ -99,6 +99,8 @@ pub(super) struct Seat {
     pub(super) asker: Asker,
     /// What is known of the user there; none: what is known of him anywhere.
     pub(super) member: Option<Value>,
+    /// What it was asked for with, and what was made of that.
+    pub(super) payload: Value,
 }
 
 impl Drop for Seat {
@@ -162,9 +164,10 @@ pub(super) async fn admit(
         let now = Instant::now();
         shared.recoveries.take(private, &namespace, user.as_deref(), now)
     });
-    let private = match &lost {
-        Some(_) => auth.pid.as_deref().unwrap_or_default().into(),
-        None => new_id().into(),
+    let (private, begins) = match &lost {
+        // What it has heard of the past by its next loss, its offset says.
+        Some(lost) => (auth.pid.as_deref().unwrap_or_default().into(), since(lost, &auth).into()),
+        None => (new_id().into(), shared.realtime.hub.read_to().to_string().into()),
     };
     let mut who = Who {
         client,
@@ -176,7 +179,7 @@ pub(super) async fn admit(
         json,
         member: Value::Null,
         format,
-        begins: shared.realtime.hub.read_to().to_string().into(),
+        begins,
         claims,
     };
     if let Some(function) = &profile.member {
@@ -189,6 +192,11 @@ pub(super) async fn admit(
         return Err(invalid());
     }
     Ok(Admitted { who, profile, seats, hearers, _user: counted })
+}
+
+/// How far a client that comes back has come.
+fn since<'a>(lost: &'a Lost, auth: &'a Auth<'_>) -> &'a str {
+    auth.offset.as_deref().unwrap_or(&lost.begins)
 }
 
 fn place_of_user(
@@ -210,7 +218,7 @@ async fn first_seats(
     auth: &Auth<'_>,
     mailbox: &Arc<Mailbox>,
 ) -> Vec<Seat> {
-    let since = lost.map(|lost| auth.offset.as_deref().unwrap_or(&lost.begins));
+    let since = lost.map(|lost| since(lost, auth));
     let named = profile.topics.iter();
     let mut rooms: Vec<(Option<Arc<Room>>, Named)> = named
         .filter_map(|naming| personal(naming, who.user.as_deref(), &who.json))
@@ -254,7 +262,7 @@ async fn hearers(
     let named = named.filter_map(|naming| personal(naming, who.user.as_deref(), &who.json));
     let mut topics: Vec<Arc<str>> = named.map(|named| named.topic.to_shared()).collect();
     if let Some(function) = &presence.topics_function {
-        let told = shared.commander.ask(who.writer(), function, Given::Nothing).await?;
+        let told = shared.commander.ask(who.caller(), function, Given::Nothing).await?;
         let told: Vec<Value> = match serde_json::from_str(told.get()) {
             Ok(Value::Array(several)) => several,
             Ok(one) => vec![one],
@@ -276,7 +284,7 @@ async fn ask(
     function: &Function,
     topic: &str,
 ) -> Result<Value, Refused> {
-    let told = shared.commander.ask(who.writer(), function, Given::Text(topic)).await?;
+    let told = shared.commander.ask(who.caller(), function, Given::Topic(topic)).await?;
     Ok(serde_json::from_str(told.get()).unwrap_or(Value::Null))
 }
 
@@ -325,12 +333,14 @@ async fn join_one(
 ) -> Result<Option<Came>, Refused> {
     let invalid =
         |problem: crate::profile::Invalid| Refused::new("VALIDATION_FAILED", problem.to_string());
-    let mut named = room.topic(payload).map_err(invalid)?;
-    if let Some(function) = &room.on_join {
-        let merged = prepared(shared, who, function, payload).await?;
-        named = room.topic(&merged).map_err(invalid)?;
-    }
-    let Some(named) = named else { return Ok(None) };
+    // What the function commits is for who joins, too: he hears what came after this.
+    let begins = room.on_join.is_some().then(|| shared.realtime.hub.read_to().to_string());
+    let since = since.or(begins.as_deref());
+    let merged = match &room.on_join {
+        Some(function) => prepared(shared, who, function, payload).await?,
+        None => payload.clone(),
+    };
+    let Some(named) = room.topic(&merged).map_err(invalid)? else { return Ok(None) };
     let topic = named.topic.to_shared();
     if there.contains(&topic) {
         return Ok(Some(Came::Again(topic)));
@@ -347,18 +357,19 @@ async fn join_one(
         seat.member = Some(ask(shared, who, function, seat.named.topic.sub_topic()).await?);
     }
     seat.room = Some(Arc::clone(room));
+    seat.payload = merged;
     Ok(Some(Came::New(Box::new(seat))))
 }
 
 /// A payload with what a function made of it.
-pub(super) async fn prepared(
+async fn prepared(
     shared: &SocketIo,
     who: &Who,
     function: &Function,
     payload: &Value,
 ) -> Result<Value, Refused> {
-    let text = payload.to_string();
-    let told = shared.commander.ask(who.writer(), function, Given::Jsonb(&text)).await?;
+    let sent = raw(payload);
+    let told = shared.commander.ask(who.caller(), function, Given::Payload(&sent)).await?;
     let mut merged = payload.clone();
     if let (Value::Object(merged), Ok(Value::Object(more))) =
         (&mut merged, serde_json::from_str(told.get()))
@@ -385,8 +396,9 @@ async fn enter(
         named,
         subscriber,
         joined: Joined::default(),
-        asker: Asker::default(),
+        asker: mailbox.asker().about(),
         member: None,
+        payload: Value::Null,
     };
     let request = request(who, &topic, &seat.subscriber, &seat.asker);
     let cursor = since.map(Into::into);
@@ -434,7 +446,17 @@ fn refusal(reason: &str, topic: &str) -> Refused {
         "Unauthorized" => Refused::new("ACCESS_DENIED", "Access denied"),
         _ => Refused::new("UNAVAILABLE", "This cannot be decided now: try again"),
     };
-    refused.with("topic", topic.into())
+    about(refused, topic)
+}
+
+/// A refusal that names the room.
+pub(super) fn about(refused: Refused, topic: &str) -> Refused {
+    Refused { context: Some(raw(&serde_json::json!({ "topic": topic }))), ..refused }
+}
+
+/// JSON as its text.
+pub(super) fn raw(value: &Value) -> Box<RawValue> {
+    serde_json::value::to_raw_value(value).expect("JSON is always JSON")
 }
 
 /// The headers that policies may read, with the name of the connection.

@@ -26,7 +26,7 @@ mod engine;
 mod entrance;
 mod format;
 mod online;
-mod packet;
+pub mod packet;
 mod recovery;
 mod relays;
 mod roster;

@@ -10,11 +10,11 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 /// Between packets of a polling body.
-pub(super) const SEPARATOR: u8 = 0x1e;
+pub const SEPARATOR: u8 = 0x1e;
 /// Packets in one polling body.
 const PACKETS_MAX: usize = 256;
 /// Bytes of a namespace's name, and of an event's.
-pub(super) const NAME_BYTES_MAX: usize = 255;
+pub const NAME_BYTES_MAX: usize = 255;
 /// Arguments of one event.
 const ARGUMENTS_MAX: usize = 16;
 /// Digits of a number by which a client asks for an answer.
@@ -22,7 +22,7 @@ const ACK_DIGITS_MAX: usize = 15;
 
 /// What an Engine.IO packet says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Engine<'a> {
+pub enum Engine<'a> {
     /// The client goes.
     Close,
     /// Only while it tries a WebSocket; `probe`, as a rule.
@@ -33,22 +33,27 @@ pub(super) enum Engine<'a> {
     Message(&'a str),
     /// From here on it uses the WebSocket.
     Upgrade,
+    /// Nothing.
     Noop,
 }
 
 /// A Socket.IO packet of a client.
 #[derive(Debug)]
-pub(super) struct Packet<'a> {
+pub struct Packet<'a> {
     /// Begins with `/`.
-    pub(super) namespace: &'a str,
-    pub(super) kind: Kind<'a>,
+    pub namespace: &'a str,
+    /// What it says.
+    pub kind: Kind<'a>,
 }
 
+/// What a packet says.
 #[derive(Debug)]
-pub(super) enum Kind<'a> {
+pub enum Kind<'a> {
     /// What it shows to be let in; an object, if anything.
     Connect(Option<&'a RawValue>),
+    /// It leaves the namespace.
     Disconnect,
+    /// It says something.
     Event(Event<'a>),
     /// An answer to an event of ours; we ask for none.
     Ack,
@@ -56,32 +61,43 @@ pub(super) enum Kind<'a> {
 
 /// An event of a client.
 #[derive(Debug)]
-pub(super) struct Event<'a> {
-    pub(super) name: Cow<'a, str>,
-    pub(super) arguments: Vec<&'a RawValue>,
+pub struct Event<'a> {
+    /// What it is called.
+    pub name: Cow<'a, str>,
+    /// JSON.
+    pub arguments: Vec<&'a RawValue>,
     /// By what it wants to be answered.
-    pub(super) ack: Option<u64>,
+    pub ack: Option<u64>,
 }
 
 /// What no client of this protocol sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum PacketError {
+pub enum PacketError {
+    /// An empty packet.
     #[error("an empty packet")]
     Empty,
+    /// An unknown kind of packet.
     #[error("an unknown kind of packet")]
     UnknownKind,
+    /// Binary attachments are not supported: send JSON.
     #[error("binary attachments are not supported: send JSON")]
     Binary,
+    /// A name of more than 255 bytes.
     #[error("a name of more than 255 bytes")]
     LongName,
+    /// An answer's number with too many digits.
     #[error("an answer's number with too many digits")]
     LongAck,
+    /// Malformed JSON.
     #[error("malformed JSON")]
     Json,
+    /// An event is an array that begins with its name.
     #[error("an event is an array that begins with its name")]
     NoName,
+    /// Too many arguments.
     #[error("too many arguments")]
     TooManyArguments,
+    /// Too many packets at once.
     #[error("too many packets at once")]
     TooManyPackets,
 }
@@ -90,14 +106,14 @@ pub(super) enum PacketError {
 ///
 /// # Errors
 /// There are more than a client gathers.
-pub(super) fn packets(body: &str) -> Result<Vec<&str>, PacketError> {
+pub fn packets(body: &str) -> Result<Vec<&str>, PacketError> {
     let packets = body.split(char::from(SEPARATOR)).take(PACKETS_MAX + 1).collect::<Vec<_>>();
     if packets.len() > PACKETS_MAX { Err(PacketError::TooManyPackets) } else { Ok(packets) }
 }
 
 /// # Errors
 /// It is none.
-pub(super) fn engine(packet: &str) -> Result<Engine<'_>, PacketError> {
+pub fn engine(packet: &str) -> Result<Engine<'_>, PacketError> {
     let mut letters = packet.chars();
     let kind = letters.next().ok_or(PacketError::Empty)?;
     let rest = letters.as_str();
@@ -117,7 +133,7 @@ pub(super) fn engine(packet: &str) -> Result<Engine<'_>, PacketError> {
 ///
 /// # Errors
 /// It is none that we take.
-pub(super) fn packet(text: &str) -> Result<Packet<'_>, PacketError> {
+pub fn packet(text: &str) -> Result<Packet<'_>, PacketError> {
     let mut letters = text.chars();
     let kind = letters.next().ok_or(PacketError::Empty)?;
     let (namespace, rest) = namespace(letters.as_str())?;
@@ -168,7 +184,7 @@ fn event(text: &str) -> Result<Event<'_>, PacketError> {
 }
 
 /// The text of a JSON string.
-pub(super) fn text_of(value: &RawValue) -> Option<Cow<'_, str>> {
+pub fn text_of(value: &RawValue) -> Option<Cow<'_, str>> {
     #[derive(serde::Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
     serde_json::from_str::<Text<'_>>(value.get()).ok().map(|text| text.0)
@@ -184,7 +200,7 @@ fn head(text: &mut Vec<u8>, kind: u8, namespace: &str) {
 }
 
 /// That a namespace was entered: the names of the connection, `private` for who comes back.
-pub(super) fn connected(namespace: &str, sid: &str, private: &str) -> Vec<u8> {
+pub fn connected(namespace: &str, sid: &str, private: &str) -> Vec<u8> {
     let mut text = Vec::with_capacity(128);
     head(&mut text, b'0', namespace);
     text.extend(serde_json::json!({ "sid": sid, "pid": private }).to_string().as_bytes());
@@ -192,7 +208,7 @@ pub(super) fn connected(namespace: &str, sid: &str, private: &str) -> Vec<u8> {
 }
 
 /// That it was not, and why.
-pub(super) fn refused(namespace: &str, message: &str) -> Vec<u8> {
+pub fn refused(namespace: &str, message: &str) -> Vec<u8> {
     let mut text = Vec::with_capacity(128);
     head(&mut text, b'4', namespace);
     text.extend(serde_json::json!({ "message": message }).to_string().as_bytes());
@@ -200,7 +216,7 @@ pub(super) fn refused(namespace: &str, message: &str) -> Vec<u8> {
 }
 
 /// An event; each argument is JSON.
-pub(super) fn event_text(namespace: &str, name: &str, arguments: &[&[u8]]) -> Vec<u8> {
+pub fn event_text(namespace: &str, name: &str, arguments: &[&[u8]]) -> Vec<u8> {
     let name = serde_json::to_string(name).expect("text is always a JSON string");
     let length: usize = arguments.iter().map(|argument| argument.len() + 1).sum();
     let mut text = Vec::with_capacity(namespace.len() + name.len() + length + 8);
@@ -216,7 +232,7 @@ pub(super) fn event_text(namespace: &str, name: &str, arguments: &[&[u8]]) -> Ve
 }
 
 /// The answer to an event, a JSON value.
-pub(super) fn ack_text(namespace: &str, ack: u64, answer: &[u8]) -> Vec<u8> {
+pub fn ack_text(namespace: &str, ack: u64, answer: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(namespace.len() + answer.len() + 24);
     head(&mut text, b'3', namespace);
     text.extend(ack.to_string().as_bytes());
