@@ -43,6 +43,7 @@ use crate::transport::deadlines::Deadlines;
 use crate::transport::events::Events;
 use crate::transport::listener::{self, Connections};
 use crate::transport::realtime::{Endpoint, Realtime};
+use crate::transport::socketio::SocketIo;
 use crate::upkeep;
 
 /// Runs until `shutdown` or until something fails that no waiting heals.
@@ -237,6 +238,7 @@ async fn serve(
     } else {
         None
     };
+    let commander = Arc::new(crate::command::Commander);
     let realtime = Realtime {
         verifier,
         limits: config.into(),
@@ -251,9 +253,16 @@ async fn serve(
         bookmarks: Arc::new(Bookmarks::new(&config.server, history_age)),
     };
     let realtime = Arc::new(realtime);
+    let socketio = SocketIo::new(
+        Arc::clone(&realtime),
+        Arc::clone(&declarations),
+        commander,
+        config.server.frame_bytes_max,
+    );
     let (attached, rendering) = (Arc::clone(&status), metrics.clone());
     let service = Service {
         events: Some(Events::new(Arc::clone(&realtime), &config.server)),
+        socketio: Some(Arc::clone(&socketio)),
         admit: Endpoint(realtime),
         connections: Arc::clone(&connections),
         ready: Box::new(move || readiness(&attached)),
@@ -275,6 +284,11 @@ async fn serve(
     let (stop_serving, stop_feed) = (CancellationToken::new(), CancellationToken::new());
     let token = stop_feed.clone();
     running.spawn(async move { ("feed", feed.run(token).await.map_err(Into::into)) });
+    let alive = socketio.keep_alive(stop_feed.clone());
+    running.spawn(async move {
+        alive.await;
+        ("signs of life", Ok(()))
+    });
     let token = stop_feed.clone();
     running.spawn(async move {
         replayer.run(token).await;

@@ -317,10 +317,11 @@ mod tests {
         AudienceView {
             format: Format {
                 id: 1,
+                namespace: "",
                 encode,
-                broadcast: |_, _, _| None,
+                broadcast: |_, _, _, _| None,
                 push: |_, _, _| Bytes::new(),
-                word: |_, _| Bytes::new(),
+                word: |_, _, _| Bytes::new(),
             },
             topic: "realtime:t".into(),
             role: "authenticated".into(),

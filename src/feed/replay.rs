@@ -321,7 +321,11 @@ fn tell_missed(one: &Shown, picture: &Picture) {
     let from = Some(cursor(Place::before(first.commit)));
     let word = Word::Gap { from, to: cursor(last), reason: reason::UNDECIDED };
     metrics::counter!(telemetry::RESUMES, telemetry::RESULT => "gap").increment(1);
-    one.channel.tell((one.returning.format.word)(&one.returning.topic, &word));
+    one.channel.tell((one.returning.format.word)(
+        one.returning.format.namespace,
+        &one.returning.topic,
+        &word,
+    ));
 }
 
 /// The channel has everything up to `reached`. It comes back if it has to be shown more.
@@ -332,7 +336,11 @@ fn finish(
     picture: &Picture,
 ) -> Option<Returning> {
     let cursor = Cursor { place: reached, epoch: picture.epoch };
-    let word = (returning.format.word)(&returning.topic, &Word::CaughtUp(cursor));
+    let word = (returning.format.word)(
+        returning.format.namespace,
+        &returning.topic,
+        &Word::CaughtUp(cursor),
+    );
     channel.caught_up(reached, word)?;
     debug!(topic = &*returning.topic, "more came than could wait: it is replayed too");
     returning.from = Some(cursor);
@@ -349,5 +357,5 @@ fn gap(
     metrics::counter!(telemetry::RESUMES, telemetry::RESULT => "gap").increment(1);
     let to = Cursor { place: to, epoch: picture.epoch };
     let word = Word::Gap { from: returning.from, to, reason };
-    channel.tell((returning.format.word)(&returning.topic, &word));
+    channel.tell((returning.format.word)(returning.format.namespace, &returning.topic, &word));
 }

@@ -12,6 +12,7 @@ mod events;
 mod probes;
 mod proxy;
 mod rest;
+mod socketio;
 mod sockets;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use serde::Serialize;
 use crate::transport::admit::Admit;
 use crate::transport::events::Events;
 use crate::transport::listener::Connections;
+use crate::transport::socketio::SocketIo;
 
 pub use broadcast::{Broadcasts, batch};
 pub use cors::Origins;
@@ -51,6 +53,8 @@ pub struct Service<A> {
     pub operations: Operations,
     /// Event streams; there are none without.
     pub events: Option<Events>,
+    /// Clients of Socket.IO; there are none without.
+    pub socketio: Option<Arc<SocketIo>>,
     /// What is said over HTTP; nothing can be when there is none.
     pub broadcasts: Option<Broadcasts>,
     /// Rows of the user's tables; when there are none here, the proxy may have them.
@@ -81,6 +85,8 @@ pub fn router<A: Admit>(service: Arc<Service<A>>) -> Router {
         .route("/realtime/v1/websocket", get(sockets::open::<A>))
         .route("/events", any(events::open::<A>))
         .route("/realtime/v1/events", any(events::open::<A>))
+        .route("/socket.io", any(socketio::answer::<A>))
+        .route("/socket.io/", any(socketio::answer::<A>))
         .route("/healthz", get(probes::alive))
         .route("/health", get(probes::alive))
         .route("/healthcheck", get(probes::alive))

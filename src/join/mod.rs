@@ -85,6 +85,8 @@ pub struct Request {
     pub bookmark: Option<Cursor>,
     /// The client joins only if its row changes are in force, and waits so long for that.
     pub wait: Option<Duration>,
+    /// What its client calls the connection when it writes, so as not to hear of its own writes.
+    pub connection_id: Option<Arc<str>>,
 }
 
 /// What became of a join.

@@ -202,7 +202,7 @@ fn entrant(request: &Request, grants: ReadGrants) -> Entrant {
         hears: grants.broadcast,
         expires_at: request.claims.expires_at,
         replays: request.replay.is_some(),
-        connection_id: None,
+        connection_id: request.connection_id.clone(),
     }
 }
 
