@@ -170,7 +170,11 @@ const APPLICATIONS: [(Example, Application); 5] = [
             rows: include_str!("../../sql/examples/rows/pages.sql"),
             namespace: "/pages",
             claim: Claim::UserId,
-            users: [("alice", "alice", "admin"), ("bob", "bob", "editor"), ("vera", "vera", "viewer")],
+            users: [
+                ("alice", "alice", "admin"),
+                ("bob", "bob", "editor"),
+                ("vera", "vera", "viewer"),
+            ],
             join: (
                 "component:subscribe",
                 r#"{"componentId":"component-1","entityType":"page","entityId":"page-1"}"#,
@@ -189,7 +193,11 @@ pub(super) fn chosen(examples: &[Example]) -> Vec<&'static Application> {
     let asked: BTreeSet<&Example> = examples.iter().collect();
     let is_asked = |example| asked.contains(example) || asked.contains(&Example::All);
     let of = |(example, application)| is_asked(example).then_some(application);
-    APPLICATIONS.iter().map(|(example, application)| (example, application)).filter_map(of).collect()
+    APPLICATIONS
+        .iter()
+        .map(|(example, application)| (example, application))
+        .filter_map(of)
+        .collect()
 }
 
 /// Makes those that are missing.
