@@ -81,6 +81,7 @@ struct Place<'a> {
 impl Types<'_> {
     fn profile(&mut self, profile: &Profile) {
         self.hears(Some(&profile.error_event), "Failure");
+        self.hears(Some("gap"), "Failure");
         self.hears(Some("caught_up"), r#"{ "cursor": string; "topic": string }"#);
         self.rooms(profile);
         for (event, command) in &profile.commands {
@@ -392,6 +393,7 @@ mod tests {
       "dragging": Hears<{ "on": true; "story"?: unknown }>;
       "dropped": Hears<{ "by": unknown }>;
       "error": Hears<Failure>;
+      "gap": Hears<Failure>;
       "map.joined": Hears<{ "mapId": string; "role"?: unknown; "users": Array<{ "id": string }> }>;
       "map.synced": Hears<unknown>;
       "online": Hears<{ "status": "off" | "on" }>;
