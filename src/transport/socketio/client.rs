@@ -20,14 +20,13 @@ use super::online::{self, Online};
 use super::packet::{self, Event};
 use super::recovery::Lost;
 use super::relays::Relays;
-use super::telling::{Telling, Told};
+use super::telling::{Telling, Told, said};
 use super::{GRACE, SocketIo};
 use crate::auth::access::{Asker, ReadGrants};
-use crate::command::{Outcome, Refused};
-use crate::event::broadcast::{Broadcast, Encoding, Meta, UserEvent};
+use crate::command::{Given, Outcome, Refused};
 use crate::hub::outbox::{CloseReason, DirtyList};
 use crate::hub::{Comeback, Occupancy, RoomName, Subscriber};
-use crate::profile::{Command, Named, Payload, Presence, Profile, Relay, Room, Scope};
+use crate::profile::{Command, Function, Named, Payload, Presence, Profile, Relay, Room, Scope};
 use crate::session::UserPlace;
 use crate::telemetry;
 use crate::transport::deadlines::{DeadlineId, Expires};
@@ -60,6 +59,8 @@ pub(super) enum Ending {
     Closed,
     /// Its connection was lost: it may be back in a moment.
     Lost,
+    /// It may no longer be there.
+    Evicted,
 }
 
 /// A seat that is taken.
@@ -75,6 +76,8 @@ pub(super) struct Place {
     renewing: Option<bool>,
     /// Whether it may speak there; none: it was not asked.
     speaks: Option<bool>,
+    /// What it joined with.
+    payload: Value,
 }
 
 impl Drop for Place {
@@ -103,11 +106,6 @@ pub(super) struct Client {
     online: Option<Online>,
     deadline: Option<DeadlineId>,
     _user: Option<UserPlace>,
-}
-
-fn broadcast(event: &str, payload: String) -> Broadcast {
-    let (event, data) = (event.into(), payload.into());
-    Broadcast::User(UserEvent { event, encoding: Encoding::Json, data, meta: Meta::default() })
 }
 
 impl Client {
@@ -245,7 +243,7 @@ impl Client {
         if !joins.is_empty() {
             self.join(around, asked, joins)
         } else if !leaves.is_empty() {
-            self.leave(around, asked, leaves)
+            self.leave(around, asked, &leaves)
         } else if let Some(command) = profile.commands.get(event) {
             self.command(around, asked, Arc::clone(command))
         } else if let Some(relay) = profile.relay_of(event) {
@@ -482,6 +480,7 @@ impl Client {
             asker: std::mem::take(&mut seat.asker),
             renewing: None,
             speaks: None,
+            payload: std::mem::take(&mut seat.payload),
         };
         let mut first = false;
         if let Some(room) = &room {
@@ -523,7 +522,7 @@ impl Client {
                 let payload = asked.unwrap_or(&null);
                 let text =
                     self.scoped(place, payload, |scope| room.user_joined_payload.render(scope));
-                let told = broadcast(event, text);
+                let told = said(event, text);
                 let count = place.occupancy.broadcast(&told, room.announce_self, around.dirty);
                 count_told(around, count);
             }
@@ -575,73 +574,117 @@ impl Client {
         &mut self,
         around: &mut Around<'_>,
         asked: Asked,
-        rooms: Vec<Arc<Room>>,
+        rooms: &[Arc<Room>],
     ) -> ControlFlow<CloseReason> {
+        let mut topics = Vec::new();
+        for room in rooms {
+            match room.topic(&asked.payload) {
+                Ok(Some(named)) => topics.push(named.topic.to_shared()),
+                Ok(None) => topics.extend(self.joined_with(room, &asked.payload)),
+                Err(problem) => {
+                    let refused = Refused::new("VALIDATION_FAILED", problem.to_string());
+                    return self.refuse(around, &asked, refused);
+                }
+            }
+        }
+        if topics.is_empty() {
+            let text = "None of the rooms of this event is named in it";
+            return self.refuse(around, &asked, Refused::new("VALIDATION_FAILED", text));
+        }
+        let parted: Vec<Parted> = topics
+            .iter()
+            .filter_map(|topic| self.part(around, topic, Ending::Left, Some(&asked.payload)))
+            .collect();
+        if parted.is_empty() {
+            return self.done(around, &asked, None, None);
+        }
         self.busy = true;
         let who = Arc::clone(&self.who);
         around.ask(|shared| {
             Box::pin(async move {
-                let topics = leaves(&shared, &who, &rooms, &asked.payload).await;
-                Mail::Parts(who.client, asked, topics)
+                let mut outcome = Ok(());
+                for parted in parted {
+                    outcome = outcome.and(parted.tell(&shared, &who).await);
+                }
+                Mail::Left(who.client, asked, outcome)
             })
         });
         ControlFlow::Continue(())
     }
 
-    fn parts(
-        &mut self,
-        around: &mut Around<'_>,
-        asked: &Asked,
-        topics: Result<Vec<Arc<str>>, Refused>,
-    ) -> ControlFlow<CloseReason> {
-        match topics {
-            Ok(topics) => {
-                for topic in topics {
-                    self.part(around, &topic, Ending::Left);
-                }
-                self.done(around, asked, None, None)
-            }
-            Err(refused) => self.refuse(around, asked, refused),
-        }
+    /// Its rooms of this kind that it joined with what a payload has.
+    fn joined_with(&self, room: &Arc<Room>, payload: &Value) -> Vec<Arc<str>> {
+        let is_one = |place: &&Place| {
+            let same = place.room.as_ref().is_some_and(|own| own.join_event == room.join_event);
+            let (Value::Object(asked), Value::Object(joined)) = (payload, &place.payload) else {
+                return false;
+            };
+            let mut common =
+                asked.iter().filter_map(|(name, value)| Some((value, joined.get(name)?)));
+            let first = common.next();
+            same && first.is_some_and(|(a, b)| a == b) && common.all(|(a, b)| a == b)
+        };
+        self.places.values().filter(is_one).map(|place| place.named.topic.to_shared()).collect()
     }
 
-    /// Gives up a seat, and says so to whoever is to know.
-    fn part(&mut self, around: &mut Around<'_>, topic: &Arc<str>, ending: Ending) {
+    /// Gives up a seat, and says so to whoever is to know. What is to be done besides, if it was the
+    /// user's last one; of a connection that was lost, that is done later.
+    fn part(
+        &mut self,
+        around: &mut Around<'_>,
+        topic: &Arc<str>,
+        ending: Ending,
+        payload: Option<&Value>,
+    ) -> Option<Parted> {
         if !self.places.contains_key(topic) {
-            return;
+            return None;
         }
         self.stop_relays_in(around, topic);
-        let Some(place) = self.places.remove(topic) else { return };
+        let mut place = self.places.remove(topic)?;
         metrics::gauge!(telemetry::CHANNELS).decrement(1);
-        let Some(room) = place.room.clone() else { return };
+        let room = place.room.clone()?;
         let told = room.user_left.as_ref().map(|event| {
             let text =
                 self.scoped(&place, &Value::Null, |scope| room.user_left_payload.render(scope));
-            broadcast(event, text)
+            said(event, text)
         });
+        let mut written = std::mem::take(&mut place.payload);
         drop(place);
+        if let (Value::Object(written), Some(Value::Object(more))) = (&mut written, payload) {
+            written.extend(more.clone());
+        }
+        let parted = room.on_leave.clone().filter(|_| ending != Ending::Evicted);
+        let parted = parted.map(|function| Parted { function, payload: written });
         let (list, user) = (self.list(topic), Box::<str>::from(self.who.name()));
         let name = RoomName { topic: Arc::clone(topic), private: true };
         if ending == Ending::Lost {
-            let shared = Arc::clone(around.shared);
+            let (shared, who) = (Arc::clone(around.shared), Arc::clone(&self.who));
             let later = async move {
                 tokio::time::sleep(GRACE).await;
+                if !shared.rosters.leave(&list, &user) {
+                    return;
+                }
                 let mut dirty = DirtyList::default();
-                if shared.rosters.leave(&list, &user)
-                    && let Some(told) = &told
-                {
+                if let Some(told) = &told {
                     let count = shared.realtime.hub.broadcast(&name, told, &mut dirty);
                     metrics::counter!(telemetry::DELIVERIES).increment(count);
                 }
                 dirty.flush_in_turns().await;
+                if let Some(parted) = parted {
+                    parted.tell_nobody(&shared, &who).await;
+                }
             };
             around.shared.realtime.spawn(later);
-        } else if around.shared.rosters.leave(&list, &user)
-            && let Some(told) = &told
-        {
+            return None;
+        }
+        if !around.shared.rosters.leave(&list, &user) {
+            return None;
+        }
+        if let Some(told) = &told {
             let count = around.shared.realtime.hub.broadcast(&name, told, around.dirty);
             count_told(around, count);
         }
+        parted
     }
 
     /// Goes; what it had is remembered, unless it left.
@@ -660,7 +703,11 @@ impl Client {
             around.shared.recoveries.remember(&self.who.private, lost, Instant::now());
         }
         for topic in &topics {
-            self.part(around, topic, ending);
+            if let Some(parted) = self.part(around, topic, ending, None) {
+                let (shared, who) = (Arc::clone(around.shared), Arc::clone(&self.who));
+                let later = async move { parted.tell_nobody(&shared, &who).await };
+                around.shared.realtime.spawn(later);
+            }
         }
         if let Some(online) = self.online.take() {
             online.go(&self.who, around, ending == Ending::Lost);
@@ -804,8 +851,11 @@ impl Client {
                 self.came(around, &asked, came)?;
                 self.go_on(around)
             }
-            Mail::Parts(_, asked, topics) => {
-                self.parts(around, &asked, topics)?;
+            Mail::Left(_, asked, outcome) => {
+                match outcome {
+                    Ok(()) => self.done(around, &asked, None, None)?,
+                    Err(refused) => self.refuse(around, &asked, refused)?,
+                }
                 self.go_on(around)
             }
             Mail::Answered(_, asked, reply, outcome) => {
@@ -885,7 +935,7 @@ impl Client {
                     "message": "You may no longer be in this room",
                     "context": context,
                 });
-                self.part(around, topic, Ending::Left);
+                self.part(around, topic, Ending::Evicted, None);
                 self.tell(around, &self.error_event, &error)?;
             }
         }
@@ -914,30 +964,24 @@ pub(super) fn count_told(around: &mut Around<'_>, deliveries: u64) {
     metrics::counter!(telemetry::DELIVERIES).increment(deliveries);
 }
 
-/// Which rooms an event leaves, after what is to be done before.
-async fn leaves(
-    shared: &SocketIo,
-    who: &Who,
-    rooms: &[Arc<Room>],
-    payload: &Value,
-) -> Result<Vec<Arc<str>>, Refused> {
-    let mut topics = Vec::new();
-    for room in rooms {
-        let invalid = |problem: crate::profile::Invalid| {
-            Refused::new("VALIDATION_FAILED", problem.to_string())
-        };
-        let named = match &room.on_leave {
-            Some(function) => {
-                let merged = entrance::prepared(shared, who, function, payload).await?;
-                room.topic(&merged).map_err(invalid)?
-            }
-            None => room.topic(payload).map_err(invalid)?,
-        };
-        topics.extend(named.map(|named| named.topic.to_shared()));
+/// A room that a user has left with his last connection.
+struct Parted {
+    function: Function,
+    payload: Value,
+}
+
+impl Parted {
+    /// Calls the function that is to know.
+    async fn tell(&self, shared: &SocketIo, who: &Who) -> Result<(), Refused> {
+        let text = self.payload.to_string();
+        shared.commander.ask(who.writer(), &self.function, Given::Jsonb(&text)).await.map(drop)
     }
-    if topics.is_empty() {
-        let message = "None of the rooms of this event is named in it";
-        return Err(Refused::new("VALIDATION_FAILED", message));
+
+    /// The same, where nobody waits for what becomes of it.
+    async fn tell_nobody(&self, shared: &SocketIo, who: &Who) {
+        if let Err(refused) = self.tell(shared, who).await {
+            let (code, namespace) = (&*refused.code, &*who.namespace);
+            tracing::warn!(code, namespace, "what is to be done when a room is left was not");
+        }
     }
-    Ok(topics)
 }

@@ -39,8 +39,8 @@ const MAIL_MAX: usize = 10_000;
 pub(super) enum Mail {
     Admitted(u32, Result<Box<Admitted>, Box<str>>),
     Came(u32, Asked, Vec<Came>),
-    /// Whatever is to be done before its rooms are left, is.
-    Parts(u32, Asked, Result<Vec<Arc<str>>, Refused>),
+    /// Whatever is to be done when its rooms are left, is.
+    Left(u32, Asked, Result<(), Refused>),
     Answered(u32, Asked, Option<Box<str>>, Outcome),
     /// How often the seat had been doubted before it was asked, and whether it may speak.
     MayWrite(u32, Asked, Arc<str>, (u32, Option<bool>)),
@@ -311,7 +311,7 @@ impl Connection {
                 return self.admitted(client, admitted);
             }
             Mail::Came(client, ..)
-            | Mail::Parts(client, ..)
+            | Mail::Left(client, ..)
             | Mail::Answered(client, ..)
             | Mail::MayWrite(client, ..)
             | Mail::Doubted(client, ..)

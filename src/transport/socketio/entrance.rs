@@ -99,6 +99,8 @@ pub(super) struct Seat {
     pub(super) asker: Asker,
     /// What is known of the user there; none: what is known of him anywhere.
     pub(super) member: Option<Value>,
+    /// What it was asked for with, and what was made of that.
+    pub(super) payload: Value,
 }
 
 impl Drop for Seat {
@@ -331,12 +333,14 @@ async fn join_one(
 ) -> Result<Option<Came>, Refused> {
     let invalid =
         |problem: crate::profile::Invalid| Refused::new("VALIDATION_FAILED", problem.to_string());
-    let mut named = room.topic(payload).map_err(invalid)?;
-    if let Some(function) = &room.on_join {
-        let merged = prepared(shared, who, function, payload).await?;
-        named = room.topic(&merged).map_err(invalid)?;
-    }
-    let Some(named) = named else { return Ok(None) };
+    // What the function commits is for who joins, too: he hears what came after this.
+    let begins = room.on_join.is_some().then(|| shared.realtime.hub.read_to().to_string());
+    let since = since.or(begins.as_deref());
+    let merged = match &room.on_join {
+        Some(function) => prepared(shared, who, function, payload).await?,
+        None => payload.clone(),
+    };
+    let Some(named) = room.topic(&merged).map_err(invalid)? else { return Ok(None) };
     let topic = named.topic.to_shared();
     if there.contains(&topic) {
         return Ok(Some(Came::Again(topic)));
@@ -353,11 +357,12 @@ async fn join_one(
         seat.member = Some(ask(shared, who, function, seat.named.topic.sub_topic()).await?);
     }
     seat.room = Some(Arc::clone(room));
+    seat.payload = merged;
     Ok(Some(Came::New(Box::new(seat))))
 }
 
 /// A payload with what a function made of it.
-pub(super) async fn prepared(
+async fn prepared(
     shared: &SocketIo,
     who: &Who,
     function: &Function,
@@ -393,6 +398,7 @@ async fn enter(
         joined: Joined::default(),
         asker: mailbox.asker().about(),
         member: None,
+        payload: Value::Null,
     };
     let request = request(who, &topic, &seat.subscriber, &seat.asker);
     let cursor = since.map(Into::into);

@@ -33,6 +33,7 @@ pub enum Engine<'a> {
     Message(&'a str),
     /// From here on it uses the WebSocket.
     Upgrade,
+    /// Nothing.
     Noop,
 }
 
@@ -41,14 +42,18 @@ pub enum Engine<'a> {
 pub struct Packet<'a> {
     /// Begins with `/`.
     pub namespace: &'a str,
+    /// What it says.
     pub kind: Kind<'a>,
 }
 
+/// What a packet says.
 #[derive(Debug)]
 pub enum Kind<'a> {
     /// What it shows to be let in; an object, if anything.
     Connect(Option<&'a RawValue>),
+    /// It leaves the namespace.
     Disconnect,
+    /// It says something.
     Event(Event<'a>),
     /// An answer to an event of ours; we ask for none.
     Ack,
@@ -57,7 +62,9 @@ pub enum Kind<'a> {
 /// An event of a client.
 #[derive(Debug)]
 pub struct Event<'a> {
+    /// What it is called.
     pub name: Cow<'a, str>,
+    /// JSON.
     pub arguments: Vec<&'a RawValue>,
     /// By what it wants to be answered.
     pub ack: Option<u64>,
@@ -66,22 +73,31 @@ pub struct Event<'a> {
 /// What no client of this protocol sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PacketError {
+    /// An empty packet.
     #[error("an empty packet")]
     Empty,
+    /// An unknown kind of packet.
     #[error("an unknown kind of packet")]
     UnknownKind,
+    /// Binary attachments are not supported: send JSON.
     #[error("binary attachments are not supported: send JSON")]
     Binary,
+    /// A name of more than 255 bytes.
     #[error("a name of more than 255 bytes")]
     LongName,
+    /// An answer's number with too many digits.
     #[error("an answer's number with too many digits")]
     LongAck,
+    /// Malformed JSON.
     #[error("malformed JSON")]
     Json,
+    /// An event is an array that begins with its name.
     #[error("an event is an array that begins with its name")]
     NoName,
+    /// Too many arguments.
     #[error("too many arguments")]
     TooManyArguments,
+    /// Too many packets at once.
     #[error("too many packets at once")]
     TooManyPackets,
 }
