@@ -1050,7 +1050,6 @@ async fn the_types_of_the_examples_events_are_printed() {
         "\"task\": null;",
         "  \"/story-maps\": {\n    send: {\n",
         "\"story.update\": Sends<{ \"baseUpdatedAt\"?: string; \"description\"?: string; \"id\": string; ",
-        "\"status\"?: \"DONE\" | \"IN_PROGRESS\" | \"NOT_READY\" | \"READY\"",
         "\"presence:users_viewing\": Hears<{ \"taskId\": string; \"users\": Array<{ \"email\"?: unknown; \"userId\": string }> }>",
         "\"connection:error\": Hears<Failure>;",
     ] {
