@@ -84,7 +84,7 @@ select walcast.room('entity:{entityType}:{entityId}', namespace => '/pages', joi
   announce_self => true, denied => 'Access denied to this page',
   pattern => '{"entityType": "^[A-Za-z0-9_-]{1,100}$", "entityId": "^[A-Za-z0-9_-]{1,100}$"}');
 
-create function pages.component_update(payload jsonb) returns pages.components language plpgsql set search_path = '' as $$
+create function pages.component_update(payload jsonb) returns jsonb language plpgsql set search_path = '' as $$
 declare component constant text := payload->>'componentId'; updates constant jsonb := payload->'updates'; updated pages.components;
 begin
   perform app.only(updates, '{kind,props,position}');
@@ -94,9 +94,9 @@ begin
     position = case when updates ? 'position' then (updates->>'position')::int else c.position end
   where c.id = component returning c.* into updated;
   if not found then perform app.untouched(exists (select from pages.components c where c.id = component)); end if;
-  return updated;
+  return app.camel(to_jsonb(updated));
 end $$;
-create function pages.nested_create(payload jsonb) returns pages.nested_components language plpgsql set search_path = '' as $$
+create function pages.nested_create(payload jsonb) returns jsonb language plpgsql set search_path = '' as $$
 declare component constant text := payload->>'componentId'; nested constant jsonb := payload->'nestedComponent'; created pages.nested_components;
 begin
   perform app.only(nested, '{id,kind,props,position}');
@@ -105,9 +105,9 @@ begin
     values (coalesce(nested->>'id', gen_random_uuid()::text), component, payload->>'rowId', coalesce(nested->>'kind', 'text'),
       coalesce(nested->'props', '{}'), coalesce((nested->>'position')::int, 0))
     returning * into created;
-  return created;
+  return app.camel(to_jsonb(created));
 end $$;
-create function pages.nested_update(payload jsonb) returns pages.nested_components language plpgsql set search_path = '' as $$
+create function pages.nested_update(payload jsonb) returns jsonb language plpgsql set search_path = '' as $$
 declare nested constant text := payload->>'nestedComponentId'; component constant text := payload->>'componentId'; updates constant jsonb := payload->'updates';
   updated pages.nested_components;
 begin
@@ -119,14 +119,14 @@ begin
     position = case when updates ? 'position' then (updates->>'position')::int else n.position end
   where n.id = nested and n.component_id = component returning n.* into updated;
   if not found then perform app.untouched(exists (select from pages.nested_components n where n.id = nested and n.component_id = component)); end if;
-  return updated;
+  return app.camel(to_jsonb(updated));
 end $$;
-create function pages.nested_delete(payload jsonb) returns pages.nested_components language plpgsql set search_path = '' as $$
+create function pages.nested_delete(payload jsonb) returns jsonb language plpgsql set search_path = '' as $$
 declare nested constant text := payload->>'nestedComponentId'; component constant text := payload->>'componentId'; deleted pages.nested_components;
 begin
   delete from pages.nested_components n where n.id = nested and n.component_id = component returning n.* into deleted;
   if not found then perform app.untouched(exists (select from pages.nested_components n where n.id = nested and n.component_id = component)); end if;
-  return deleted;
+  return app.camel(to_jsonb(deleted));
 end $$;
 select walcast.command('component:update', 'pages.component_update(jsonb)', namespace => '/pages', required => '{componentId,updates}',
   failed => 'UPDATE_FAILED', failed_message => 'Failed to update component');

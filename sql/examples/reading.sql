@@ -108,9 +108,9 @@ begin
     values (auth.uid(), coalesce(payload->>'status', 'online')::reading.presence_status, coalesce(device, 'web'), clock_timestamp())
     on conflict (user_id) do update set status = excluded.status, device_type = coalesce(device, p.device_type), last_seen_at = excluded.last_seen_at
     returning * into written;
-  return to_jsonb(written);
+  return app.camel(to_jsonb(written));
 end $$;
-create function reading.new_activity(payload jsonb) returns reading.activity_stream language plpgsql set search_path = '' as $$
+create function reading.new_activity(payload jsonb) returns jsonb language plpgsql set search_path = '' as $$
 declare item constant jsonb := coalesce(payload->'activity', payload); written reading.activity_stream;
 begin
   if jsonb_typeof(item) <> 'object' then raise exception 'activity is no object' using errcode = 'PT400'; end if;
@@ -119,7 +119,7 @@ begin
       coalesce(item->>'entityId', item->>'entity_id')::uuid, coalesce(item->'metadata', '{}'),
       coalesce(item->>'isPublic', item->>'is_public', 'true')::boolean)
     returning * into written;
-  return written;
+  return app.camel(to_jsonb(written));
 end $$;
 -- A session by its name, which makes it where there is none, or by its id.
 create function reading.room_of(sid uuid) returns text language sql stable security definer set search_path = '' as

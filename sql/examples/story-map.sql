@@ -167,7 +167,7 @@ select walcast.command('story.update', table_name => 'storymap.stories', operati
   version => 'updated_at', version_member => 'baseUpdatedAt',
   failed => 'UPDATE_FAILED', failed_message => 'Failed to update story');
 -- A null is "Unassigned"; what is not there stays.
-create function storymap.story_move(payload jsonb) returns storymap.stories language plpgsql set search_path = '' as $$
+create function storymap.story_move(payload jsonb) returns jsonb language plpgsql set search_path = '' as $$
 declare story constant uuid := payload->>'id'; moved storymap.stories;
 begin
   update storymap.stories s set
@@ -176,7 +176,7 @@ begin
     sort_order = coalesce((payload->>'newSortOrder')::int, s.sort_order)
   where s.id = story returning s.* into moved;
   if not found then perform app.untouched(exists (select from storymap.stories s where s.id = story)); end if;
-  return moved;
+  return app.camel(to_jsonb(moved));
 end $$;
 select walcast.command('story.move', 'storymap.story_move(jsonb)', namespace => '/story-maps', required => '{id}',
   failed => 'MOVE_FAILED', failed_message => 'Failed to move story');
@@ -190,15 +190,15 @@ select walcast.command('comment.delete', table_name => 'storymap.comments', oper
   required => '{id}', failed => 'DELETE_FAILED', failed_message => 'Failed to delete comment');
 
 -- New ones stand behind the others.
-create function storymap.release_create(payload jsonb) returns storymap.releases language sql set search_path = '' as $$
+create function storymap.release_create(payload jsonb) returns jsonb language sql set search_path = '' as $$
   insert into storymap.releases (map_id, name, description, sort_order)
   select m.id, payload->>'name', coalesce(payload->>'description', ''),
     (select coalesce(max(r.sort_order) + 1, 0) from storymap.releases r where r.map_id = m.id)
-  from (select (payload->>'mapId')::uuid) as m(id) returning * $$;
-create function storymap.step_create(payload jsonb) returns storymap.steps language sql set search_path = '' as $$
+  from (select (payload->>'mapId')::uuid) as m(id) returning app.camel(to_jsonb(releases)) $$;
+create function storymap.step_create(payload jsonb) returns jsonb language sql set search_path = '' as $$
   insert into storymap.steps (map_id, name, sort_order)
   select m.id, payload->>'name', (select coalesce(max(s.sort_order) + 1, 0) from storymap.steps s where s.map_id = m.id)
-  from (select (payload->>'mapId')::uuid) as m(id) returning * $$;
+  from (select (payload->>'mapId')::uuid) as m(id) returning app.camel(to_jsonb(steps)) $$;
 -- What is named stands in this order; the answer is the whole of it, the event what has changed.
 create function storymap.releases_reorder(payload jsonb) returns jsonb language plpgsql set search_path = '' as $$
 declare map constant uuid := payload->>'mapId'; ids constant uuid[] := array(select jsonb_array_elements_text(payload->'releaseIds'));

@@ -129,7 +129,8 @@ mod tests {
         assert_eq!(claims(&tokens.alice)["role"], "authenticated");
         assert_eq!(claims(&tokens.alice)["sub"], ALICE);
         assert_eq!(claims(&tokens.bob)["sub"], BOB);
-        let other = claims(&signer.token("authenticated", Some(User::UserId("u1", "u@x"))).unwrap());
+        let other =
+            claims(&signer.token("authenticated", Some(User::UserId("u1", "u@x"))).unwrap());
         assert_eq!((&other["userId"], other.get("sub")), (&Value::from("u1"), None));
     }
 }

@@ -170,7 +170,11 @@ const APPLICATIONS: [(Example, Application); 5] = [
             rows: include_str!("../../sql/examples/rows/pages.sql"),
             namespace: "/pages",
             claim: Claim::UserId,
-            users: [("alice", "alice", "admin"), ("bob", "bob", "editor"), ("vera", "vera", "viewer")],
+            users: [
+                ("alice", "alice", "admin"),
+                ("bob", "bob", "editor"),
+                ("vera", "vera", "viewer"),
+            ],
             join: (
                 "component:subscribe",
                 r#"{"componentId":"component-1","entityType":"page","entityId":"page-1"}"#,
@@ -189,7 +193,11 @@ pub(super) fn chosen(examples: &[Example]) -> Vec<&'static Application> {
     let asked: BTreeSet<&Example> = examples.iter().collect();
     let is_asked = |example| asked.contains(example) || asked.contains(&Example::All);
     let of = |(example, application)| is_asked(example).then_some(application);
-    APPLICATIONS.iter().map(|(example, application)| (example, application)).filter_map(of).collect()
+    APPLICATIONS
+        .iter()
+        .map(|(example, application)| (example, application))
+        .filter_map(of)
+        .collect()
 }
 
 /// Makes those that are missing.
@@ -226,7 +234,10 @@ pub(super) fn banner(
 ) -> Result<String, Error> {
     let mut text = String::new();
     if !wanted.is_empty() {
-        text.push_str("The applications, with socket.io-client (npm install socket.io-client):\n\n");
+        text.push_str(
+            "Each application: a token for each user, then how to listen with socket.io-client (npm install \
+             socket.io-client),\nor without it, and how to make something happen.\n\n",
+        );
     }
     for application in wanted {
         application.describe(bind, signer, &mut text)?;
@@ -242,45 +253,48 @@ impl Application {
         text: &mut String,
     ) -> Result<(), Error> {
         let Self { name, namespace, topic, join: (join, room), .. } = self;
-        let mut tokens = Vec::with_capacity(self.users.len());
+        let url = format!("http://{bind}{namespace}");
+        let _ = writeln!(text, "{name:<17} {url}");
+        let variable = |user: &str| format!("{name}_{user}").replace('-', "_").to_uppercase();
         for (user, id, is) in self.users {
             let email = format!("{user}@example.com");
-            let user_of = match self.claim {
+            let who = match self.claim {
                 Claim::Sub => User::Sub(id, &email),
                 Claim::UserId => User::UserId(id, &email),
             };
-            let token = signer.token("authenticated", Some(user_of))?;
-            tokens.push((user, is, token));
+            let token = signer.token("authenticated", Some(who))?;
+            let _ = writeln!(text, "  {}={token}   # {is}", variable(user));
         }
-        let rows = "writing to a string";
-        writeln!(text, "{name:<17} http://{bind}{namespace}").expect(rows);
-        for (user, is, token) in &tokens {
-            let who = format!("{user}, {is}");
-            writeln!(text, "  {who:<15} {token}").expect(rows);
-        }
-        let [(_, _, alice), (_, _, bob), _] = &*tokens else { return Ok(()) };
-        write!(
+        let [(hears, ..), (writes, ..), _] = self.users;
+        let (hears, writes) = (variable(hears), variable(writes));
+        let _ = write!(
             text,
-            "\n  node -e 'const socket = require(\"socket.io-client\").io(\"http://{bind}{namespace}\", {{ auth: {{ token: \"{alice}\" }} }});
+            r#"
+  TOKEN=${hears} node -e 'const auth = {{ token: process.env.TOKEN }};
+  const socket = require("socket.io-client").io("{url}", {{ auth }});
   socket.onAny((event, payload) => console.log(event, payload));
-  socket.on(\"connect\", () => socket.emit(\"{join}\", {room}, console.log))'
-  walcast tail --url http://{bind} --private --topic {topic} --token {alice}\n\n",
-        )
-        .expect(rows);
-        match self.write {
+  socket.on("connect", () => socket.emit("{join}", {room}, console.log))'
+
+  WALCAST_TOKEN=${hears} walcast tail --url http://{bind} --private --topic {topic}
+
+"#,
+        );
+        let _ = match self.write {
             Write::Event(event, payload) => writeln!(
                 text,
-                "  node -e 'const socket = require(\"socket.io-client\").io(\"http://{bind}{namespace}\", {{ auth: {{ token: \"{bob}\" }} }});
-  socket.emit(\"{event}\", {payload}, (answer) => {{ console.log(answer); socket.close() }})'\n",
+                r#"  TOKEN=${writes} node -e 'const auth = {{ token: process.env.TOKEN }};
+  const socket = require("socket.io-client").io("{url}", {{ auth }});
+  socket.emit("{event}", {payload}, (answer) => {{ console.log(answer); socket.close() }})'
+"#,
             ),
             Write::Row(method, target, row) => writeln!(
                 text,
-                "  curl -X {method} 'http://{bind}/rest/v1/{target}' -H 'content-profile: {}' -H 'content-type: application/json' \\
-    -H 'authorization: Bearer {bob}' -d '{row}'\n",
+                r#"  curl -X {method} "http://{bind}/rest/v1/{target}" -H "authorization: Bearer ${writes}" \
+    -H "content-profile: {}" -H "content-type: application/json" -d '{row}'
+"#,
                 self.schema,
             ),
-        }
-        .expect(rows);
+        };
         Ok(())
     }
 }

@@ -51,8 +51,14 @@ pub struct Options {
     #[arg(long)]
     pub only_postgres: bool,
     /// What to start with; several between commas, or in one flag each. What is there already stays as it is.
-    #[arg(long, env = "WALCAST_EXAMPLE", value_name = "NAME", value_enum,
-          value_delimiter = ',', default_value = "todos")]
+    #[arg(
+        long,
+        env = "WALCAST_EXAMPLE",
+        value_name = "NAME",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "todos"
+    )]
     pub example: Vec<Example>,
 }
 
@@ -205,7 +211,8 @@ where
     let signer = Signer::new(&secret, SystemTime::now());
     let tokens = Tokens::mint(&signer)?;
     let wanted = examples::chosen(&options.example);
-    let tries = examples::banner(SocketAddr::from(([127, 0, 0, 1], options.port)), &wanted, &signer)?;
+    let tries =
+        examples::banner(SocketAddr::from(([127, 0, 0, 1], options.port)), &wanted, &signer)?;
     let mut config = Config::default();
     config.database.url = Secret::new(cluster.url(DATABASE));
     config.jwt.secret = Secret::new(secret.clone());

@@ -1048,6 +1048,10 @@ async fn the_types_of_the_examples_events_are_printed() {
         "\"releases.reordered\": { \"updates\": Array<{ \"id\": string; \"sortOrder\": number }> };",
         "\"author\": string | null;",
         "\"task\": null;",
+        "  \"/story-maps\": {\n    send: {\n",
+        "\"story.update\": Sends<{ \"baseUpdatedAt\"?: string; \"description\"?: string; \"id\": string; ",
+        "\"presence:users_viewing\": Hears<{ \"taskId\": string; \"users\": Array<{ \"email\"?: unknown; \"userId\": string }> }>",
+        "\"connection:error\": Hears<Failure>;",
     ] {
         assert!(run.out.contains(expected), "{expected} is not in: {}", run.out);
     }
