@@ -3,7 +3,7 @@
 //! In:     a declared command and the payload that came for it; who sends it.
 //! Out:    [`Outcome`]: data and the place of its commit in the log, or a code and a sentence.
 //! Never:  a right that the caller does not have; a name in SQL text but from a declaration, quoted; words of
-//!         Postgres to a client, which may quote rows, but those that a function says to him with PTxxx;
+//!         Postgres to a client, which may quote rows, but those that a function says to him with `PTxxx`;
 //!         anything written by what is refused.
 //!
 //! | file | from | to |
@@ -17,6 +17,7 @@ mod refused;
 mod table;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -30,7 +31,7 @@ use crate::auth::Claims;
 use crate::change::{Origin, origin};
 use crate::config;
 use crate::cursor::Cursor;
-use crate::feed::{Status, Writes};
+use crate::feed::{Status, Write, Writes};
 use crate::profile::{Command, Function, Operation, Run, TableWrite};
 use crate::rest::problem::Problem;
 use crate::rest::run::{Context, Demand, Done, EVERY_PICTURE, Failure, Job, Key, Runner};
@@ -40,10 +41,6 @@ pub use refused::Refused;
 
 use members::Members;
 use refused::Words;
-
-/// How long a command's answer waits for the place of its commit. The feed is milliseconds behind;
-/// where it is not, the answer comes without.
-const CURSOR_WAIT: Duration = Duration::from_secs(2);
 
 /// How often a command is run that another transaction was in the way of.
 const ATTEMPTS_MAX: u32 = 3;
@@ -244,8 +241,7 @@ impl Commander {
                         Ok(Came { body: answer.body, cursor: None })
                     }
                     Ok(done) => {
-                        let written = timeout(CURSOR_WAIT, write.published()).await;
-                        let cursor = written.ok().map(|written| written.cursor);
+                        let cursor = self.place(&mut write).await;
                         Ok(Came { body: done.answer.body, cursor })
                     }
                     Err(failure) => Err(failure),
@@ -261,6 +257,16 @@ impl Commander {
             }
         }
         unreachable!("attempts are counted from 1, and end at the last one")
+    }
+
+    /// Where it was committed, unless that takes too long: the feed is milliseconds behind, or does not
+    /// read at all.
+    async fn place(&self, write: &mut Write) -> Option<Cursor> {
+        if !self.status.attached.load(Ordering::Relaxed) {
+            return None;
+        }
+        let time = Duration::from_millis(self.settings.feed_wait_timeout_ms);
+        timeout(time, write.published()).await.ok().map(|written| written.cursor)
     }
 
     /// Why a row that was to be written was not: looked at again, as the caller.
@@ -341,6 +347,10 @@ impl Commander {
             match self.runner.run(&job).await {
                 Ok(done) => {
                     let body = done.answer.body.unwrap_or_else(|| "null".into());
+                    let body = match given {
+                        Given::Nothing => topics(&body),
+                        Given::Topic(_) | Given::Payload(_) => body,
+                    };
                     return RawValue::from_string(body).map_err(|_| words.failed());
                 }
                 Err(failure)
@@ -410,6 +420,20 @@ fn headers(given: &str, connection_id: &str, mutation_id: Option<&str>) -> Strin
     serde_json::Value::Object(headers).to_string()
 }
 
+/// The texts of a list, or of a list of lists, as one list.
+fn topics(rows: &str) -> String {
+    let rows: Vec<serde_json::Value> = serde_json::from_str(rows).unwrap_or_default();
+    let several = rows.into_iter().flat_map(|row| match row {
+        serde_json::Value::Array(several) => several,
+        one @ (serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::String(_)
+        | serde_json::Value::Object(_)) => vec![one],
+    });
+    serde_json::Value::Array(several.filter(serde_json::Value::is_string).collect()).to_string()
+}
+
 /// A call of a function, as one row of an answer.
 fn call_of(function: &Function, given: Given<'_>) -> Statement {
     const REST: &str = ", 1::bigint, null::bigint, null::bigint, null::text from ";
@@ -466,6 +490,14 @@ mod tests {
             headers("nonsense", "c1", Some("m")),
             r#"{"x-connection-id":"c1","x-mutation-id":"m"}"#
         );
+    }
+
+    #[test]
+    fn topics_are_one_list_whatever_returned_them() {
+        assert_eq!(topics(r#"["a", null, "b"]"#), r#"["a","b"]"#);
+        assert_eq!(topics(r#"[["a", "b"]]"#), r#"["a","b"]"#);
+        assert_eq!(topics("[[]]"), "[]");
+        assert_eq!(topics("[null]"), "[]");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! In:     an error of a statement, by its SQLSTATE.
 //! Out:    [`Refused`]: a stable code, a plain sentence, and the request with what is added to it.
-//! Never:  a message of Postgres, but of a function that says it to the client with an errcode PTxxx.
+//! Never:  a message of Postgres, but of a function that says it to the client with an errcode `PTxxx`.
 
 use std::borrow::Cow;
 

@@ -32,8 +32,8 @@ pub(super) fn statement(
             return Err(Refused::invalid(format!("{name} cannot be set")));
         }
     }
-    let name = |column: &Box<str>| (column.to_string(), members.get(&write.key_case.apply(column)));
-    let given = write.columns.iter().map(name);
+    let name = |column: &str| (column.to_owned(), members.get(&write.key_case.apply(column)));
+    let given = write.columns.iter().map(|column| name(column));
     let set: Vec<(String, &RawValue)> =
         given.filter_map(|(column, value)| Some((column, value?))).collect();
     let mut sql = Sql::new();

@@ -112,11 +112,12 @@ impl World {
         let settings = config::Rest {
             statement_timeout_ms: 60_000,
             wait_timeout_ms: 60_000,
+            feed_wait_timeout_ms: 60_000,
             ..config::Rest::default()
         };
         let roles = config::Config::default().database.roles;
         let runner = Arc::new(Runner::new(logins.check.clone(), &settings, &roles));
-        let timely = Duration::from_secs(60);
+        let timely = Duration::from_mins(1);
         let declarations = Declarations::new(logins.check.clone(), timely, Arc::clone(&status));
         let profiles = tokio::select! {
             () = declarations.run(stop.clone()) => panic!("it ended"),
@@ -201,7 +202,7 @@ fn claims(user: &str) -> Claims {
         role: "authenticated".into(),
         subject: Some(user.into()),
         json: json!({ "role": "authenticated", "sub": user }).to_string().into(),
-        expires_at: std::time::SystemTime::now() + Duration::from_secs(3600),
+        expires_at: std::time::SystemTime::now() + Duration::from_hours(1),
     }
 }
 
