@@ -21,6 +21,7 @@ use crate::auth::access::Access;
 use crate::auth::jwt::Verifier;
 use crate::auth::rls::Authorizer;
 use crate::catalog::Catalog;
+use crate::command::Commander;
 use crate::config::{self, Config};
 use crate::db::logins::Logins;
 use crate::db::{Login, install};
@@ -228,8 +229,10 @@ async fn serve(
     let rates = Arc::default();
     let (tokens, rooms) = (Arc::clone(&verifier), Arc::clone(&hub));
     let broadcasts = Broadcasts::new(tokens, access, rooms, Arc::clone(&rates), config);
+    let runner = Runner::new(logins.check.clone(), &config.rest, &config.database.roles);
+    let runner = Arc::new(runner);
     let rows = if config.serves_rest() {
-        let runner = Runner::new(logins.check.clone(), &config.rest, &config.database.roles);
+        let runner = Arc::clone(&runner);
         let schemas =
             Arc::new(Schemas::new(logins.check.clone(), &config.rest.schemas, Arc::clone(&status)));
         let published = Published { writes: writes.clone(), status: Arc::clone(&status) };
@@ -238,7 +241,9 @@ async fn serve(
     } else {
         None
     };
-    let commander = Arc::new(crate::command::Commander);
+    let commander =
+        Commander::new(Arc::clone(&runner), writes.clone(), Arc::clone(&status), &config.rest);
+    let commander = Arc::new(commander);
     let realtime = Realtime {
         verifier,
         limits: config.into(),
@@ -328,7 +333,7 @@ async fn serve(
     let (login, settings) = (logins.check.clone(), config.clone());
     let powers = upkeep::watch_powers(login, settings, upkeep::POWERS_INTERVAL, token);
     running.spawn(async move { ("check login", powers.await.map_err(Into::into)) });
-    if let (true, Some(owner)) = (config.serves_rest(), owner.clone()) {
+    if let Some(owner) = owner.clone() {
         let lifetime = Duration::from_millis(config.rest.key_lifetime_ms);
         let keys = upkeep::forget_keys(owner, lifetime, stop_feed.clone());
         running.spawn(async move {

@@ -34,6 +34,7 @@ declare
     written pg_catalog.pg_class;
     schema text;
     what text := pg_catalog.format('command %L', command.event);
+    called text;
     made jsonb;
 begin
     if command.event is null then
@@ -114,16 +115,52 @@ begin
                 using errcode = '42830', hint = 'Give it one, or write a function.';
         end if;
     end if;
+    called := walcast.check_callable(command.function, 'jsonb', false, 'the function of ' || what);
     select pg_catalog.jsonb_object_agg(m.name, m.value)
     into made
     from (
         values
+            ('function', pg_catalog.to_jsonb(called)),
+            -- Whether it was then: one that writes all the same is called again.
             (
-                'function',
-                pg_catalog.to_jsonb(walcast.check_callable(command.function, 'jsonb', false, 'the function of ' || what))
+                'is_stable',
+                (
+                    select pg_catalog.to_jsonb(p.provolatile <> 'v')
+                    from pg_catalog.pg_proc as p
+                    where p.oid = pg_catalog.to_regprocedure(called)
+                )
             ),
             ('table', case when schema is not null
                 then pg_catalog.to_jsonb(pg_catalog.format('%I.%I', schema, written.relname)) end),
+            (
+                'key',
+                (
+                    select pg_catalog.jsonb_agg(a.attname order by k.n)
+                    from pg_catalog.pg_index as i
+                    cross join lateral pg_catalog.unnest(i.indkey::smallint[]) with ordinality as k (attnum, n)
+                    join pg_catalog.pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.attnum
+                    where i.indrelid = written.oid and i.indisprimary and k.n <= i.indnkeyatts
+                        and command.operation <> 'insert'
+                )
+            ),
+            (
+                'others',
+                (
+                    select pg_catalog.jsonb_agg(a.attname order by a.attnum)
+                    from pg_catalog.pg_attribute as a
+                    where a.attrelid = written.oid and a.attnum > 0 and not a.attisdropped
+                        and command.operation <> 'delete'
+                        and a.attname <> all (command.columns)
+                        and not (
+                            command.operation = 'update'
+                            and exists (
+                                select from pg_catalog.pg_index as i
+                                where i.indrelid = written.oid and i.indisprimary
+                                    and a.attnum = any (i.indkey::smallint[])
+                            )
+                        )
+                )
+            ),
             ('operation', pg_catalog.to_jsonb(command.operation)),
             ('columns', pg_catalog.to_jsonb(command.columns)),
             ('key_case', case when schema is not null then pg_catalog.to_jsonb(command.key_case) end),

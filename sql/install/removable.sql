@@ -46,7 +46,9 @@ select
         when 'publication' then pg_catalog.format('drop publication %I', m.name)
         -- Triggers of our own tables, which go last, use some.
         when 'function' then 'drop function ' || m.name
-            || case when m.name in ('walcast.announce_mapping()', 'walcast.stamp_mapping()') then ' cascade' else '' end
+            || case when m.name in (
+                'walcast.announce_mapping()', 'walcast.stamp_mapping()', 'walcast.announce_declaration()'
+            ) then ' cascade' else '' end
         when 'partition' then case
             when a.is_ours then null
             when pg_catalog.to_regclass(m.name) is null then 'select'

@@ -578,8 +578,9 @@ pub struct Rest {
     /// Milliseconds that the answer to a write with an `Idempotency-Key` is kept. Default 86400000
     /// (a day), 1000 to 2592000000 (30 days).
     pub key_lifetime_ms: u64,
-    /// Milliseconds that `Prefer: wait=feed` waits until a write has been published; then it is
-    /// answered all the same, without saying that it was. Default 5000, 1 to 60000.
+    /// Milliseconds that `Prefer: wait=feed`, and the answer to a command of Socket.IO, wait until the
+    /// write has been published; then it is answered all the same, without saying that it was, or
+    /// where. Default 5000, 1 to 60000.
     pub feed_wait_timeout_ms: u64,
     /// Roles that are told what is served, as an `OpenAPI` document. Default `service_role`.
     pub openapi_roles: Vec<String>,

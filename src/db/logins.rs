@@ -31,14 +31,18 @@ const REPLICATION_CONNECTIONS: usize = 6;
 
 /// Connections of the check login besides its pools: for each role its own, with two that hold an
 /// older snapshot, and one for the catalog, one for watching the server, one that ends a hung
-/// check, one for the names that requests may use and one that hears when these change, with
-/// their successors.
-const CHECK_CONNECTIONS: usize = 15;
+/// check, one for the names that requests may use and one that hears when these change, and one for
+/// what is declared, with their successors.
+const CHECK_CONNECTIONS: usize = 17;
 const CHECK_CONNECTIONS_PER_ROLE: usize = 6;
 
-/// Connections of the check login for rows over HTTP besides their pool: one that loads the names, one
-/// that is told of changes to them and one that ends a hung statement, with their successors.
-const REST_CONNECTIONS: usize = 6;
+/// Connections of the check login besides the pool of requests and commands: one that ends a hung
+/// statement, with its successor.
+const RUN_CONNECTIONS: usize = 2;
+
+/// Those for rows over HTTP: one that loads the names and one that is told of changes to them, with
+/// their successors.
+const REST_CONNECTIONS: usize = 4;
 
 /// How long the server may take to notice that our connections are closed, and how often we look.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -212,11 +216,9 @@ impl Logins {
                 let connections = CHECK_CONNECTIONS
                     + settings.pool_size
                     + settings.channel_pool_size
-                    + if config.serves_rest() {
-                        config.rest.pool_size + REST_CONNECTIONS
-                    } else {
-                        0
-                    }
+                    + config.rest.pool_size
+                    + RUN_CONNECTIONS
+                    + if config.serves_rest() { REST_CONNECTIONS } else { 0 }
                     + settings.roles.len() * CHECK_CONNECTIONS_PER_ROLE;
                 pair.push(Credentials { name, verifier, kind: Kind::Check, connections });
             }

@@ -49,7 +49,7 @@ pub use lookups::Lookups;
 pub use publish::Publisher;
 pub use replay::{Replayer, Replays, Resume};
 pub use watches::Watches;
-pub use written::{Write, Writes};
+pub use written::{Write, Writes, Written};
 
 use course::Course;
 use history::Read;
@@ -527,8 +527,9 @@ impl Feed {
                     let cause = telemetry::chain(cause);
                     error!(error = cause, "a declaration in the log is not in force");
                 }
-                for (id, end) in &segment.written {
-                    self.writes.published(id, *end);
+                for (id, commit, end) in &segment.written {
+                    let cursor = Cursor { place: Place::after(*commit), epoch };
+                    self.writes.published(id, Written { end: *end, cursor });
                 }
                 if let Some(last) = segment.last() {
                     course.within = Some(last);

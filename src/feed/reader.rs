@@ -212,8 +212,8 @@ pub(super) struct Segment {
     /// Tables with rows that the server could not print; nobody gets these rows. Each once.
     pub unreadable: Vec<Arc<Definition>>,
     /// Transactions that are complete with this segment, whose writers may wait for it: the id
-    /// they gave, and the end.
-    pub written: Vec<(Box<str>, Lsn)>,
+    /// they gave, the commit, and the end.
+    pub written: Vec<(Box<str>, Lsn, Lsn)>,
     /// End of the last transaction that is complete with this segment.
     pub committed: Option<Lsn>,
     /// Commit of the last one complete with it from whose rows events are gathered.
@@ -453,7 +453,7 @@ impl Reader {
                         segment.gathered =
                             ended.gathers.then_some(ended.commit.lsn).or(segment.gathered);
                         let id = ended.origin.and_then(|origin| origin.id.clone());
-                        segment.written.extend(id.map(|id| (id, commit.end_lsn)));
+                        segment.written.extend(id.map(|id| (id, commit.lsn, commit.end_lsn)));
                     }
                     segment.committed = Some(commit.end_lsn);
                     self.at = self.at.max(Place::after(commit.lsn));
@@ -931,7 +931,7 @@ mod tests {
             .map(|c| c.origin.as_ref().and_then(|origin| origin.sub.as_deref()))
             .collect();
         assert_eq!(subs, [Some("of a"), None, None, None]);
-        assert_eq!(segment.written, [("a".into(), Lsn::new(101))]);
+        assert_eq!(segment.written, [("a".into(), Lsn::new(100), Lsn::new(101))]);
     }
 
     #[test]

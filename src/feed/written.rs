@@ -1,7 +1,7 @@
 //! Whoever waits until what was written is published.
 //!
 //! In:     ids that writers put into their transaction's origin.
-//! Out:    the end of that transaction in the log, once its changes are out.
+//! Out:    where that transaction is in the log, once its changes are out.
 //! Never:  an entry that outlives its waiter.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,9 +10,19 @@ use hashbrown::HashMap;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use crate::cursor::Cursor;
 use crate::lsn::Lsn;
 
-type Waiting = HashMap<Box<str>, oneshot::Sender<Lsn>>;
+/// Where a transaction is in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Where its commit record ends.
+    pub end: Lsn,
+    /// Everything up to it, and all of it, is behind whoever has this.
+    pub cursor: Cursor,
+}
+
+type Waiting = HashMap<Box<str>, oneshot::Sender<Written>>;
 
 /// Writes that somebody waits for.
 #[derive(Debug, Clone, Default)]
@@ -22,7 +32,7 @@ pub struct Writes(Arc<Mutex<Waiting>>);
 #[derive(Debug)]
 pub struct Write {
     id: Box<str>,
-    published: oneshot::Receiver<Lsn>,
+    published: oneshot::Receiver<Written>,
     writes: Writes,
 }
 
@@ -35,12 +45,12 @@ impl Writes {
         Write { id, published, writes: self.clone() }
     }
 
-    /// The transaction with this id, which ended here, is out.
-    pub(super) fn published(&self, id: &str, end: Lsn) {
+    /// The transaction with this id, which is there, is out.
+    pub(super) fn published(&self, id: &str, written: Written) {
         let waiting = self.lock().remove(id);
         if let Some(waiting) = waiting {
             // It may have stopped to wait.
-            let _ = waiting.send(end);
+            let _ = waiting.send(written);
         }
     }
 
@@ -56,11 +66,11 @@ impl Write {
         &self.id
     }
 
-    /// The end of its transaction in the log, once its changes are with their subscribers' outboxes.
+    /// Where its transaction is in the log, once its changes are with their subscribers' outboxes.
     /// Waits for ever when it was rolled back: bound it.
-    pub async fn published(&mut self) -> Lsn {
+    pub async fn published(&mut self) -> Written {
         match (&mut self.published).await {
-            Ok(end) => end,
+            Ok(written) => written,
             // Only by being dropped does an entry leave the map without a word.
             Err(_) => std::future::pending().await,
         }
@@ -76,16 +86,19 @@ impl Drop for Write {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cursor::{Epoch, Place};
 
     #[tokio::test]
     async fn a_waiter_is_told_and_leaves_nothing_behind() {
         let writes = Writes::default();
         let (mut heard, dropped) = (writes.expect(), writes.expect());
         assert_ne!(heard.id(), dropped.id());
-        writes.published("nobody", Lsn::default());
-        let (id, end) = (heard.id().to_owned(), Lsn::new(7));
-        writes.published(&id, end);
-        assert_eq!(heard.published().await, end);
+        let cursor = Cursor { place: Place::after(Lsn::new(6)), epoch: Epoch::default() };
+        let written = Written { end: Lsn::new(7), cursor };
+        writes.published("nobody", written);
+        let id = heard.id().to_owned();
+        writes.published(&id, written);
+        assert_eq!(heard.published().await, written);
         drop(dropped);
         assert!(writes.lock().is_empty());
     }

@@ -18,6 +18,9 @@ use crate::mapping::{KeyCase, event_name_problem};
 /// Members of a list that somebody writes by hand.
 pub(super) const LIST_MAX: usize = 256;
 
+/// Columns of a table.
+const COLUMNS_MAX: usize = 1600;
+
 /// Bytes of a text that goes to clients, or of a member's name.
 pub(super) const TEXT_BYTES_MAX: usize = 1000;
 
@@ -150,8 +153,8 @@ pub struct Command {
 /// What a command does.
 #[derive(Debug, Clone)]
 pub enum Run {
-    /// Calls a function with the payload.
-    Function(Function),
+    /// Calls a function with the payload; whether it was declared to change nothing.
+    Function(Function, bool),
     /// Writes one row.
     Table(TableWrite),
 }
@@ -165,6 +168,10 @@ pub struct TableWrite {
     pub operation: Operation,
     /// What a client may set.
     pub columns: Box<[Box<str>]>,
+    /// What finds a row: the primary key.
+    pub key: Box<[Box<str>]>,
+    /// What there is beside these, and a client may not set.
+    pub others: Box<[Box<str>]>,
     /// How names of columns become names in payloads.
     pub key_case: KeyCase,
     /// The column that tells versions apart, and the member of the payload with what the client has seen.
@@ -319,9 +326,12 @@ impl Room {
 #[serde(deny_unknown_fields)]
 struct WrittenCommand {
     function: Option<Box<str>>,
+    is_stable: Option<bool>,
     table: Option<Box<str>>,
     operation: Option<Operation>,
     columns: Option<Vec<Box<str>>>,
+    key: Option<Vec<Box<str>>>,
+    others: Option<Vec<Box<str>>>,
     key_case: Option<KeyCase>,
     version: Option<Box<str>>,
     version_member: Option<Box<str>>,
@@ -340,7 +350,10 @@ impl Command {
     pub(super) fn parse(name: &str, declaration: &str) -> Result<Self, DeclarationError> {
         let written: WrittenCommand = serde_json::from_str(declaration)?;
         let run = match (written.function, written.table) {
-            (Some(function), None) => Run::Function(function_of(function, Argument::Jsonb)?),
+            (Some(function), None) => Run::Function(
+                function_of(function, Argument::Jsonb)?,
+                written.is_stable.unwrap_or(false),
+            ),
             (None, Some(table)) => {
                 let relation = Relation::parse(&table);
                 let key_case = written.key_case.unwrap_or(KeyCase::Camel);
@@ -348,13 +361,20 @@ impl Command {
                     let member = written.version_member.unwrap_or_else(|| key_case.apply(&column));
                     (column, member)
                 });
+                let operation = written
+                    .operation
+                    .ok_or(DeclarationError::Other("it does not say what is done"))?;
+                let key = list(written.key)?;
+                if key.is_empty() && operation != Operation::Insert {
+                    return Err(DeclarationError::Other("it does not say what finds a row"));
+                }
                 Run::Table(TableWrite {
                     relation: relation
                         .ok_or(DeclarationError::Other("its table is not one with its schema"))?,
-                    operation: written
-                        .operation
-                        .ok_or(DeclarationError::Other("it does not say what is done"))?,
+                    operation,
                     columns: list(written.columns)?,
+                    key,
+                    others: texts_of(written.others)?,
                     key_case,
                     version,
                 })
@@ -489,6 +509,15 @@ pub(super) fn texts(text: Option<Box<str>>) -> Result<Option<Box<str>>, Declarat
         }
         text => Ok(text),
     }
+}
+
+/// Names of columns, of which a table may have many.
+fn texts_of(written: Option<Vec<Box<str>>>) -> Result<Box<[Box<str>]>, DeclarationError> {
+    let written = written.unwrap_or_default();
+    if written.len() > COLUMNS_MAX {
+        return Err(DeclarationError::Other("no table has more than 1600 columns"));
+    }
+    written.into_iter().map(|text| texts(Some(text)).map(Option::unwrap_or_default)).collect()
 }
 
 pub(super) fn list(written: Option<Vec<Box<str>>>) -> Result<Box<[Box<str>]>, DeclarationError> {

@@ -25,7 +25,7 @@ pub use declared::{
     Command, DeclarationError, Operation, Presence, Relay, Room, Run, TableWrite, TokenPlace,
 };
 pub use namespaces::{Profile, Profiles, Row};
-pub use naming::{Invalid, Named, Naming, personal};
+pub use naming::{Invalid, Named, Naming, Values, personal};
 pub use payload::{Payload, PayloadError, Scope};
 pub use routine::{Argument, Function, Relation};
 pub use typescript::typescript;

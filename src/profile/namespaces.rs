@@ -494,7 +494,7 @@ mod tests {
                 "story.update",
                 &json!({
                     "table": "app.stories", "operation": "update", "columns": ["title"],
-                    "version": "updated_at", "required": ["id"], "failed": "UPDATE_FAILED",
+                    "key": ["id"], "others": ["made_by"], "version": "updated_at", "required": ["id"], "failed": "UPDATE_FAILED",
                 }),
             ),
             row(
@@ -559,6 +559,7 @@ mod tests {
             row("/a", "command", "a", &json!({})),
             row("/a", "command", "b", &json!({ "function": "f.g(text)" })),
             row("/a", "command", "c", &json!({ "table": "t", "operation": "insert" })),
+            row("/a", "command", "e", &json!({ "table": "s.t", "operation": "update" })),
             row("/a", "command", "d", &json!({ "table": "s.t", "operation": "truncate" })),
             row("/a", "presence", "", &json!({ "statuses": [""] })),
             row("/a", "other", "", &json!({})),

@@ -30,13 +30,16 @@ impl Invalid {
     }
 }
 
-/// A topic and the values in it, by name.
+/// The values in a topic, by name.
+pub type Values = Box<[(Box<str>, Box<str>)]>;
+
+/// A topic and the values in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     /// The topic, as supabase-js would join it.
     pub topic: Topic,
     /// What `topic.mapId` is in a payload.
-    pub values: Box<[(Box<str>, Box<str>)]>,
+    pub values: Values,
 }
 
 /// How a payload names a room.
@@ -175,7 +178,7 @@ impl Naming {
     }
 
     /// The values of a topic that was named this way; none when it was not.
-    pub fn values(&self, topic: &Topic) -> Option<Box<[(Box<str>, Box<str>)]>> {
+    pub fn values(&self, topic: &Topic) -> Option<Values> {
         match &self.0 {
             Kind::Any => Some([("topic".into(), topic.sub_topic().into())].into()),
             Kind::Template(template, known) => {

@@ -30,6 +30,9 @@ const SEEN_MAX: usize = 1000;
 /// Requests on one connection.
 const USES_MAX: u32 = 20_000;
 
+/// Of no picture in particular: its parameters have types that nothing changes. Pictures count from 1.
+pub const EVERY_PICTURE: u64 = 0;
+
 /// The pool of one service.
 pub(super) type Pool = pool::Pool<Connection>;
 /// One connection of it.
@@ -316,6 +319,7 @@ impl<S> Default for Prepared<S> {
 impl<S: Clone> Prepared<S> {
     /// How to run `asked`, which was made from the picture with this number.
     pub(super) fn plan(&mut self, number: u64, asked: Asked<'_>) -> Plan<S> {
+        let number = self.of(number);
         if number > self.number {
             // Parameters got their types from columns that may have others now.
             self.number = number;
@@ -340,9 +344,14 @@ impl<S: Clone> Prepared<S> {
         Plan::Once
     }
 
+    /// A statement that names the types of all its parameters is of every picture.
+    fn of(&self, number: u64) -> u64 {
+        if number == EVERY_PICTURE { self.number } else { number }
+    }
+
     /// Keeps what was prepared.
     pub(super) fn keep(&mut self, number: u64, asked: Asked<'_>, statement: S) {
-        if number != self.number {
+        if self.of(number) != self.number {
             self.gone.push(statement);
             return;
         }

@@ -44,6 +44,8 @@ use crate::db::pool::{Connection as _, Error as PoolError};
 use crate::lsn::Lsn;
 use crate::telemetry;
 
+pub use super::pool::EVERY_PICTURE;
+
 /// Beside the statement's own time, for everything around it: deferred constraints, the commit.
 const TIME_AROUND: Duration = Duration::from_secs(5);
 

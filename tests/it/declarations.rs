@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use walcast::config::{Config, Secret};
 use walcast::db::{Login, install};
-use walcast::feed::Declarations;
+use walcast::feed::{Declarations, Writes};
 use walcast::profile::{Argument, Operation, Profiles, Run};
 
 use crate::cluster::{Database, roles};
@@ -107,8 +107,12 @@ async fn what_is_declared_is_what_the_service_reads() {
     }));
     let Run::Table(write) = &profile.commands["story.update"].run else { panic!("no table") };
     assert_eq!((write.operation, &*write.columns), (Operation::Update, &["title".into()][..]));
+    assert_eq!(
+        (&*write.key, &*write.others),
+        (&["id".into()][..], &["updated_at".into(), "size".into()][..])
+    );
     assert_eq!(write.version, Some(("updated_at".into(), "baseUpdatedAt".into())));
-    assert!(matches!(profile.commands["story.go"].run, Run::Function(_)));
+    assert!(matches!(profile.commands["story.go"].run, Run::Function(_, false)));
     let relay = profile.relay_stopped_by("drop").unwrap();
     assert_eq!(relay.min_interval, Some(Duration::from_millis(100)));
     assert_eq!(relay.expires, Some(Duration::from_secs(3)));
@@ -127,8 +131,8 @@ async fn read(database: &Database) -> Arc<Profiles> {
         .await
         .unwrap();
     let url = database.url.replace("postgres@", &format!("{name}@"));
-    let login = Login::parse(&url, Duration::from_secs(60)).unwrap();
-    let declarations = Declarations::new(login, Duration::from_secs(60), Arc::default());
+    let login = Login::parse(&url, Duration::from_mins(1)).unwrap();
+    let declarations = Declarations::new(login, Duration::from_mins(1), Arc::default());
     assert!(declarations.now().is_none());
     let stop = CancellationToken::new();
     let profiles = tokio::select! {
@@ -307,7 +311,7 @@ async fn an_event_belongs_to_one_declaration_of_a_namespace() {
 #[tokio::test]
 async fn only_who_owns_the_database_declares() {
     static MADE: OnceCell<()> = OnceCell::const_new();
-    let (_database, admin) = installed().await;
+    let (database, admin) = installed().await;
     roles(&MADE, "create role declarations_nobody; create role declarations_owner").await;
     call(&admin, "profile('/a')").await.unwrap();
     admin.batch_execute("set role declarations_nobody").await.unwrap();
@@ -320,12 +324,12 @@ async fn only_who_owns_the_database_declares() {
         .batch_execute("reset role; update walcast.declarations set made_by = made_by")
         .await
         .unwrap();
-    let give = format!("alter database {} owner to declarations_owner", _database.name);
+    let give = format!("alter database {} owner to declarations_owner", database.name);
     admin.batch_execute(&give).await.unwrap();
     admin.batch_execute("set role declarations_owner").await.unwrap();
     assert_eq!(call(&admin, "profile('/b')").await, Ok(true));
     assert_eq!(call(&admin, "unprofile('/a')").await, Ok(true));
-    let back = format!("reset role; alter database {} owner to current_user", _database.name);
+    let back = format!("reset role; alter database {} owner to current_user", database.name);
     admin.batch_execute(&back).await.unwrap();
 }
 
@@ -333,9 +337,9 @@ async fn only_who_owns_the_database_declares() {
 async fn a_declaration_is_known_when_it_is_committed() {
     let database = Database::create().await;
     let stop = CancellationToken::new();
-    let (status, logins) = feed(&database, &stop).await;
+    let (status, logins) = feed(&database, Writes::default(), &stop).await;
     let admin = database.client().await;
-    let timely = Duration::from_secs(60);
+    let timely = Duration::from_mins(1);
     let declarations = Arc::new(Declarations::new(logins.check.clone(), timely, status));
     let (following, token) = (Arc::clone(&declarations), stop.clone());
     let task = tokio::spawn(async move { following.run(token).await });

@@ -8,6 +8,7 @@ mod broadcast;
 mod changes;
 mod cli;
 mod cluster;
+mod commands;
 mod crash;
 mod declarations;
 mod dev;

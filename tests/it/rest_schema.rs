@@ -14,7 +14,7 @@ use walcast::catalog::Catalog;
 use walcast::config::{Config, Secret};
 use walcast::db::logins::Logins;
 use walcast::db::{Login, install};
-use walcast::feed::{Feed, Filters, Gap, History, Publisher, Status};
+use walcast::feed::{Feed, Filters, Gap, History, Publisher, Status, Writes};
 use walcast::hub::Hub;
 use walcast::rest::Problem;
 use walcast::rest::schema::{
@@ -632,6 +632,7 @@ async fn notify_pgrst_reads_everything_again() {
 /// What the service does with the log, as far as this needs it.
 pub(crate) async fn feed(
     database: &Database,
+    writes: Writes,
     shutdown: &CancellationToken,
 ) -> (Arc<Status>, Logins) {
     let mut config = Config::default();
@@ -645,7 +646,7 @@ pub(crate) async fn feed(
     let status = Arc::new(Status::default());
     let (ready, mut is_ready) = watch::channel(false);
     let feed = Feed {
-        writes: walcast::feed::Writes::default(),
+        writes,
         login: logins.replication.clone(),
         replication: config.replication.clone(),
         publisher: Publisher {
@@ -674,7 +675,7 @@ pub(crate) async fn feed(
 async fn a_change_seen_in_the_log_is_in_the_next_picture() {
     let (database, admin, _) = picture("create table t (id int)", &["public"]).await;
     let shutdown = CancellationToken::new();
-    let (status, logins) = feed(&database, &shutdown).await;
+    let (status, logins) = feed(&database, Writes::default(), &shutdown).await;
     let schemas = Schemas::new(logins.check.clone(), &["public".into()], Arc::clone(&status));
     for number in 0..20 {
         let before = schemas.current().await.unwrap();

@@ -63,7 +63,7 @@ pub struct Request<'a> {
 
 /// Answers requests.
 pub struct Rest {
-    runner: Runner,
+    runner: Arc<Runner>,
     schemas: Arc<Schemas>,
     published: Published,
     documents: Documents,
@@ -81,7 +81,7 @@ pub struct Published {
 impl Rest {
     /// Runs statements with `runner`, made of the names in `schemas`.
     pub fn new(
-        runner: Runner,
+        runner: Arc<Runner>,
         schemas: Arc<Schemas>,
         published: Published,
         settings: &config::Rest,
@@ -222,7 +222,7 @@ impl Rest {
             let place = done.lsn?;
             return timeout(time, self.published.status.passed(place)).await.ok().map(|()| place);
         }
-        timeout(time, write.published()).await.ok()
+        timeout(time, write.published()).await.ok().map(|written| written.end)
     }
 
     /// The answer to OPTIONS that is no browser's question: what can be done.

@@ -11,7 +11,6 @@ use std::sync::{Arc, Weak};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hashbrown::HashMap;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::connection::{Around, Mail, Mailbox, Renewed};
@@ -23,7 +22,7 @@ use super::relays::Relays;
 use super::telling::{Telling, Told, said};
 use super::{GRACE, SocketIo};
 use crate::auth::access::{Asker, ReadGrants};
-use crate::command::{Given, Outcome, Refused};
+use crate::command::{Call, Caller, Given, Outcome, Refused};
 use crate::hub::outbox::{CloseReason, DirtyList};
 use crate::hub::{Comeback, Occupancy, RoomName, Subscriber};
 use crate::profile::{Command, Function, Named, Payload, Presence, Profile, Relay, Room, Scope};
@@ -327,7 +326,12 @@ impl Client {
             _ => Map::new(),
         };
         context.insert("event".into(), (&*asked.event).into());
-        context.extend(more);
+        if let Some(Value::Object(more)) =
+            more.and_then(|more| serde_json::from_str(more.get()).ok())
+            && (asked.bytes <= CONTEXT_BYTES_MAX || more.len() <= 2)
+        {
+            context.extend(more);
+        }
         let error = json!({ "code": code, "message": message, "context": context });
         self.tell(around, &self.error_event, &error)?;
         let answer = json!({ "ok": false, "error": error }).to_string();
@@ -491,10 +495,10 @@ impl Client {
                 around.shared.rosters.enter(&list, self.who.name(), shown.into(), capacity);
             first = entered.map_err(|_full| {
                 let text = "There is no room for another user here";
-                Some(
-                    Refused::new("ROOM_FULL", text)
-                        .with("topic", place.named.topic.sub_topic().into()),
-                )
+                Some(entrance::about(
+                    Refused::new("ROOM_FULL", text),
+                    place.named.topic.sub_topic(),
+                ))
             })?;
         }
         metrics::counter!(telemetry::JOINS, telemetry::RESULT => "ok").increment(1);
@@ -722,23 +726,23 @@ impl Client {
         asked: Asked,
         command: Arc<Command>,
     ) -> ControlFlow<CloseReason> {
-        let Ok(payload) = RawValue::from_string(asked.payload.to_string()) else {
-            return ControlFlow::Break(CloseReason::Internal);
-        };
         self.busy = true;
-        let denied = self.profile.denied.clone();
-        let who = Arc::clone(&self.who);
+        let (who, denied) = (Arc::clone(&self.who), self.profile.denied.clone());
         around.ask(|shared| {
             Box::pin(async move {
-                let run = shared.commander.run(who.writer(), &who.namespace, &command, &payload);
-                let outcome = match run.await {
-                    Outcome::Refused(mut refused) if refused.code == "PERMISSION_DENIED" => {
-                        let denied = command.denied.clone().unwrap_or(denied);
-                        refused.message = denied.into_string().into();
-                        Outcome::Refused(refused)
-                    }
-                    outcome => outcome,
-                };
+                let payload = entrance::raw(&asked.payload);
+                let Caller { claims, headers, connection_id, subject } = who.caller();
+                let outcome = shared.commander.run(Call {
+                    claims,
+                    namespace: &who.namespace,
+                    headers,
+                    connection_id,
+                    command: &command,
+                    payload: &payload,
+                    subject,
+                    denied: &denied,
+                });
+                let outcome = outcome.await;
                 Mail::Answered(who.client, asked, command.reply_event.clone(), outcome)
             })
         });
@@ -973,8 +977,9 @@ struct Parted {
 impl Parted {
     /// Calls the function that is to know.
     async fn tell(&self, shared: &SocketIo, who: &Who) -> Result<(), Refused> {
-        let text = self.payload.to_string();
-        shared.commander.ask(who.writer(), &self.function, Given::Jsonb(&text)).await.map(drop)
+        let payload = entrance::raw(&self.payload);
+        let asked = shared.commander.ask(who.caller(), &self.function, Given::Payload(&payload));
+        asked.await.map(drop)
     }
 
     /// The same, where nobody waits for what becomes of it.

@@ -19,7 +19,7 @@ use super::recovery::Lost;
 use super::{Shown, SocketIo, new_id};
 use crate::auth::Claims;
 use crate::auth::access::Asker;
-use crate::command::{Given, Refused, Writer};
+use crate::command::{Caller, Given, Refused};
 use crate::hub::{Format, RoomName, Subscriber};
 use crate::join::{Joined, Request};
 use crate::profile::{Function, Named, Profile, Room, Scope, TokenPlace, personal};
@@ -67,9 +67,9 @@ impl Who {
         Scope { claims: &self.json, payload, member, ..base }
     }
 
-    /// Of what it writes.
-    pub(super) fn writer(&self) -> Writer<'_> {
-        Writer {
+    /// As which functions are called for it.
+    pub(super) fn caller(&self) -> Caller<'_> {
+        Caller {
             claims: &self.claims,
             subject: self.user.as_deref(),
             headers: &self.headers,
@@ -262,7 +262,7 @@ async fn hearers(
     let named = named.filter_map(|naming| personal(naming, who.user.as_deref(), &who.json));
     let mut topics: Vec<Arc<str>> = named.map(|named| named.topic.to_shared()).collect();
     if let Some(function) = &presence.topics_function {
-        let told = shared.commander.ask(who.writer(), function, Given::Nothing).await?;
+        let told = shared.commander.ask(who.caller(), function, Given::Nothing).await?;
         let told: Vec<Value> = match serde_json::from_str(told.get()) {
             Ok(Value::Array(several)) => several,
             Ok(one) => vec![one],
@@ -284,7 +284,7 @@ async fn ask(
     function: &Function,
     topic: &str,
 ) -> Result<Value, Refused> {
-    let told = shared.commander.ask(who.writer(), function, Given::Text(topic)).await?;
+    let told = shared.commander.ask(who.caller(), function, Given::Topic(topic)).await?;
     Ok(serde_json::from_str(told.get()).unwrap_or(Value::Null))
 }
 
@@ -368,8 +368,8 @@ async fn prepared(
     function: &Function,
     payload: &Value,
 ) -> Result<Value, Refused> {
-    let text = payload.to_string();
-    let told = shared.commander.ask(who.writer(), function, Given::Jsonb(&text)).await?;
+    let sent = raw(payload);
+    let told = shared.commander.ask(who.caller(), function, Given::Payload(&sent)).await?;
     let mut merged = payload.clone();
     if let (Value::Object(merged), Ok(Value::Object(more))) =
         (&mut merged, serde_json::from_str(told.get()))
@@ -446,7 +446,17 @@ fn refusal(reason: &str, topic: &str) -> Refused {
         "Unauthorized" => Refused::new("ACCESS_DENIED", "Access denied"),
         _ => Refused::new("UNAVAILABLE", "This cannot be decided now: try again"),
     };
-    refused.with("topic", topic.into())
+    about(refused, topic)
+}
+
+/// A refusal that names the room.
+pub(super) fn about(refused: Refused, topic: &str) -> Refused {
+    Refused { context: Some(raw(&serde_json::json!({ "topic": topic }))), ..refused }
+}
+
+/// JSON as its text.
+pub(super) fn raw(value: &Value) -> Box<RawValue> {
+    serde_json::value::to_raw_value(value).expect("JSON is always JSON")
 }
 
 /// The headers that policies may read, with the name of the connection.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::client::count_told;
 use super::connection::Around;
-use super::entrance::Who;
+use super::entrance::{Who, raw};
 use super::telling::said;
 use super::{GRACE, SocketIo};
 use crate::command::{Given, Refused};
@@ -173,8 +173,8 @@ impl Online {
 fn write(shared: Arc<SocketIo>, who: Arc<Who>, function: Function, payload: Value) {
     let realtime = Arc::clone(&shared.realtime);
     realtime.spawn(async move {
-        let text = payload.to_string();
-        let asked = shared.commander.ask(who.writer(), &function, Given::Jsonb(&text));
+        let payload = raw(&payload);
+        let asked = shared.commander.ask(who.caller(), &function, Given::Payload(&payload));
         if let Err(refused) = asked.await {
             tracing::warn!(
                 code = &*refused.code,
