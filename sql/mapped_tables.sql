@@ -1,7 +1,7 @@
 -- mapped_tables: what is declared now, with the types of columns as TypeScript has their JSON.
 -- in:     nothing
--- out:    one row for each table that is mapped, or looked up: oid · name text · id bigint and declaration text
---         (null: it is only looked up) · columns text, a JSON array of {"name", "type", "nullable", "key"}
+-- out:    one row for each table that is mapped, looked up, or written by a command: oid · name text · id bigint and
+--         declaration text (null: it is not mapped) · columns text, a JSON array of {"name", "type", "nullable", "key"}
 -- caller: commands/types.rs
 -- needs:  whoever owns the tables, or the database
 with last as (
@@ -15,6 +15,10 @@ with last as (
     from last as l
     cross join pg_catalog.jsonb_array_elements(l.declaration -> 'rules') as r (value)
     cross join pg_catalog.jsonb_each(r.value -> 'lookup') as k (key, value)
+    union
+    select pg_catalog.to_regclass(d.declaration ->> 'table')::oid
+    from walcast.declarations as d
+    where d.kind = 'command'
 )
 select
     c.oid,

@@ -21,6 +21,7 @@ use crate::auth::access::Access;
 use crate::auth::jwt::Verifier;
 use crate::auth::rls::Authorizer;
 use crate::catalog::Catalog;
+use crate::command::Commander;
 use crate::config::{self, Config};
 use crate::db::logins::Logins;
 use crate::db::{Login, install};
@@ -43,6 +44,7 @@ use crate::transport::deadlines::Deadlines;
 use crate::transport::events::Events;
 use crate::transport::listener::{self, Connections};
 use crate::transport::realtime::{Endpoint, Realtime};
+use crate::transport::socketio::SocketIo;
 use crate::upkeep;
 
 /// Runs until `shutdown` or until something fails that no waiting heals.
@@ -153,6 +155,9 @@ async fn serve(
     let (catalog, authorizer) = (Arc::new(new_catalog()), Arc::new(new_authorizer()));
     let replays = Arc::new(Replays::default());
     let status = Arc::new(Status::default());
+    let history_bytes = usize::try_from(config.replication.replay_window()).unwrap_or(usize::MAX);
+    let history_age = Duration::from_millis(config.replication.replay_window_ms);
+    let history = Arc::new(History::new(history_bytes, history_age));
     let (ready, is_ready) = watch::channel(false);
     let access = Arc::new(Access::new(logins.check.clone(), &config.database));
     let joiner = Arc::new(Joiner::new(
@@ -166,12 +171,10 @@ async fn serve(
             status: Arc::clone(&status),
             ready: is_ready.clone(),
             replays: Arc::clone(&replays),
+            history: Arc::clone(&history),
         },
     ));
     let check_timeout = Duration::from_millis(config.database.check_timeout_ms);
-    let history_bytes = usize::try_from(config.replication.replay_window()).unwrap_or(usize::MAX);
-    let history_age = Duration::from_millis(config.replication.replay_window_ms);
-    let history = Arc::new(History::new(history_bytes, history_age));
     let replayer = Replayer {
         replays: Arc::clone(&replays),
         history: Arc::clone(&history),
@@ -239,6 +242,9 @@ async fn serve(
     } else {
         None
     };
+    let commander =
+        Commander::new(Arc::clone(&runner), writes.clone(), Arc::clone(&status), &config.rest);
+    let commander = Arc::new(commander);
     let realtime = Realtime {
         verifier,
         limits: config.into(),
@@ -253,9 +259,16 @@ async fn serve(
         bookmarks: Arc::new(Bookmarks::new(&config.server, history_age)),
     };
     let realtime = Arc::new(realtime);
+    let socketio = SocketIo::new(
+        Arc::clone(&realtime),
+        Arc::clone(&declarations),
+        commander,
+        config.server.frame_bytes_max,
+    );
     let (attached, rendering) = (Arc::clone(&status), metrics.clone());
     let service = Service {
         events: Some(Events::new(Arc::clone(&realtime), &config.server)),
+        socketio: Some(Arc::clone(&socketio)),
         admit: Endpoint(realtime),
         connections: Arc::clone(&connections),
         ready: Box::new(move || readiness(&attached)),
@@ -277,6 +290,11 @@ async fn serve(
     let (stop_serving, stop_feed) = (CancellationToken::new(), CancellationToken::new());
     let token = stop_feed.clone();
     running.spawn(async move { ("feed", feed.run(token).await.map_err(Into::into)) });
+    let alive = socketio.keep_alive(stop_feed.clone());
+    running.spawn(async move {
+        alive.await;
+        ("signs of life", Ok(()))
+    });
     let token = stop_feed.clone();
     running.spawn(async move {
         replayer.run(token).await;

@@ -15,6 +15,7 @@ pub mod phoenix;
 pub mod rest_body;
 pub mod rest_headers;
 pub mod rest_query;
+pub mod socketio;
 pub mod topic;
 pub mod values;
 
@@ -22,7 +23,7 @@ pub mod values;
 pub type Check = fn(&[u8]);
 
 /// Every target by its name: that of its file, its corpus and its dictionary.
-pub const TARGETS: [(&str, Check); 14] = [
+pub const TARGETS: [(&str, Check); 15] = [
     ("broadcast_batch", broadcast_batch::check),
     ("cursor", cursor::check),
     ("events", events::check),
@@ -35,6 +36,7 @@ pub const TARGETS: [(&str, Check); 14] = [
     ("rest_body", rest_body::check),
     ("rest_headers", rest_headers::check),
     ("rest_query", rest_query::check),
+    ("socketio", socketio::check),
     ("topic", topic::check),
     ("values", values::check),
 ];

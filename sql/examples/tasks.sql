@@ -1,6 +1,6 @@
 -- tasks: workspaces with projects, tasks and members.
 -- in:     app.sql
--- out:    schema tasks; its events in rooms workspace:, project:, task: and user:
+-- out:    schema tasks; its events in rooms workspace:, project:, task: and user:; Socket.IO at /tasks
 create schema tasks; grant usage on schema tasks to authenticated;
 create domain tasks.cuid as text check (value ~ '^[a-z][a-z0-9]{1,31}$');
 create type tasks.member_role as enum ('viewer','member','admin','owner');
@@ -68,14 +68,26 @@ alter publication supabase_realtime add table
   tasks.workspaces, tasks.workspace_members, tasks.workspace_invitations, tasks.projects, tasks.tasks, tasks.comments,
   tasks.notifications, tasks.activity;
 
-create function tasks.may_join_workspace(id text) returns boolean language sql stable set search_path = '' as
-  $$ select tasks.role_in(id) is not null $$;
-create function tasks.may_join_project(id text) returns boolean language sql stable security definer set search_path = '' as
-  $$ select tasks.role_in(p.workspace_id) is not null from tasks.projects p where p.id = $1 $$;
-create function tasks.may_join_task(id text) returns boolean language sql stable security definer set search_path = '' as
-  $$ select tasks.role_in(t.workspace_id) is not null from tasks.tasks t where t.id = $1 $$;
-insert into app.doors values ('workspace:([^:]+)', 'tasks.may_join_workspace(text)'), ('project:([^:]+)', 'tasks.may_join_project(text)'),
-  ('task:([^:]+)', 'tasks.may_join_task(text)');
+-- What is in a workspace stays there, so that who may be in a room is a question of memberships alone.
+create trigger stays before update of workspace_id on tasks.projects for each row when (new.workspace_id <> old.workspace_id) execute function app.stays();
+create trigger stays before update on tasks.tasks for each row when (new.workspace_id <> old.workspace_id) execute function app.stays();
+create trigger stays before update on tasks.comments for each row when (new.task_id <> old.task_id or new.workspace_id <> old.workspace_id) execute function app.stays();
+create function tasks.role_in_project(id text) returns tasks.member_role language sql stable security definer set search_path = '' as
+  $$ select tasks.role_in(p.workspace_id) from tasks.projects p where p.id = $1 $$;
+create function tasks.role_in_task(id text) returns tasks.member_role language sql stable security definer set search_path = '' as
+  $$ select tasks.role_in(t.workspace_id) from tasks.tasks t where t.id = $1 $$;
+create function tasks.may_join_workspace(id text) returns boolean language sql stable set search_path = '' as $$ select tasks.role_in(id) is not null $$;
+create function tasks.may_join_project(id text) returns boolean language sql stable set search_path = '' as $$ select tasks.role_in_project(id) is not null $$;
+create function tasks.may_join_task(id text) returns boolean language sql stable set search_path = '' as $$ select tasks.role_in_task(id) is not null $$;
+create function tasks.may_speak_in_workspace(id text) returns boolean language sql stable set search_path = '' as $$ select tasks.role_in(id) >= 'member' $$;
+create function tasks.may_speak_in_project(id text) returns boolean language sql stable set search_path = '' as $$ select tasks.role_in_project(id) >= 'member' $$;
+create function tasks.may_speak_in_task(id text) returns boolean language sql stable set search_path = '' as $$ select tasks.role_in_task(id) >= 'member' $$;
+select walcast.guard_topic('workspace:{id}', allows => 'tasks.may_join_workspace', sends => 'tasks.may_speak_in_workspace',
+  watches => '{tasks.workspace_members(workspace_id)}');
+select walcast.guard_topic('project:{id}', allows => 'tasks.may_join_project', sends => 'tasks.may_speak_in_project',
+  watches => '{tasks.workspace_members}');
+select walcast.guard_topic('task:{id}', allows => 'tasks.may_join_task', sends => 'tasks.may_speak_in_task',
+  watches => '{tasks.workspace_members}');
 
 -- Columns of a task's own; a row that changes its project is deleted in the old one and created in the new one.
 select walcast.map_event('tasks.tasks', 'task:created', on_insert => true, topic => 'project:{project_id}',
@@ -112,3 +124,36 @@ select walcast.map_event('tasks.activity', 'activity:created', on_insert => true
 select walcast.map_event('tasks.workspace_invitations', 'invitation:created', on_insert => true, topic => 'workspace:{workspace_id}');
 select walcast.map_event('tasks.workspace_invitations', 'invitation:updated', on_update => true, topic => 'workspace:{workspace_id}',
   payload => '{"...": "$row"}');
+
+-- Socket.IO. All writes come by REST or from the database.
+create function tasks.member(topic text) returns jsonb language sql stable set search_path = '' as $$
+  select jsonb_strip_nulls(jsonb_build_object('name', u.name, 'email', coalesce(u.email, auth.jwt()->>'email')))
+  from (select) as one left join tasks.users u on u.id = auth.sub() $$;
+select walcast.profile('/tasks', token_from => '{auth,header,query}', error_event => 'connection:error',
+  topics => '{"user:{sub}"}', member => 'tasks.member(text)', events_per_second => 100);
+select walcast.room('workspace:{workspaceId}', namespace => '/tasks', join_event => 'room:join', leave_event => 'room:leave',
+  user_payload => '{"userId": "$sub", "email": "member.email"}', denied => 'Access denied to this workspace',
+  pattern => '{"workspaceId": "^[a-z][a-z0-9]{1,31}$"}');
+select walcast.room('project:{projectId}', namespace => '/tasks', join_event => 'room:join', leave_event => 'room:leave',
+  user_payload => '{"userId": "$sub", "email": "member.email"}', denied => 'Access denied to this project',
+  pattern => '{"projectId": "^[a-z][a-z0-9]{1,31}$"}');
+select walcast.room('task:{taskId}', namespace => '/tasks', join_event => 'room:join', leave_event => 'room:leave',
+  user_payload => '{"userId": "$sub", "email": "member.email"}', denied => 'Access denied to this task',
+  pattern => '{"taskId": "^[a-z][a-z0-9]{1,31}$"}');
+
+-- Who is online is told to everybody with whom he shares a workspace.
+create function tasks.peer_topics() returns setof text language sql stable set search_path = '' as $$
+  select distinct 'user:' || m.user_id from tasks.workspace_members m
+  where m.user_id <> auth.sub()
+    and m.workspace_id in (select mine.workspace_id from tasks.workspace_members mine where mine.user_id = auth.sub()) $$;
+select walcast.presence(namespace => '/tasks',
+  online => 'presence:user_online', online_payload => '{"userId": "$sub", "status": "$status", "timestamp": "$time"}',
+  offline => 'presence:user_offline', offline_payload => '{"userId": "$sub", "status": {"value": "offline"}, "timestamp": "$time"}',
+  topics_function => 'tasks.peer_topics()', status_event => 'presence:update', status_member => 'status',
+  statuses => '{online,away,offline}');
+select walcast.relay('presence:viewing', 'presence:users_viewing', topic => 'task:{taskId}', namespace => '/tasks',
+  payload => '{"taskId": "topic.taskId", "users": "$users"}', key => '{taskId}', gather => 'users', echo => true);
+select walcast.relay('typing:start', 'typing:user_typing', topic => 'task:{taskId}', namespace => '/tasks',
+  payload => '{"taskId": "topic.taskId", "commentId": "payload.commentId", "userId": "$sub", "userName": "member.name", "timestamp": "$time"}',
+  key => '{taskId,commentId}', expires => '3 s', stop_event => 'typing:stop', stopped => 'typing:user_stopped',
+  stopped_payload => '{"taskId": "topic.taskId", "commentId": "payload.commentId", "userId": "$sub", "timestamp": "$time"}');

@@ -1,6 +1,6 @@
 -- wiki: a knowledge graph: nodes and edges in knowledge bases.
 -- in:     app.sql
--- out:    schema wiki; its events in rooms kb:{kb_id}
+-- out:    schema wiki; its events in rooms kb:{kb_id}; Socket.IO at /wiki
 create schema wiki; grant usage on schema wiki to authenticated;
 create type wiki.kb_role as enum ('reader','writer','admin');
 create table wiki.knowledge_bases (id uuid primary key default gen_random_uuid(), name text not null, created_by uuid not null default auth.uid(), max_users int not null default 50);
@@ -31,9 +31,8 @@ create policy i on wiki.knowledge_bases for insert to authenticated with check (
 alter publication supabase_realtime add table
   wiki.knowledge_bases, wiki.kb_members, wiki.nodes, wiki.edges;
 
-create function wiki.may_join(id text) returns boolean language plpgsql stable security definer set search_path = '' as
-  $$ begin return wiki.role_in(id::uuid) is not null; exception when invalid_text_representation then return false; end $$;
-insert into app.doors values ('kb:([^:]+)', 'wiki.may_join(text)');
+create function wiki.may_write(k uuid) returns boolean language sql stable set search_path = '' as $$ select wiki.role_in(k) >= 'writer' $$;
+select walcast.guard_topic('kb:{id}', reads => 'wiki.knowledge_bases', sends => 'wiki.may_write', watches => '{wiki.kb_members(kb_id)}');
 
 select walcast.map_table('wiki.nodes', entity => 'node', topic => 'kb:{kb_id}');
 select walcast.map_table('wiki.edges', entity => 'edge', topic => 'kb:{kb_id}', on_update => null);
@@ -41,3 +40,35 @@ select walcast.map_event('wiki.kb_members', 'member.joined', on_insert => true, 
 select walcast.map_event('wiki.kb_members', 'member.role_changed', on_update_of => '{role}', topic => 'kb:{kb_id}',
   payload => '{"userId": "user_id", "role": "role", "previousRole": "old.role"}');
 select walcast.map_event('wiki.kb_members', 'member.left', on_delete => true, topic => 'kb:{kb_id}', columns => '{user_id,role}');
+
+-- Socket.IO.
+create function wiki.member(topic text) returns jsonb language sql stable set search_path = '' as
+  $$ select jsonb_strip_nulls(jsonb_build_object('role', wiki.role_in(app.uuid(substr(topic, 4))))) $$;
+select walcast.profile('/wiki', member => 'wiki.member(text)', events_per_second => 100);
+select walcast.room('kb:{kbId}', namespace => '/wiki', join_event => 'kb.join', leave_event => 'kb.leave',
+  joined_event => 'kb.joined', joined_payload => '{"kbId": "topic.kbId", "users": "$users"}',
+  user_payload => '{"userId": "$sub", "role": "member.role", "email": "claims.email"}',
+  user_joined => 'presence.join', user_joined_payload => '{"userId": "$sub", "role": "member.role", "email": "claims.email"}',
+  user_left => 'presence.leave', user_left_payload => '{"userId": "$sub"}',
+  capacity => 100, denied => 'Access denied to this knowledge base',
+  pattern => '{"kbId": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"}');
+select walcast.command('node.create', table_name => 'wiki.nodes', operation => 'insert', namespace => '/wiki',
+  columns => '{kb_id,kind,title,body,properties}', key_case => 'camel', required => '{kbId,title}',
+  failed => 'CREATE_FAILED', failed_message => 'Failed to create node');
+select walcast.command('node.update', table_name => 'wiki.nodes', operation => 'update', namespace => '/wiki',
+  columns => '{kind,title,body,properties}', key_case => 'camel', required => '{id}', version => 'version', version_member => 'version',
+  failed => 'UPDATE_FAILED', failed_message => 'Failed to update node');
+select walcast.command('node.delete', table_name => 'wiki.nodes', operation => 'delete', namespace => '/wiki', required => '{id}',
+  failed => 'DELETE_FAILED', failed_message => 'Failed to delete node');
+select walcast.command('edge.create', table_name => 'wiki.edges', operation => 'insert', namespace => '/wiki',
+  columns => '{kb_id,source_id,target_id,relation}', key_case => 'camel', required => '{kbId,sourceId,targetId,relation}',
+  failed => 'CREATE_FAILED', failed_message => 'Failed to create edge');
+select walcast.command('edge.delete', table_name => 'wiki.edges', operation => 'delete', namespace => '/wiki', required => '{id}',
+  failed => 'DELETE_FAILED', failed_message => 'Failed to delete edge');
+select walcast.relay('typing', 'typing', topic => 'kb:{kbId}', namespace => '/wiki',
+  payload => '{"nodeId": "payload.nodeId", "userId": "$sub", "isTyping": {"value": true}, "timestamp": "$time"}',
+  key => '{nodeId}', expires => '3 s', active_member => 'isTyping', stopped => 'typing',
+  stopped_payload => '{"nodeId": "payload.nodeId", "userId": "$sub", "isTyping": {"value": false}, "timestamp": "$time"}');
+select walcast.relay('cursor', 'cursor', topic => 'kb:{kbId}', namespace => '/wiki',
+  payload => '{"nodeId": "payload.nodeId", "userId": "$sub", "position": "payload.position", "timestamp": "$time"}',
+  min_interval => '100 ms', expires => null);

@@ -31,39 +31,61 @@ pub(super) struct Tokens {
     pub(super) bob: String,
 }
 
+/// Signs tokens (HS256), valid for ten years.
+pub(super) struct Signer<'a> {
+    secret: &'a str,
+    iat: u64,
+}
+
+/// Who somebody is: an id, by the claim that names it, and an address.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum User<'a> {
+    /// As in Supabase.
+    Sub(&'a str, &'a str),
+    /// As in applications with an issuer of their own.
+    UserId(&'a str, &'a str),
+}
+
 #[derive(Serialize)]
 struct Claims<'a> {
     iss: &'a str,
     role: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     sub: Option<&'a str>,
+    #[serde(rename = "userId", skip_serializing_if = "Option::is_none")]
+    user_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     email: Option<&'a str>,
     iat: u64,
     exp: u64,
 }
 
-impl Tokens {
-    /// Signed with `secret` (HS256), valid for ten years from `now`.
-    pub(super) fn mint(secret: &str, now: SystemTime) -> Result<Self, Error> {
-        let key = EncodingKey::from_secret(secret.as_bytes());
-        let iat = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let token = |role, user: Option<(&str, &str)>| {
-            let claims = Claims {
-                iss: "walcast-dev",
-                role,
-                sub: user.map(|(sub, _)| sub),
-                email: user.map(|(_, email)| email),
-                iat,
-                exp: iat.saturating_add(TOKEN_LIFETIME.as_secs()),
-            };
-            jsonwebtoken::encode(&Header::default(), &claims, &key).map_err(Error::Token)
+impl<'a> Signer<'a> {
+    /// From `now` on.
+    pub(super) fn new(secret: &'a str, now: SystemTime) -> Self {
+        Self { secret, iat: now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() }
+    }
+
+    pub(super) fn token(&self, role: &str, user: Option<User<'_>>) -> Result<String, Error> {
+        let (sub, user_id, email) = match user {
+            Some(User::Sub(id, email)) => (Some(id), None, Some(email)),
+            Some(User::UserId(id, email)) => (None, Some(id), Some(email)),
+            None => (None, None, None),
         };
+        let exp = self.iat.saturating_add(TOKEN_LIFETIME.as_secs());
+        let claims = Claims { iss: "walcast-dev", role, sub, user_id, email, iat: self.iat, exp };
+        let key = EncodingKey::from_secret(self.secret.as_bytes());
+        jsonwebtoken::encode(&Header::default(), &claims, &key).map_err(Error::Token)
+    }
+}
+
+impl Tokens {
+    pub(super) fn mint(signer: &Signer<'_>) -> Result<Self, Error> {
         Ok(Self {
-            anon: token("anon", None)?,
-            service_role: token("service_role", None)?,
-            alice: token("authenticated", Some((ALICE, "alice@example.com")))?,
-            bob: token("authenticated", Some((BOB, "bob@example.com")))?,
+            anon: signer.token("anon", None)?,
+            service_role: signer.token("service_role", None)?,
+            alice: signer.token("authenticated", Some(User::Sub(ALICE, "alice@example.com")))?,
+            bob: signer.token("authenticated", Some(User::Sub(BOB, "bob@example.com")))?,
         })
     }
 }
@@ -93,7 +115,8 @@ mod tests {
     #[test]
     fn tokens_verify_with_the_secret_and_name_role_and_user() {
         let secret = "a secret of the development server";
-        let tokens = Tokens::mint(secret, SystemTime::now()).unwrap();
+        let signer = Signer::new(secret, SystemTime::now());
+        let tokens = Tokens::mint(&signer).unwrap();
         let claims = |token: &str| {
             let key = DecodingKey::from_secret(secret.as_bytes());
             jsonwebtoken::decode::<Value>(token, &key, &Validation::new(Algorithm::HS256))
@@ -106,5 +129,8 @@ mod tests {
         assert_eq!(claims(&tokens.alice)["role"], "authenticated");
         assert_eq!(claims(&tokens.alice)["sub"], ALICE);
         assert_eq!(claims(&tokens.bob)["sub"], BOB);
+        let other =
+            claims(&signer.token("authenticated", Some(User::UserId("u1", "u@x"))).unwrap());
+        assert_eq!((&other["userId"], other.get("sub")), (&Value::from("u1"), None));
     }
 }

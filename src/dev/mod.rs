@@ -7,10 +7,12 @@
 mod binaries;
 mod cluster;
 mod example;
+mod examples;
 mod process;
 mod proof;
 
 pub use cluster::{Cluster, Options as ClusterOptions, StopMode};
+pub use examples::Example;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -23,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, Secret};
 use crate::db::Login;
-use example::Tokens;
+use example::{Signer, Tokens};
 
 /// Longest wait for the first change; it takes well under a second once the server listens.
 const PROOF_DEADLINE: Duration = Duration::from_mins(1);
@@ -48,6 +50,16 @@ pub struct Options {
     /// Start nothing but the private Postgres, and print its URL.
     #[arg(long)]
     pub only_postgres: bool,
+    /// What to start with; several between commas, or in one flag each. What is there already stays as it is.
+    #[arg(
+        long,
+        env = "WALCAST_EXAMPLE",
+        value_name = "NAME",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "todos"
+    )]
+    pub example: Vec<Example>,
 }
 
 /// Why there is no private Postgres, or nothing on top of it. The text is for the person at the
@@ -196,17 +208,23 @@ where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let secret = cluster::secret(&options.data_dir.join("jwt_secret"))?;
-    let tokens = Tokens::mint(&secret, SystemTime::now())?;
+    let signer = Signer::new(&secret, SystemTime::now());
+    let tokens = Tokens::mint(&signer)?;
+    let wanted = examples::chosen(&options.example);
+    let tries =
+        examples::banner(SocketAddr::from(([127, 0, 0, 1], options.port)), &wanted, &signer)?;
     let mut config = Config::default();
     config.database.url = Secret::new(cluster.url(DATABASE));
-    config.jwt.secret = Secret::new(secret);
+    config.jwt.secret = Secret::new(secret.clone());
+    config.rest.schemas.extend(wanted.iter().map(|application| application.schema.to_owned()));
     config.server.bind = SocketAddr::from(([127, 0, 0, 1], options.port));
     let bind = config.server.bind;
 
     install(config.clone()).await.map_err(|error| Error::Install(error.into()))?;
     let login = Login::parse(&cluster.url(DATABASE), CONNECT_TIMEOUT).map_err(Error::Connect)?;
-    let client = login.connect("walcast dev").await.map_err(Error::Connect)?;
+    let mut client = login.connect("walcast dev").await.map_err(Error::Connect)?;
     example::create(&client).await?;
+    examples::create(&mut client, &wanted).await?;
 
     let started = Instant::now();
     let mut serving = pin!(serve(config, shutdown));
@@ -220,6 +238,8 @@ where
         },
     }
     say(out, &banner(bind, cluster, &tokens));
+    say(out, &tries);
+    say(out, "Ctrl-C stops the service and its Postgres.\n");
     serving.await.map_err(|error| Error::Serve(error.into()))
 }
 
@@ -263,7 +283,6 @@ then change a row of hers (bob, watching, sees nothing):
 
   psql '{socket_url}' -c \"insert into todos (owner, title) values ('{alice_id}', 'milk')\"
 
-Ctrl-C stops the service and its Postgres.
 "
     )
 }

@@ -26,7 +26,7 @@ use super::memory::Memory;
 use super::publish::Publisher;
 use crate::catalog::Catalog;
 use crate::cursor::{Cursor, Place};
-use crate::hub::{Comeback, Format, Hub, Returner, Subscriber, Word};
+use crate::hub::{Comeback, Format, Hub, Newest, Returner, Subscriber, Word};
 use crate::kill;
 use crate::lsn::Lsn;
 use crate::mapping::Gathered;
@@ -65,6 +65,8 @@ struct Returning {
     from: Option<Cursor>,
     format: Format,
     topic: Arc<str>,
+    /// Only the last of what it is shown is sent, when all of it was.
+    newest: Option<Arc<Newest>>,
     /// It was told of a gap and goes on behind it.
     told: bool,
 }
@@ -85,13 +87,16 @@ pub struct Resume {
     pub format: Format,
     /// Its topic as it stands in frames.
     pub topic: Arc<str>,
+    /// It wants so much of what was said, and only the last of that.
+    pub newest: Option<usize>,
 }
 
 impl Replays {
     /// Shows a channel what it missed. To be called when its join was answered.
     pub fn begin(&self, channel: Comeback, resume: Resume) {
-        let Resume { from, format, topic } = resume;
-        self.lock().push(Returning { channel, from, format, topic, told: false });
+        let Resume { from, format, topic, newest } = resume;
+        let newest = newest.map(|most| Arc::new(Newest::new(most)));
+        self.lock().push(Returning { channel, from, format, topic, newest, told: false });
         self.came.notify_one();
     }
 
@@ -173,7 +178,8 @@ impl Replayer {
                 continue;
             }
             returning.from = Some(Cursor { place: at, epoch: picture.epoch });
-            match self.hub.enter_past(&channel, &past, at, picture.ends) {
+            let newest = returning.newest.clone();
+            match self.hub.enter_past(&channel, &past, (at, picture.ends), newest) {
                 Ok(Some(subscriber)) => shown.push(Shown { returning, channel, at, subscriber }),
                 // Its claims are being looked at.
                 Ok(None) => waiting.push(returning),
@@ -321,7 +327,11 @@ fn tell_missed(one: &Shown, picture: &Picture) {
     let from = Some(cursor(Place::before(first.commit)));
     let word = Word::Gap { from, to: cursor(last), reason: reason::UNDECIDED };
     metrics::counter!(telemetry::RESUMES, telemetry::RESULT => "gap").increment(1);
-    one.channel.tell((one.returning.format.word)(&one.returning.topic, &word));
+    one.channel.tell((one.returning.format.word)(
+        one.returning.format.namespace,
+        &one.returning.topic,
+        &word,
+    ));
 }
 
 /// The channel has everything up to `reached`. It comes back if it has to be shown more.
@@ -332,7 +342,15 @@ fn finish(
     picture: &Picture,
 ) -> Option<Returning> {
     let cursor = Cursor { place: reached, epoch: picture.epoch };
-    let word = (returning.format.word)(&returning.topic, &Word::CaughtUp(cursor));
+    let word = (returning.format.word)(
+        returning.format.namespace,
+        &returning.topic,
+        &Word::CaughtUp(cursor),
+    );
+    // What comes from here on is sent as it comes.
+    for frame in returning.newest.take().into_iter().flat_map(|newest| newest.take()) {
+        channel.tell(frame);
+    }
     channel.caught_up(reached, word)?;
     debug!(topic = &*returning.topic, "more came than could wait: it is replayed too");
     returning.from = Some(cursor);
@@ -349,5 +367,5 @@ fn gap(
     metrics::counter!(telemetry::RESUMES, telemetry::RESULT => "gap").increment(1);
     let to = Cursor { place: to, epoch: picture.epoch };
     let word = Word::Gap { from: returning.from, to, reason };
-    channel.tell((returning.format.word)(&returning.topic, &word));
+    channel.tell((returning.format.word)(returning.format.namespace, &returning.topic, &word));
 }

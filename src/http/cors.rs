@@ -2,7 +2,7 @@
 //!
 //! In:     requests with an `Origin`; the allow-list of the settings.
 //! Out:    answers to preflights; the CORS headers of every other answer.
-//! Never:  credentials: tokens come in a header or in the query, never in a cookie.
+//! Never:  a decision by a cookie: tokens come in a header, in the query or in a packet.
 //! Source: fetch.spec.whatwg.org, section 3.2 (CORS protocol)
 
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const HEADERS: HeaderValue = HeaderValue::from_static(
 /// row is and when it was written.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "x-rate-rolling, x-rate-limit, x-rate-limit-remaining, content-range, preference-applied, \
-     location, content-location, feed-lsn, feed-cursor, idempotent-replayed, retry-after, www-authenticate",
+     location, content-location, feed-lsn, feed-cursor, idempotent-replayed, retry-after, www-authenticate, etag",
 );
 
 const METHODS: HeaderValue =
@@ -90,7 +90,12 @@ pub(super) async fn answer<A: Admit>(
         return response;
     }
     let any = HeaderValue::from_static("*");
-    let allowed = if origins.0.is_empty() { any } else { origin };
+    let allowed = if origins.0.is_empty() { any.clone() } else { origin };
+    // A page that polls may ask with credentials, of which we have none. It may where it is named.
+    if allowed != any {
+        let yes = HeaderValue::from_static("true");
+        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, yes);
+    }
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
     if is_preflight {

@@ -7,12 +7,15 @@
 
 mod body;
 mod broadcast;
+mod compressed;
 mod cors;
 mod events;
 mod probes;
 mod proxy;
 mod rest;
+mod socketio;
 mod sockets;
+mod unchanged;
 
 use std::sync::Arc;
 
@@ -27,6 +30,7 @@ use serde::Serialize;
 use crate::transport::admit::Admit;
 use crate::transport::events::Events;
 use crate::transport::listener::Connections;
+use crate::transport::socketio::SocketIo;
 
 pub use broadcast::{Broadcasts, batch};
 pub use cors::Origins;
@@ -51,6 +55,8 @@ pub struct Service<A> {
     pub operations: Operations,
     /// Event streams; there are none without.
     pub events: Option<Events>,
+    /// Clients of Socket.IO; there are none without.
+    pub socketio: Option<Arc<SocketIo>>,
     /// What is said over HTTP; nothing can be when there is none.
     pub broadcasts: Option<Broadcasts>,
     /// Rows of the user's tables; when there are none here, the proxy may have them.
@@ -65,22 +71,26 @@ pub fn router<A: Admit>(service: Arc<Service<A>>) -> Router {
     let cors = from_fn_with_state(Arc::clone(&service), cors::answer::<A>);
     let mut router = Router::new();
     if let Some(rows) = &service.rows {
-        router = router
+        let mut served = Router::new()
             .route("/rest/v1", any(rest::answer::<A>))
             .route("/rest/v1/", any(rest::answer::<A>))
             .route("/rest/v1/{*path}", any(rest::answer::<A>));
         if rows.is_at_root() {
-            router = router
+            served = served
                 .route("/", any(rest::answer::<A>))
                 .route("/{relation}", any(rest::answer::<A>))
                 .route("/rpc/{function}", any(rest::answer::<A>));
         }
+        router = router
+            .merge(served.layer(from_fn(unchanged::or_not)).layer(from_fn(compressed::if_wanted)));
     }
     router
         .route("/socket/websocket", get(sockets::open::<A>))
         .route("/realtime/v1/websocket", get(sockets::open::<A>))
         .route("/events", any(events::open::<A>))
         .route("/realtime/v1/events", any(events::open::<A>))
+        .route("/socket.io", any(socketio::answer::<A>))
+        .route("/socket.io/", any(socketio::answer::<A>))
         .route("/healthz", get(probes::alive))
         .route("/health", get(probes::alive))
         .route("/healthcheck", get(probes::alive))
@@ -108,8 +118,7 @@ async fn with_one_host(request: Request, next: Next) -> Response {
 /// `has_rows`: every other path may be one of the application's own.
 fn api<A: Admit>(has_rows: bool) -> Router<Arc<Service<A>>> {
     let router = Router::new();
-    let router =
-        if has_rows { router.route("/{*path}", any(rest::answer_route::<A>)) } else { router };
+    let router = if has_rows { router.merge(own_routes::<A>()) } else { router };
     router
         .route("/ping", get(probes::ping))
         .route("/broadcast", post(broadcast::batch::<A>))
@@ -118,6 +127,12 @@ fn api<A: Admit>(has_rows: bool) -> Router<Arc<Service<A>>> {
         .route("/tenants/{id}", any(probes::tenant::<A>))
         .route("/tenants/{id}/health", any(probes::tenant_health::<A>))
         .route("/tenants/{id}/{*rest}", any(probes::tenant_action::<A>))
+}
+
+/// The application's own paths.
+fn own_routes<A: Admit>() -> Router<Arc<Service<A>>> {
+    let router = Router::new().route("/{*path}", any(rest::answer_route::<A>));
+    router.layer(from_fn(unchanged::or_not)).layer(from_fn(compressed::if_wanted))
 }
 
 /// A refusal in the words of the socket's side: `{"error": text}`.

@@ -100,7 +100,7 @@ pub(super) async fn open<A: Admit>(
     refusal.into_response()
 }
 
-fn switching_protocols(accept: &str) -> Response {
+pub(super) fn switching_protocols(accept: &str) -> Response {
     let headers = [
         (header::CONNECTION, "Upgrade"),
         (header::UPGRADE, "websocket"),
@@ -109,7 +109,7 @@ fn switching_protocols(accept: &str) -> Response {
     (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
-fn handshake_refusal(problem: HandshakeError) -> Response {
+pub(super) fn handshake_refusal(problem: HandshakeError) -> Response {
     let status = match problem {
         HandshakeError::NotAnUpgrade | HandshakeError::WrongVersion => StatusCode::UPGRADE_REQUIRED,
         HandshakeError::Malformed => StatusCode::BAD_REQUEST,

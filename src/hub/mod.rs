@@ -44,7 +44,7 @@ pub use filter::{
     CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse, segments,
 };
 pub use index::TableIndex;
-pub use past::{Comeback, Returner, SubscriptionEnded, Word};
+pub use past::{Comeback, Newest, Returner, SubscriptionEnded, Word};
 pub use predicate::{Bound, Image, Is, Match, Operand, Predicate, Question, Unbound, canonical};
 pub use presence::{MemberId, Presence, Supply, TrackError};
 pub use registry::{AudienceId, BindingId, ClaimsId};
@@ -61,15 +61,18 @@ use rooms::Rooms;
 pub struct Format {
     /// Tells formats apart; formats with the same number must write the same bytes.
     pub id: u8,
+    /// What its frames are written for, where one protocol has several: given to whatever writes
+    /// them.
+    pub namespace: &'static str,
     /// A row's change → frame.
     pub encode: fn(&Shown<'_>) -> Bytes,
-    /// Topic, broadcast, its place when it came through the log → frame; none when the format
-    /// cannot say it.
-    pub broadcast: fn(&str, &Broadcast, Option<Cursor>) -> Option<Bytes>,
+    /// Namespace, topic, broadcast, its place when it came through the log → frame; none when the
+    /// format cannot say it.
+    pub broadcast: fn(&str, &str, &Broadcast, Option<Cursor>) -> Option<Bytes>,
     /// Topic, event, payload (a JSON object) → frame.
     pub push: fn(&str, &str, &[u8]) -> Bytes,
-    /// Topic, how a channel that came back goes on → frame.
-    pub word: fn(&str, &Word) -> Bytes,
+    /// Namespace, topic, how a channel that came back goes on → frame.
+    pub word: fn(&str, &str, &Word) -> Bytes,
 }
 
 /// A row's change as one audience is shown it.
@@ -560,6 +563,11 @@ impl Hub {
     /// out when the list is flushed.
     pub fn broadcast(&self, room: &RoomName, what: &Broadcast, dirty: &mut DirtyList) -> u64 {
         self.rooms.broadcast(room, what, dirty)
+    }
+
+    /// The same in several rooms: whoever is in more than one of them hears it once.
+    pub fn broadcast_to(&self, rooms: &[RoomName], what: &Broadcast, dirty: &mut DirtyList) -> u64 {
+        self.rooms.broadcast_to(rooms, what, dirty)
     }
 
     /// Whoever is in a private room of these topics (without `realtime:`) hears nothing more until it

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
@@ -127,7 +127,8 @@ impl CloseReason {
 /// One connection's out list and socket.
 #[derive(Debug)]
 pub struct Outbox {
-    stream: TcpStream,
+    /// None while its peer fetches what is queued, over HTTP.
+    stream: OnceLock<Arc<TcpStream>>,
     /// Bytes that may be queued.
     bytes_max: usize,
     queue: Mutex<Queue>,
@@ -224,17 +225,22 @@ impl Signals {
 impl Outbox {
     /// An empty outbox for an open socket; `bytes_max` as in `server.outbox_bytes_max`.
     pub fn new(stream: TcpStream, bytes_max: usize) -> Self {
-        Self::with(stream, bytes_max, true)
+        Self::with(Some(stream), bytes_max, true)
     }
 
     /// The same for a peer that has nothing to say: however long it is silent, it is not idle.
     pub fn of_listener(stream: TcpStream, bytes_max: usize) -> Self {
-        Self::with(stream, bytes_max, false)
+        Self::with(Some(stream), bytes_max, false)
     }
 
-    fn with(stream: TcpStream, bytes_max: usize, speaks: bool) -> Self {
+    /// The same without a socket: its peer fetches what is queued ([`Outbox::fetch`]), until it has one.
+    pub fn to_be_fetched(bytes_max: usize) -> Self {
+        Self::with(None, bytes_max, true)
+    }
+
+    fn with(stream: Option<TcpStream>, bytes_max: usize, speaks: bool) -> Self {
         Self {
-            stream,
+            stream: stream.map(|stream| OnceLock::from(Arc::new(stream))).unwrap_or_default(),
             bytes_max,
             queue: Mutex::new(Queue {
                 frames: VecDeque::new(),
@@ -423,10 +429,14 @@ impl Outbox {
 
     /// One system call for up to [`FRAMES_PER_WRITE`] frames, again until empty or full.
     fn write(&self, queue: &mut Queue) -> io::Result<Written> {
+        let Some(stream) = self.stream.get().filter(|_| !queue.frames.is_empty()) else {
+            let is_empty = queue.frames.is_empty();
+            return Ok(if is_empty { Written::Everything } else { Written::UntilFull });
+        };
         while let Some(front) = queue.frames.front() {
             let outcome = if queue.frames.len() == 1 && front.rest.is_none() {
                 // Most writes are of one frame, and cheaper without a list.
-                self.stream.try_write(front.first.get(queue.written..).unwrap_or_default())
+                stream.try_write(front.first.get(queue.written..).unwrap_or_default())
             } else {
                 let mut slices = [IoSlice::new(&[]); FRAMES_PER_WRITE];
                 let (mut count, mut written) = (0, queue.written);
@@ -439,7 +449,7 @@ impl Outbox {
                     slices[count] = IoSlice::new(left);
                     (count, written) = (count + 1, 0);
                 }
-                self.stream.try_write_vectored(&slices[..count])
+                stream.try_write_vectored(&slices[..count])
             };
             match outcome {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -474,6 +484,54 @@ impl Outbox {
     }
 }
 
+/// A peer that fetches over HTTP.
+impl Outbox {
+    /// What is queued, as far as one answer takes it: at least one frame, if there is one, and
+    /// about `bytes_max`. It is the peer's from then on.
+    pub fn fetch(&self, bytes_max: usize) -> Vec<Bytes> {
+        self.seen();
+        let mut queue = self.lock();
+        let (mut fetched, mut bytes) = (Vec::new(), 0);
+        while let Some(first) = queue.frames.front()
+            && (fetched.is_empty() || bytes + first.len() <= bytes_max)
+            && self.stream.get().is_none()
+            && let Some(frame) = queue.frames.pop_front()
+        {
+            bytes += frame.len();
+            queue.bytes -= frame.cost();
+            fetched.push(match frame.rest {
+                None => frame.first,
+                Some(rest) => joined(&frame.first, &rest),
+            });
+        }
+        if queue.frames.is_empty() && queue.state == State::Blocked {
+            queue.state = State::Clean;
+        }
+        fetched
+    }
+
+    /// Something came in from its peer.
+    pub fn seen(&self) {
+        self.last_seen_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// Takes the socket of another outbox, which is not written to any more; what is queued goes
+    /// there from now on. False when there is one already.
+    pub fn take_socket(&self, of: &Self) -> bool {
+        let mut queue = self.lock();
+        let taken =
+            of.stream.get().is_some_and(|stream| self.stream.set(Arc::clone(stream)).is_ok());
+        if taken && queue.state == State::Clean && !queue.frames.is_empty() {
+            queue.state = State::Blocked;
+        }
+        drop(queue);
+        self.seen();
+        // Whoever runs it from now on has to look.
+        self.signal(WOKEN | BLOCKED);
+        taken
+    }
+}
+
 /// The connection's own task; nobody else calls these.
 impl Outbox {
     /// Registers the task, then says what it has to look at. In this order, so that a signal in
@@ -485,8 +543,10 @@ impl Outbox {
 
     /// Writes what is queued, waiting for room; ready when nothing is left.
     pub(crate) fn poll_drain(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Whoever has no socket is not drained.
+        let Some(stream) = self.stream.get() else { return Poll::Pending };
         loop {
-            ready!(self.stream.poll_write_ready(context))?;
+            ready!(stream.poll_write_ready(context))?;
             let mut queue = self.lock();
             if self.write(&mut queue)? == Written::Everything {
                 if queue.state == State::Blocked {
@@ -503,14 +563,15 @@ impl Outbox {
         context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        let Some(stream) = self.stream.get() else { return Poll::Pending };
         loop {
-            ready!(self.stream.poll_read_ready(context))?;
+            ready!(stream.poll_read_ready(context))?;
             // A read that does not fill the buffer has emptied the socket: saying "would block"
             // then spares the system call that would find that out.
             let mut read = None;
             let capacity = buffer.len();
-            let outcome = self.stream.try_io(Interest::READABLE, || {
-                let count = self.stream.try_read(buffer)?;
+            let outcome = stream.try_io(Interest::READABLE, || {
+                let count = stream.try_read(buffer)?;
                 read = Some(count);
                 if 0 < count && count < capacity {
                     return Err(io::ErrorKind::WouldBlock.into());
@@ -540,7 +601,7 @@ impl Outbox {
     /// Ends our half of the stream, so that the peer reads an end after the Close frame.
     pub(crate) fn shut_down_writing(&self) {
         // A socket that is already gone is what we want.
-        let _ = SockRef::from(&self.stream).shutdown(Shutdown::Write);
+        let _ = self.stream.get().map(|stream| SockRef::from(&**stream).shutdown(Shutdown::Write));
     }
 
     /// Ends both halves and forgets what is queued, even while others still hold the outbox.
@@ -549,7 +610,7 @@ impl Outbox {
         self.close_locked(&mut queue, CloseReason::Gone);
         queue.frames = VecDeque::new();
         (queue.written, queue.bytes) = (0, 0);
-        let _ = SockRef::from(&self.stream).shutdown(Shutdown::Both);
+        let _ = self.stream.get().map(|stream| SockRef::from(&**stream).shutdown(Shutdown::Both));
     }
 }
 
@@ -739,6 +800,8 @@ impl Drop for DirtyList {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use tokio::net::TcpListener;
 
     use super::*;
@@ -909,9 +972,51 @@ mod tests {
         SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
         drop(client);
         // The reset is there before the read end says so.
-        outbox.stream.readable().await.unwrap();
+        outbox.stream.get().unwrap().readable().await.unwrap();
         while outbox.send(frame(10)).is_ok() {}
         assert_eq!(outbox.closing(), Some(CloseReason::Gone));
+    }
+
+    #[tokio::test]
+    async fn without_a_socket_frames_wait_to_be_fetched_within_the_bound() {
+        let outbox = Outbox::to_be_fetched(1000);
+        assert_eq!(outbox.offer(frame(10)), Ok(true));
+        outbox.flush();
+        assert_eq!(outbox.offer(frame(20)), Ok(false));
+        outbox.flush();
+        // At least one, and then as many as fit.
+        assert_eq!(outbox.fetch(5), [frame(10)]);
+        assert_eq!(outbox.fetch(100), [frame(20)]);
+        assert_eq!(outbox.fetch(100), [] as [Bytes; 0]);
+        assert_eq!(outbox.queued_bytes(), 0);
+        assert_eq!(outbox.offer(frame(10)), Ok(true));
+        let (first, rest) = (frame(1), frame(JOINED_MAX + 1));
+        let large = Outbox::to_be_fetched(1_000_000);
+        large.offer_parts(first, &rest).unwrap();
+        assert_eq!(large.fetch(1), [frame(JOINED_MAX + 2)]);
+        let full =
+            std::iter::repeat_with(|| outbox.offer(frame(100))).take(20).find_map(Result::err);
+        assert_eq!(full, Some(CloseReason::TooSlow));
+        assert_eq!(outbox.fetch(100), [] as [Bytes; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_taken_over_gets_what_waits_and_what_comes() {
+        let (own, client) = outbox(1000).await;
+        let outbox = Outbox::to_be_fetched(1000);
+        outbox.send(frame(10)).unwrap();
+        assert!(outbox.take_socket(&own));
+        assert!(!outbox.take_socket(&own));
+        // It is the socket's now.
+        assert_eq!(outbox.fetch(100), [] as [Bytes; 0]);
+        outbox.send(frame(20)).unwrap();
+        let signals = poll_fn(|context| Poll::Ready(outbox.poll_signals(context.waker()))).await;
+        assert!(signals.blocked() && signals.woken());
+        poll_fn(|context| outbox.poll_drain(context)).await.unwrap();
+        assert_eq!(read(&client, 30).await, frame(30));
+        outbox.send(frame(5)).unwrap();
+        assert_eq!(outbox.queued_bytes(), 0);
+        assert_eq!(read(&client, 5).await, frame(5));
     }
 
     #[tokio::test]

@@ -114,21 +114,21 @@ struct Except<'a> {
     member: Option<u64>,
     /// The connection that calls itself this.
     connection: Option<&'a str>,
-    /// Connections that have heard it in another room, by their outboxes; none: it is said in one.
-    heard: Option<HashSet<usize>>,
+    /// Who has heard it in another room, by outbox and format; none: it is said in one.
+    heard: Option<HashSet<(usize, u8)>>,
     /// Where it stands in the log, when its cursor is of a place before.
     place: Option<Place>,
 }
 
 impl Except<'_> {
     /// Whether a member is one of them. It is counted as one from now on.
-    fn takes(&mut self, member: &Member) -> bool {
+    fn takes(&mut self, member: &Member, format: u8) -> bool {
         self.member == Some(member.number)
             || self.connection.is_some_and(|id| member.connection_id.as_deref() == Some(id))
             || self.heard.as_mut().is_some_and(|heard| {
                 // Whoever is not owed it here may be owed it in another room.
                 let is_owed = self.place.is_none_or(|place| member.subscriber.is_owed(place));
-                !is_owed || !heard.insert(Arc::as_ptr(member.subscriber.outbox()).addr())
+                !is_owed || !heard.insert((Arc::as_ptr(member.subscriber.outbox()).addr(), format))
             })
     }
 }
@@ -302,6 +302,23 @@ impl Rooms {
         room.map_or(0, |room| room.broadcast(broadcast, None, &mut Except::default(), dirty))
     }
 
+    /// The same for several rooms, each connection once.
+    pub(super) fn broadcast_to(
+        &self,
+        names: &[RoomName],
+        broadcast: &Broadcast,
+        dirty: &mut DirtyList,
+    ) -> u64 {
+        let heard = (names.len() > 1).then(HashSet::new);
+        let mut except = Except { heard, ..Except::default() };
+        let mut delivered = 0;
+        for name in names {
+            let room = locked(&self.open).get(name).map(Arc::clone);
+            delivered += room.map_or(0, |room| room.broadcast(broadcast, None, &mut except, dirty));
+        }
+        delivered
+    }
+
     /// The same for what came through the log.
     pub(super) fn say(
         &self,
@@ -346,11 +363,16 @@ impl Room {
         for group in &mut locked(&self.inner).groups {
             let mut frame = None;
             for member in &mut group.members {
-                if !member.hears || !member.takes(now) || except.takes(member) {
+                if !member.hears || !member.takes(now) || except.takes(member, group.format.id) {
                     continue;
                 }
                 if frame.is_none() {
-                    frame = (group.format.broadcast)(&self.name.topic, broadcast, cursor);
+                    frame = (group.format.broadcast)(
+                        group.format.namespace,
+                        &self.name.topic,
+                        broadcast,
+                        cursor,
+                    );
                 }
                 // What this format cannot say reaches nobody who speaks it.
                 let Some(frame) = &frame else { break };

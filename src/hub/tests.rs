@@ -51,10 +51,11 @@ fn claims(role: u8, user: u8) -> Arc<Claims> {
 
 const FORMAT: Format = Format {
     id: 1,
+    namespace: "",
     encode: |shown| Bytes::copy_from_slice(shown.data),
-    broadcast: |_, broadcast, _| broadcast.payload(),
+    broadcast: |_, _, broadcast, _| broadcast.payload(),
     push: |_, _, payload| Bytes::copy_from_slice(payload),
-    word: |_, word| Bytes::from(format!("{word:?}")),
+    word: |_, _, word| Bytes::from(format!("{word:?}")),
 };
 
 /// `table=t`, of rows whose first column is `value`, if one is given.
@@ -844,7 +845,7 @@ fn a_crowded_room_holds_up_no_other() {
         static BUSY: std::cell::RefCell<Option<Busy>> = std::cell::RefCell::default();
     }
     let busy = Format {
-        broadcast: |_, broadcast, _| {
+        broadcast: |_, _, broadcast, _| {
             BUSY.with_borrow_mut(Option::take).into_iter().for_each(|busy| busy());
             broadcast.payload()
         },

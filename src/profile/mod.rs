@@ -12,12 +12,14 @@
 //! | `naming` | a payload's values → the topic of a room |
 //! | `payload` | a projection and what is known → JSON |
 //! | `routine` | names of functions and tables, quoted |
+//! | `typescript` | what clients send and hear, as types |
 
 mod declared;
 mod namespaces;
 mod naming;
 mod payload;
 mod routine;
+mod typescript;
 
 pub use declared::{
     Command, DeclarationError, Operation, Presence, Relay, Room, Run, TableWrite, TokenPlace,
@@ -26,3 +28,4 @@ pub use namespaces::{Profile, Profiles, Row};
 pub use naming::{Invalid, Named, Naming, Values, personal};
 pub use payload::{Payload, PayloadError, Scope};
 pub use routine::{Argument, Function, Relation};
+pub use typescript::typescript;

@@ -23,11 +23,11 @@ const STEPS_MAX: usize = 16;
 /// What a payload is made of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Payload {
-    members: Box<[(Member, Box<[Source]>)]>,
+    pub(super) members: Box<[(Member, Box<[Source]>)]>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-enum Member {
+pub(super) enum Member {
     /// The members of each of these, under their own names.
     Spread,
     /// The first of these that is there.
@@ -35,7 +35,7 @@ enum Member {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-enum Source {
+pub(super) enum Source {
     Path(Root, Box<[Box<str>]>),
     Sub,
     Time,
@@ -46,7 +46,7 @@ enum Source {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Root {
+pub(super) enum Root {
     Payload,
     Topic,
     Member,

@@ -150,6 +150,14 @@ struct Entry {
 }
 
 impl Entry {
+    /// Another outbox has this connection's socket.
+    fn is_now(&self, outbox: &Arc<Outbox>) {
+        self.place.connections.live().outboxes.insert(self.id, Arc::clone(outbox));
+        if self.place.connections.stopping.is_cancelled() {
+            outbox.close(CloseReason::Shutdown);
+        }
+    }
+
     /// Takes note of the end.
     fn ended(self, reason: CloseReason) {
         debug!(connection = self.id, reason = reason.label(), ?reason, "socket closed");
@@ -333,8 +341,26 @@ impl Place {
         let entry = self.enter(&outbox);
         let limits = connections.limits.clone();
         connections.tasks.spawn(async move {
-            let reason = websocket::run(outbox, read, limits, peer).await;
+            let moved = |outbox: &Arc<Outbox>| entry.is_now(outbox);
+            let reason = websocket::run(outbox, read, limits, peer, moved).await;
             entry.ended(reason);
+        });
+    }
+
+    /// Runs a connection without a socket, whose peer fetches what it is told, in a task of its own.
+    pub fn host<R>(self, run: impl FnOnce(Arc<Outbox>) -> R)
+    where
+        R: Future<Output = Option<CloseReason>> + Send + 'static,
+    {
+        let connections = Arc::clone(&self.connections);
+        let outbox = Arc::new(Outbox::to_be_fetched(connections.outbox_bytes_max));
+        let entry = self.enter(&outbox);
+        let running = run(outbox);
+        connections.tasks.spawn(async move {
+            // None: it goes on with a socket, which is a connection of its own.
+            if let Some(reason) = running.await {
+                entry.ended(reason);
+            }
         });
     }
 

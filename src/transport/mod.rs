@@ -6,4 +6,5 @@ pub mod events;
 pub mod listener;
 pub mod phoenix;
 pub mod realtime;
+pub mod socketio;
 pub mod websocket;

@@ -58,6 +58,11 @@ pub trait Peer: Send {
     fn settle(&mut self, _until: Instant) -> bool {
         true
     }
+    /// Another outbox has taken the socket of the one that this ran on, and is this connection's
+    /// from now on. Asked when everything has settled.
+    fn moved(&mut self) -> Option<Arc<Outbox>> {
+        None
+    }
 }
 
 /// What one connection may cost.
@@ -250,30 +255,35 @@ fn close_frame(code: u16, text: &str) -> Bytes {
 /// Runs one connection to its end, and says why it ended.
 ///
 /// `leftover` is what the HTTP server read past the request. The socket is shut down at the end,
-/// also when the peer panics, even while others still hold the outbox.
+/// also when the peer panics, even while others still hold the outbox. `moved` is told of the outbox
+/// that took this one's socket, if one does ([`Peer::moved`]).
 pub async fn run<P: Peer>(
     outbox: Arc<Outbox>,
     leftover: Bytes,
     limits: Limits,
     peer: P,
+    moved: impl FnMut(&Arc<Outbox>) + Send,
 ) -> CloseReason {
     let end = End { outbox };
     // A copy, mostly of nothing: the original keeps all of the HTTP server's read buffer.
     let first = leftover.to_vec();
     drop(leftover);
     let grace = limits.close_grace;
-    let reason = {
+    let (reason, end) = {
         let mut pump = Pump {
-            outbox: &end.outbox,
+            end,
+            moved,
             decoder: Decoder::new(limits.message_bytes_max),
             unfinished: Share { room: limits.unfinished, held: 0 },
             leftover: first,
             draining: false,
+            anew: false,
             stage: Stage::Reading,
             peer,
         };
-        poll_fn(|context| pump.poll(context)).await
+        let reason = poll_fn(|context| pump.poll(context)).await;
         // The peer goes here, and with it every subscription: nobody offers any more.
+        (reason, pump.end)
     };
     if let Some((code, text)) = reason.code_and_text() {
         end.outbox.push_last(close_frame(code, text));
@@ -313,14 +323,18 @@ pub(super) async fn say_goodbye(outbox: &Outbox, reason: CloseReason, grace: Dur
 }
 
 /// One connection's reading half and its protocol.
-struct Pump<'a, P> {
-    outbox: &'a Outbox,
+struct Pump<P, M> {
+    end: End,
+    /// Told of the outbox that took this one's socket.
+    moved: M,
     decoder: Decoder,
     unfinished: Share,
     /// What was read and is still to be handled.
     leftover: Vec<u8>,
     /// The socket was full, and this task has to write the rest.
     draining: bool,
+    /// Another turn is due, with another outbox.
+    anew: bool,
     stage: Stage,
     peer: P,
 }
@@ -336,13 +350,13 @@ enum Stage {
     Ending,
 }
 
-impl<P: Peer> Pump<'_, P> {
+impl<P: Peer, M: FnMut(&Arc<Outbox>)> Pump<P, M> {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<CloseReason> {
         let until = Instant::now() + TURN;
         if self.stage != Stage::Ending
             && let ControlFlow::Break(reason) = self.turn(context, until)
         {
-            self.outbox.close(reason);
+            self.end.outbox.close(reason);
             self.stage = Stage::Ending;
         }
         if self.stage != Stage::Ending {
@@ -353,11 +367,11 @@ impl<P: Peer> Pump<'_, P> {
             return Poll::Pending;
         }
         // The first reason, which may be somebody else's.
-        Poll::Ready(self.outbox.close(CloseReason::Gone))
+        Poll::Ready(self.end.outbox.close(CloseReason::Gone))
     }
 
     fn turn(&mut self, context: &mut Context<'_>, until: Instant) -> ControlFlow<CloseReason> {
-        let signals = self.outbox.poll_signals(context.waker());
+        let signals = self.end.outbox.poll_signals(context.waker());
         if signals.closing() {
             return ControlFlow::Break(CloseReason::Gone);
         }
@@ -366,7 +380,7 @@ impl<P: Peer> Pump<'_, P> {
         }
         self.draining |= signals.blocked();
         if self.draining
-            && let Poll::Ready(drained) = self.outbox.poll_drain(context)
+            && let Poll::Ready(drained) = self.end.outbox.poll_drain(context)
         {
             if drained.is_err() {
                 return ControlFlow::Break(CloseReason::Gone);
@@ -374,7 +388,7 @@ impl<P: Peer> Pump<'_, P> {
             self.draining = false;
         }
         let idle = with_scratch(|scratch| self.read(context, scratch, until))?;
-        if !idle {
+        if !idle || std::mem::take(&mut self.anew) {
             give_way(context);
         }
         ControlFlow::Continue(())
@@ -392,7 +406,7 @@ impl<P: Peer> Pump<'_, P> {
                 return ControlFlow::Continue(false);
             }
             if self.leftover.is_empty() {
-                match self.outbox.poll_read(context, scratch) {
+                match self.end.outbox.poll_read(context, scratch) {
                     Poll::Pending => return ControlFlow::Continue(self.settle(until)),
                     Poll::Ready(Ok(0) | Err(_)) => return ControlFlow::Break(CloseReason::Gone),
                     Poll::Ready(Ok(count)) => self.take(&mut scratch[..count], until)?,
@@ -412,6 +426,13 @@ impl<P: Peer> Pump<'_, P> {
 
     fn settle(&mut self, until: Instant) -> bool {
         let settled = self.peer.settle(until);
+        if settled && let Some(outbox) = self.peer.moved() {
+            self.draining = true;
+            (self.moved)(&outbox);
+            self.end.outbox = outbox;
+            // Whatever it signalled was not for this task.
+            self.anew = true;
+        }
         self.stage = if settled { Stage::Reading } else { Stage::Settling };
         settled
     }
@@ -434,7 +455,7 @@ impl<P: Peer> Pump<'_, P> {
                 Some(Incoming::Text(text)) => self.peer.text(text)?,
                 Some(Incoming::Binary(data)) => self.peer.binary(data)?,
                 Some(Incoming::Ping(payload)) => {
-                    if let Err(reason) = self.outbox.send(frame(PONG, payload)) {
+                    if let Err(reason) = self.end.outbox.send(frame(PONG, payload)) {
                         return ControlFlow::Break(reason);
                     }
                 }
@@ -561,7 +582,7 @@ mod tests {
         let outbox = Arc::new(Outbox::new(stream, 1000));
         let unfinished = Arc::new(Room::new(1000));
         let limits = Limits { message_bytes_max: 1000, close_grace: Duration::ZERO, unfinished };
-        let future = run(outbox, Bytes::new(), limits, Nobody);
+        let future = run(outbox, Bytes::new(), limits, Nobody, |_| ());
         let (future, outbox) = (size_of_val(&future), size_of::<Outbox>());
         assert!(future <= 448, "the future takes {future} bytes");
         assert!(outbox <= 256, "the outbox takes {outbox} bytes");
@@ -616,7 +637,7 @@ mod tests {
             unfinished: Arc::clone(&unfinished),
         };
         let work = Arc::new(Mutex::new(Work::default()));
-        let reason = run(outbox, input.into(), limits, Busy(Arc::clone(&work))).await;
+        let reason = run(outbox, input.into(), limits, Busy(Arc::clone(&work)), |_| ()).await;
         assert_eq!(reason, CloseReason::Peer(Some(1000)));
         let work = work.lock().unwrap();
         assert_eq!(work.taken.concat(), "0123456789");

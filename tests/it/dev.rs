@@ -16,8 +16,10 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 use walcast::config::Config;
-use walcast::dev::{self, Cluster, Error, StopMode};
+use walcast::db::Login;
+use walcast::dev::{self, Cluster, Error, Example, StopMode};
 
+use crate::cli::walcast;
 use crate::cluster;
 use crate::service::listen;
 
@@ -41,7 +43,8 @@ impl Home {
 
     /// What `walcast dev` would have parsed.
     fn command_line(&self, port: u16, only_postgres: bool) -> dev::Options {
-        dev::Options { port, data_dir: self.path.clone(), pg_bin: cluster::bin(), only_postgres }
+        let (data_dir, pg_bin) = (self.path.clone(), cluster::bin());
+        dev::Options { port, data_dir, pg_bin, only_postgres, example: vec![Example::Todos] }
     }
 
     /// Starts the server, in a thread where blocking hurts nobody.
@@ -315,6 +318,95 @@ async fn dev_goes_from_an_empty_directory_to_a_first_change_and_back() {
     );
     tokio::time::timeout(DEADLINE, Box::pin(run)).await.unwrap().unwrap();
     assert!(!home.path.join("postgres/postmaster.pid").exists(), "Postgres is stopped");
+}
+
+/// All of it, as `walcast dev` does.
+async fn install_all(config: Config) -> Result<(), Failure> {
+    let login = Login::parse(config.database.url.expose(), DEADLINE)?;
+    walcast::db::install::install(&login, &config).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn examples_are_made_once_and_shown_with_tokens_of_their_users() {
+    let mut said = Vec::new();
+    let home = Home::new("examples");
+    let mut options = home.command_line(free_port().await, false);
+    options.example = vec![Example::StoryMap];
+    let serve = async |config: Config, shutdown: CancellationToken| {
+        assert_eq!(config.rest.schemas, ["public", "storymap"]);
+        let client = cluster::connect(config.database.url.expose()).await;
+        client.batch_execute("update storymap.story_maps set title = 'mine'").await?;
+        let others = "select to_regnamespace('tasks') is null and to_regnamespace('wiki') is null";
+        assert!(client.query_one(others, &[]).await?.get::<_, bool>(0));
+        serve_once(config, shutdown).await
+    };
+    let run = dev::run(&options, &mut said, CancellationToken::new(), install_all, serve);
+    tokio::time::timeout(DEADLINE, Box::pin(run)).await.unwrap().unwrap();
+    let text = String::from_utf8(std::mem::take(&mut said)).unwrap();
+    assert!(!text.contains("/tasks"), "{text}");
+
+    // The others beside it, which keeps what is in it.
+    options.example = vec![Example::Pages, Example::All];
+    let serve = async |config: Config, shutdown: CancellationToken| {
+        let schemas = ["public", "storymap", "tasks", "reading", "wiki", "pages"];
+        assert_eq!(config.rest.schemas, schemas);
+        let client = cluster::connect(config.database.url.expose()).await;
+        let title = "select title from storymap.story_maps";
+        assert_eq!(client.query_one(title, &[]).await?.get::<_, &str>(0), "mine");
+        // Whoever is shown may do what is shown.
+        let seen = "set role authenticated;
+            set request.jwt.claims = '{\"sub\": \"00000000-0000-4000-8000-00000000000e\"}'";
+        client.batch_execute(seen).await?;
+        let counts = "select (select count(*) from storymap.stories), (select count(*) from storymap.steps), \
+                      (select count(*) from wiki.nodes), (select count(*) from tasks.tasks)";
+        let row = client.query_one(counts, &[]).await?;
+        let counts: Vec<i64> = (0..4).map(|place| row.get(place)).collect();
+        assert_eq!(counts, [0, 1, 1, 0], "as vera");
+        client.batch_execute("set request.jwt.claims = '{\"userId\": \"vera\"}'").await?;
+        let components = client.query("select from pages.components", &[]).await?;
+        assert_eq!(components.len(), 1);
+        drop(client);
+        serve_once(config, shutdown).await
+    };
+    let run = dev::run(&options, &mut said, CancellationToken::new(), install_all, serve);
+    tokio::time::timeout(DEADLINE, Box::pin(run)).await.unwrap().unwrap();
+    let text = String::from_utf8(said).unwrap();
+    let secret = fs::read_to_string(home.path.join("jwt_secret")).unwrap();
+    let key = DecodingKey::from_secret(secret.as_bytes());
+    for (namespace, claim, bob) in [
+        ("/story-maps", "sub", "00000000-0000-4000-8000-00000000000b"),
+        ("/tasks", "sub", "cbob"),
+        ("/reading", "sub", "00000000-0000-4000-8000-00000000000b"),
+        ("/wiki", "sub", "00000000-0000-4000-8000-00000000000b"),
+        ("/pages", "userId", "bob"),
+    ] {
+        let (_, part) = text.split_once(&format!(":{}{namespace}\n", options.port)).unwrap();
+        let (_, token) = part.split_once("_BOB=").unwrap();
+        let token = token.split_whitespace().next().unwrap();
+        let claims = jsonwebtoken::decode::<Value>(token, &key, &Validation::new(Algorithm::HS256));
+        assert_eq!(claims.unwrap().claims[claim], bob, "{namespace}");
+        assert!(part.contains(" walcast tail --url http://127.0.0.1:"), "{part}");
+    }
+}
+
+#[tokio::test]
+async fn an_example_that_is_not_known_is_refused_with_those_that_are() {
+    let home = Home::new("unknown");
+    let directory = home.path.to_str().unwrap();
+    let given: [(&[&str], &[(&str, &str)]); 3] = [
+        (&["dev", "--example", "chat"], &[("WALCAST_DATA_DIR", directory)]),
+        (&["dev", "--example", "wiki,chat"], &[("WALCAST_DATA_DIR", directory)]),
+        (&["dev"], &[("WALCAST_DATA_DIR", directory), ("WALCAST_EXAMPLE", "wiki,chat")]),
+    ];
+    for (arguments, environment) in given {
+        let run = walcast(arguments, environment).await;
+        assert_eq!(run.code, 2, "{}", run.err);
+        for name in ["'chat'", "todos", "story-map", "tasks", "reading", "wiki", "pages", "all"] {
+            assert!(run.err.contains(name), "{name} in {}", run.err);
+        }
+        assert!(!home.path.exists());
+    }
 }
 
 #[tokio::test]

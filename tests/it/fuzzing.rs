@@ -166,7 +166,7 @@ macro_rules! targets {
 
 targets! {
     broadcast_batch cursor events filter framing jwt origin pgoutput phoenix rest_body rest_headers rest_query
-    topic values
+    socketio topic values
 }
 
 #[test]

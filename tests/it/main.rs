@@ -40,6 +40,7 @@ mod rest_syntax;
 mod resume;
 mod resume_rooms;
 mod rest;
+mod rest_unchanged;
 mod rest_write;
 mod rest_property;
 mod rest_statement;

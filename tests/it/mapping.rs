@@ -294,12 +294,7 @@ async fn tasks_are_told_once_a_connection_and_follow_their_project() {
          delete from tasks.comments;
          update tasks.tasks set project_id = 'p2' where id = 't1';
          delete from tasks.tasks;
-         insert into tasks.workspace_members values ('w1', 'u2');
-         update tasks.workspace_members set role = 'admin' where user_id = 'u2';
-         delete from tasks.workspace_members where user_id = 'u2';
-         update tasks.notifications set read_at = now();
-         insert into tasks.workspace_invitations values ('i1', 'w1', 'c@x');
-         update tasks.workspace_invitations set status = 'revoked';",
+         update tasks.notifications set read_at = now();",
     )
     .await;
     let of = |more: Value| {
@@ -346,6 +341,17 @@ async fn tasks_are_told_once_a_connection_and_follow_their_project() {
             ("task:created", of(json!({ "projectId": "p2" }))),
             ("task:deleted", of(json!({ "projectId": "p2", "task": null }))),
         ],
+    )
+    .await;
+    // Whose membership changes has every room looked at again, and what is said meanwhile waits there: two rooms
+    // have no order then.
+    run_each(
+        &admin,
+        "insert into tasks.workspace_members values ('w1', 'u2');
+         update tasks.workspace_members set role = 'admin' where user_id = 'u2';
+         delete from tasks.workspace_members where user_id = 'u2';
+         insert into tasks.workspace_invitations values ('i1', 'w1', 'c@x');
+         update tasks.workspace_invitations set status = 'revoked';",
     )
     .await;
     let member = |event, more: Value| {
@@ -1042,6 +1048,10 @@ async fn the_types_of_the_examples_events_are_printed() {
         "\"releases.reordered\": { \"updates\": Array<{ \"id\": string; \"sortOrder\": number }> };",
         "\"author\": string | null;",
         "\"task\": null;",
+        "  \"/story-maps\": {\n    send: {\n",
+        "\"story.update\": Sends<{ \"baseUpdatedAt\"?: string; \"description\"?: string; \"id\": string; ",
+        "\"presence:users_viewing\": Hears<{ \"taskId\": string; \"users\": Array<{ \"email\"?: unknown; \"userId\": string }> }>",
+        "\"connection:error\": Hears<Failure>;",
     ] {
         assert!(run.out.contains(expected), "{expected} is not in: {}", run.out);
     }

@@ -24,7 +24,8 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn parse(response: &[u8]) -> Self {
-        let response = std::str::from_utf8(response).unwrap();
+        // What is compressed is no text.
+        let response = String::from_utf8_lossy(response);
         let (head, body) = response.split_once("\r\n\r\n").expect("a whole head");
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Self { status, head: head.into(), body: body.into() }

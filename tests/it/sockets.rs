@@ -117,6 +117,7 @@ impl Server {
             gate: Gate::default(),
             operations: Operations::default(),
             events: None,
+            socketio: None,
             broadcasts: None,
             rows: None,
             proxy: None,

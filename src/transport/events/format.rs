@@ -29,10 +29,11 @@ use crate::hub::{Format, Shown, Word};
 /// The wire format of every stream.
 pub(super) const FORMAT: Format = Format {
     id: 16,
+    namespace: "",
     encode: row,
-    broadcast,
+    broadcast: |_, topic, said, cursor| broadcast(topic, said, cursor),
     push: |_topic, event, payload| Event::named(event).data(payload).finish(),
-    word: |_topic, said| word(said),
+    word: |_, _topic, said| word(said),
 };
 
 /// A comment: nothing but a sign of life.

@@ -357,6 +357,7 @@ impl Events {
             cursor: since.map(Into::into),
             bookmark: None,
             wait: None,
+            connection_id: None,
         };
         let Wishes { topics, private, changes, .. } = wishes;
         let joiner: &Joiner = &self.realtime.joiner;

@@ -103,7 +103,7 @@ fn connect_token(request: &Parts) -> Option<Cow<'_, str>> {
 }
 
 /// One parameter of a query string, percent-decoded; the first of that name.
-fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
+pub(in crate::transport) fn parameter<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
     query.split('&').find_map(|pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         if key != name {

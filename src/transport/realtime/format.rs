@@ -25,17 +25,19 @@ pub(super) fn format(version: Version, legacy: bool) -> Format {
     match version {
         Version::V1 => Format {
             id,
+            namespace: "",
             encode,
-            broadcast: |topic, said, cursor| encode_broadcast(Version::V1, topic, said, cursor),
+            broadcast: |_, topic, said, cursor| encode_broadcast(Version::V1, topic, said, cursor),
             push: |topic, event, payload| push_frame(Version::V1, topic, event, payload),
-            word: |topic, word| word_frame(Version::V1, topic, word),
+            word: |_, topic, word| word_frame(Version::V1, topic, word),
         },
         Version::V2 => Format {
             id,
+            namespace: "",
             encode,
-            broadcast: |topic, said, cursor| encode_broadcast(Version::V2, topic, said, cursor),
+            broadcast: |_, topic, said, cursor| encode_broadcast(Version::V2, topic, said, cursor),
             push: |topic, event, payload| push_frame(Version::V2, topic, event, payload),
-            word: |topic, word| word_frame(Version::V2, topic, word),
+            word: |_, topic, word| word_frame(Version::V2, topic, word),
         },
     }
 }

@@ -41,7 +41,7 @@ use crate::session::{
 use crate::telemetry;
 
 pub use endpoint::Endpoint;
-pub(super) use endpoint::policy_headers;
+pub(super) use endpoint::{parameter, policy_headers};
 use format::{encode_broadcast, format, session_started_frame};
 use held::{Held, Raw};
 use lasting::Lasting;
@@ -85,7 +85,7 @@ pub struct Realtime {
 
 impl Realtime {
     /// Runs what takes time, at most until the service stops.
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             stop.run_until_cancelled_owned(work).await;
@@ -539,6 +539,7 @@ impl Socket {
             cursor: kept.cursor.clone(),
             bookmark: None,
             wait: kept.wait,
+            connection_id: None,
         }
     }
 
