@@ -157,7 +157,7 @@ async fn what_is_taken_away_is_gone() {
         ("room('a:{x}')", "unroom('a:{x}')"),
         ("command('go', 'app.run')", "uncommand('go')"),
         ("relay('typing', 'typing', 'a:{x}')", "unrelay('typing')"),
-        ("presence()", "unpresence()"),
+        ("presence(online => 'on')", "unpresence()"),
         ("profile('/a')", "unprofile('/a')"),
     ] {
         call(&admin, made).await.unwrap();
@@ -264,17 +264,29 @@ async fn what_is_wrong_is_refused_and_named() {
         ("relay('a', 'b', 'a:{x}', min_interval => '-1 s')", "22023", "min_interval"),
         ("relay('a', 'b', 'a:{x}', expires => '2 days')", "22023", "expires"),
         ("relay('a', 'b', 'a:{x}', stop_event => 'a')", "22023", "stops itself"),
+        ("presence(offline => 'off')", "22023", "tells nothing"),
         ("presence(topics => '{\"user:{id}\"}')", "22023", "names id"),
-        ("presence(topics_function => 'app.number')", "42804", "neither setof text nor text[]"),
-        ("presence(statuses => '{}')", "22023", "statuses"),
-        ("presence(write_interval => '0')", "22023", "write_interval"),
-        ("presence(status_event => 'a', heartbeat_event => 'a')", "22023", "the same"),
+        (
+            "presence(online => 'on', topics_function => 'app.number')",
+            "42804",
+            "neither setof text nor text[]",
+        ),
+        ("presence(online => 'on', statuses => '{}')", "22023", "statuses"),
+        ("presence(online => 'on', write_interval => '0')", "22023", "write_interval"),
+        (
+            "presence(online => 'on', status_event => 'a', heartbeat_event => 'a')",
+            "22023",
+            "the same",
+        ),
     ] {
         let (found, message) = call(&admin, sql).await.expect_err(sql);
         assert_eq!(found, code, "{sql}: {message}");
         assert!(message.contains(named), "{sql}: {message}");
     }
-    assert_eq!(call(&admin, "presence(topics_function => 'app.peer_list')").await, Ok(true));
+    assert_eq!(
+        call(&admin, "presence(online => 'on', topics_function => 'app.peer_list')").await,
+        Ok(true)
+    );
 }
 
 #[tokio::test]
@@ -297,8 +309,8 @@ async fn an_event_belongs_to_one_declaration_of_a_namespace() {
         ("command('join', 'app.run')", "room"),
         ("room('c:{x}', '/a', leave_event => 'go')", "command"),
         ("relay('a', 'b', 'a:{x}', stop_event => 'stop', namespace => '/b')", "relay"),
-        ("presence('/b', status_event => 'stop')", "relay"),
-        ("presence('/a', heartbeat_event => 'go')", "command"),
+        ("presence('/b', 'on', status_event => 'stop')", "relay"),
+        ("presence('/a', 'on', heartbeat_event => 'go')", "command"),
     ] {
         let (code, message) = call(&admin, sql).await.expect_err(sql);
         assert_eq!(code, "22023", "{message}");
