@@ -141,7 +141,7 @@ impl Types<'_> {
     fn command(&mut self, event: &str, command: &Command) {
         let mut members = Members::new();
         let data = match &command.run {
-            Run::Function(_) => "unknown".to_owned(),
+            Run::Function(..) => "unknown".to_owned(),
             Run::Table(write) => self.table(write, &mut members),
         };
         for name in &command.required {
