@@ -1,9 +1,9 @@
 //! Fan-out: deliveries a second and memory a connection, against bare write loops in the same run.
 //!
 //! In:     `--full` adds 9,500 subscribers; `--idle` measures memory only; `--outbox` leaves the
-//!         whole service out, `--service` measures nothing else.
+//!         whole service out; `--service` and `--mapped` measure nothing else.
 //! Out:    a table, then one JSON line with the ratios.
-//! Needs:  the `PostgreSQL` server binaries, for the whole service.
+//! Needs:  the `PostgreSQL` server binaries, for the whole service; `node` and `npm`, for the comparison.
 //! Never:  anything but loopback; more than a minute or two.
 //!
 //! Every message goes to every subscriber. This process publishes; a child process of the same
@@ -14,6 +14,12 @@
 //! written in SQL, frames counted at the other ends. Saturated: it is stopped, a transaction of
 //! many rows is committed, and it goes on. One at a time: a row is committed when everybody has
 //! the one before; the bare loop waits alike. The bare loops write frames of the same size.
+//!
+//! Mapped is the same service and rows that are mapped to events, which 1,000 clients hear in a room:
+//! those of Socket.IO, and those that join as supabase-js does. In turn with them, a server that is
+//! Socket.IO's own (`service/room.mjs`) tells as many clients the same event. What is compared is how
+//! many deliveries a second of CPU time is worth, user and system time of the server's process: its
+//! ratio is to be at least 3.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark ends where its expectation does")]
 
@@ -44,7 +50,8 @@ use walcast::transport::websocket::{Peer, text_frame};
 use service::load::{
     self, Bare, Figure, Load, ME, ROUNDS, heading, median, print, write_batch, write_one,
 };
-use service::{Process, TABLE};
+use service::node::Node;
+use service::{Process, SOCKETIO_TOPIC, TABLE};
 
 /// The payload of one message.
 const MESSAGE_BYTES: usize = 300;
@@ -79,13 +86,18 @@ fn main() {
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let mut result = serde_json::Map::new();
     result.insert("scenario".into(), "fan_out".into());
-    if !asked("--outbox") && !asked("--idle") {
-        // Before anything is pinned: Postgres may use both cores.
+    // Before anything is pinned: Postgres may use both cores.
+    let begin = |what| !asked("--outbox") && !asked("--idle") && !asked(what);
+    if begin("--mapped") {
         result.insert("service".into(), whole_service(&runtime));
         println!();
     }
+    if begin("--service") {
+        result.insert("mapped".into(), mapped(&runtime));
+        println!();
+    }
     ME.pin_to(0);
-    if asked("--service") {
+    if asked("--service") || asked("--mapped") {
         return println!("{}", serde_json::Value::from(result));
     }
     let mut counts = vec![100, 1000];
@@ -204,6 +216,90 @@ fn whole_service(runtime: &Runtime) -> serde_json::Value {
         "single_vs_write": ratio(5),
         "idle_rss_bytes_per_joined_connection": idle,
     })
+}
+
+/// Rows that are mapped to events, against Socket.IO's own server; the ratios of deliveries a second
+/// of CPU time, none without that server.
+fn mapped(runtime: &Runtime) -> serde_json::Value {
+    const NOTE_BYTES: usize = 192;
+    let database = runtime.block_on(cluster::Database::create());
+    let client = runtime.block_on(database.client());
+    let mut service = service::Service::start(&database.name);
+    let sql = |text: &str| runtime.block_on(client.batch_execute(text)).unwrap();
+    sql("create table stories (id int primary key, map int not null, note text);
+         alter table stories replica identity full;
+         grant all on stories to service_role;
+         alter publication supabase_realtime add table stories;
+         select walcast.map_table('stories', entity => 'story', topic => 'map:{map}', columns => '{id,note}')");
+    let insert = format!("insert into stories values ($1, $2, repeat('x', {NOTE_BYTES}))");
+    let insert = runtime.block_on(client.prepare(&insert)).unwrap();
+    service.process.pin_to(0);
+    ME.pin_to(0);
+
+    // Room 1 is that of supabase-js, room 2 that of Socket.IO.
+    let mut id = 1_000_000;
+    let mut walcast = [(1, "mapped"), (2, "socketio")].map(|(map, kind)| {
+        let mut load = Load::start(service.address, SUBSCRIBERS, kind);
+        load.publisher = service.process;
+        load.wait_until_open();
+        (map, load)
+    });
+    let mut node = Node::start(SOCKETIO_TOPIC, "story.created", NOTE_BYTES).map(|node| {
+        node.process.pin_to(0);
+        let mut load = Load::start(node.address, SUBSCRIBERS, "socketio");
+        load.publisher = node.process;
+        load.wait_until_open();
+        (node, load)
+    });
+    let mut runs: [Vec<Figure>; 9] = Default::default();
+    for _ in 0..ROUNDS {
+        if let Some((node, load)) = &mut node {
+            for (place, batch, window) in [(0, BATCH, WINDOW), (3, 1, 1), (6, 1, SINGLE_WINDOW)] {
+                runs[place].push(
+                    load.measure(SUBSCRIBERS, batch, window, &mut |messages| node.publish(messages)),
+                );
+            }
+        }
+        for (place, (map, load)) in walcast.iter_mut().enumerate() {
+            service.pause();
+            // Committed for certain: what is not flushed to the log is not sent.
+            sql(&format!(
+                "insert into stories
+                 select {id} + n, {map}, repeat('x', {NOTE_BYTES}) from generate_series(1, {BACKLOG_ROWS}) n"
+            ));
+            id += i32::try_from(BACKLOG_ROWS).unwrap();
+            let deliveries = u64::from(BACKLOG_ROWS) * u64::try_from(SUBSCRIBERS).unwrap();
+            runs[place + 1].push(load.time(deliveries, || service.resume()));
+            for (of_way, window) in [(3, 1), (6, SINGLE_WINDOW)] {
+                runs[of_way + place + 1].push(load.measure(SUBSCRIBERS, 1, window, &mut |_one| {
+                    id += 1;
+                    runtime.block_on(client.execute(&insert, &[&id, map])).unwrap();
+                }));
+            }
+        }
+    }
+    println!("rows mapped to events, and a server of Socket.IO's own\n");
+    println!("{:>6}  {:<32} {:>13} {:>16}", "N", "way", "deliveries/s", "deliveries/CPU s");
+    let mut ratios = serde_json::Map::new();
+    for (way, runs) in ["saturated", "waiting", "one by one"].into_iter().zip(runs.chunks_mut(3)) {
+        let mut limit = None;
+        for (server, runs) in ["node", "supabase-js", "socket.io"].into_iter().zip(runs) {
+            if runs.is_empty() {
+                continue;
+            }
+            let Figure { rate, cpu_seconds } = median(std::mem::take(runs));
+            let name = if server == "node" { "socket.io of node" } else { server };
+            let way_name = format!("{name}, {way}");
+            println!("{SUBSCRIBERS:>6}  {way_name:<32} {rate:>13.0} {:>16.0}", 1.0 / cpu_seconds);
+            if let Some(limit) = limit {
+                let key = format!("{}_{}", server.replace(['-', '.'], ""), way.replace(' ', "_"));
+                ratios.insert(key, service::rounded(limit / cpu_seconds));
+            } else if server == "node" {
+                limit = Some(cpu_seconds);
+            }
+        }
+    }
+    ratios.into()
 }
 
 /// Resident memory once it does not fall any more.
@@ -335,6 +431,7 @@ impl Server {
             gate: Gate::default(),
             operations: Operations::default(),
             events: None,
+            socketio: None,
             broadcasts: None,
             rows: None,
             proxy: None,

@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{self, Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{CHANGES, Join, Process, ROOM, Socket, float};
+use super::{CHANGES, Join, MAPPED, Process, ROOM, SOCKETIO_TOPIC, Socket, float};
 
 /// Each figure is the median of so many runs of this length, taken in turn.
 pub(crate) const ROUNDS: usize = 3;
@@ -199,6 +199,8 @@ impl Drop for Load {
 enum End {
     Bytes(TcpStream),
     Frames(Box<Socket>),
+    /// Of Socket.IO, whose server sends heartbeats and waits for the answers.
+    Packets(Box<Socket>),
 }
 
 impl End {
@@ -231,6 +233,11 @@ impl End {
                 Err(_) => None,
             },
             Self::Frames(socket) => socket.read(buffer).map(|(_, frames)| frames),
+            Self::Packets(socket) => {
+                let (_, frames) = socket.read(buffer)?;
+                socket.answer_heartbeats();
+                Some(frames)
+            }
         }
     }
 }
@@ -254,12 +261,33 @@ fn joined(address: SocketAddr, count: usize, join: &Join) -> Vec<End> {
     sockets
 }
 
+/// Sockets of Socket.IO that are in its room.
+fn joined_socketio(address: SocketAddr, count: usize) -> Vec<End> {
+    let mut sockets = Vec::with_capacity(count);
+    while sockets.len() < count {
+        let mut joining: Vec<Socket> = Vec::new();
+        while joining.len() < 100.min(count - sockets.len()) {
+            let mut socket = Socket::open_socketio(address);
+            socket.ask_to_join_socketio(SOCKETIO_TOPIC);
+            joining.push(socket);
+        }
+        for mut socket in joining {
+            socket.joined_socketio();
+            socket.set_nonblocking();
+            sockets.push(End::Packets(Box::new(socket)));
+        }
+    }
+    sockets
+}
+
 /// Opens the sockets, reports, then reads for ever and reports how much came.
 fn load_client(address: SocketAddr, control: SocketAddr, count: usize, kind: &str) {
     let mut control = TcpStream::connect(control).unwrap();
     let mut ends: Vec<End> = match kind {
         "service" => joined(address, count, &CHANGES),
         "room" => joined(address, count, &ROOM),
+        "mapped" => joined(address, count, &MAPPED),
+        "socketio" => joined_socketio(address, count),
         kind => (0..count).map(|_| End::bytes(address, kind == "websocket")).collect(),
     };
     let mut buffer = vec![0; 256 * 1024];

@@ -9,6 +9,7 @@
 
 pub(crate) mod heart;
 pub(crate) mod load;
+pub(crate) mod node;
 
 use std::fs;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -295,6 +296,17 @@ pub(crate) const ROOM: Join = Join {
     last: r#""status":"ok""#,
 };
 
+/// A private room in which mapped changes are told, as supabase-js joins it.
+pub(crate) const MAPPED: Join = Join {
+    version: "2.0.0",
+    topic: "realtime:map:1",
+    config: r#"{"private":true,"broadcast":{"self":false,"ack":false}}"#,
+    last: r#""status":"ok""#,
+};
+
+/// The room of the same kind that Socket.IO's clients join.
+pub(crate) const SOCKETIO_TOPIC: &str = "map:2";
+
 /// A WebSocket that reads without masking, copying or parsing more than lengths.
 pub(crate) struct Socket {
     stream: TcpStream,
@@ -304,14 +316,51 @@ pub(crate) struct Socket {
 impl Socket {
     /// An upgraded socket.
     pub(crate) fn open(address: SocketAddr, join: &Join) -> Self {
-        let version = join.version;
+        let (token, version) = (service_role(), join.version);
+        Self::upgraded(address, &format!("/socket/websocket?apikey={token}&vsn={version}"))
+    }
+
+    /// A socket of Socket.IO's, in the namespace `/`.
+    pub(crate) fn open_socketio(address: SocketAddr) -> Self {
+        let mut socket = Self::upgraded(address, "/socket.io/?EIO=4&transport=websocket");
+        assert_eq!(socket.frame().first(), Some(&b'0'), "no handshake");
+        let connect = format!(r#"40{{"token":"{}"}}"#, service_role());
+        socket.send(&masked(TEXT, connect.as_bytes()));
+        socket.expect_packet("40{");
+        socket
+    }
+
+    /// Asks for a room of Socket.IO's; [`Self::joined_socketio`] reads the answer.
+    pub(crate) fn ask_to_join_socketio(&mut self, topic: &str) {
+        let join = format!(r#"420["join",{{"topic":"{topic}"}}]"#);
+        self.send(&masked(TEXT, join.as_bytes()));
+    }
+
+    /// Reads until it is in that room.
+    pub(crate) fn joined_socketio(&mut self) {
+        let answer = self.expect_packet("430[");
+        assert!(answer.contains(r#""ok":true"#), "not joined: {answer}");
+    }
+
+    /// Reads until a packet begins like this.
+    fn expect_packet(&mut self, begin: &str) -> String {
+        for _ in 0..100 {
+            let packet = String::from_utf8(self.frame()).unwrap();
+            assert!(!packet.starts_with("44"), "refused: {packet}");
+            if packet.starts_with(begin) {
+                return packet;
+            }
+        }
+        panic!("no packet {begin}");
+    }
+
+    fn upgraded(address: SocketAddr, path: &str) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let token = service_role();
         write!(
             stream,
-            "GET /socket/websocket?apikey={token}&vsn={version} HTTP/1.1\r\nhost: x\r\n\
+            "GET {path} HTTP/1.1\r\nhost: x\r\n\
              connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
              sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
@@ -386,6 +435,13 @@ impl Socket {
         self.stream.set_nonblocking(true).unwrap();
     }
 
+    /// Answers the heartbeats of Engine.IO among what was read.
+    pub(crate) fn answer_heartbeats(&mut self) {
+        if std::mem::take(&mut self.count.heartbeats) > 0 {
+            self.send(&masked(TEXT, b"3"));
+        }
+    }
+
     /// Reads what has come; how many bytes, and frames that began with them. None: the end.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Option<(u64, u64)> {
         match self.stream.read(buffer) {
@@ -421,10 +477,12 @@ pub(crate) struct FrameCount {
     /// Payload bytes still to come.
     skip: u64,
     head: Vec<u8>,
+    /// Those of a single byte, which are heartbeats and not counted otherwise.
+    heartbeats: u64,
 }
 
 impl FrameCount {
-    /// Frames whose header ends in these bytes.
+    /// Frames, but for heartbeats, whose header ends in these bytes.
     fn take(&mut self, mut bytes: &[u8]) -> u64 {
         let mut frames = 0;
         while !bytes.is_empty() {
@@ -446,7 +504,11 @@ impl FrameCount {
             };
             self.head.clear();
             self.skip = length;
-            frames += 1;
+            if length == 1 {
+                self.heartbeats += 1;
+            } else {
+                frames += 1;
+            }
         }
         frames
     }

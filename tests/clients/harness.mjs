@@ -212,16 +212,17 @@ export class Server {
   }
 
   /** A token for `role`, and for `sub` if given, that expires in `seconds`. */
-  token(role, sub, seconds = 3600) {
+  token(role, sub, seconds) {
+    return this.sign({ role, ...(sub && { sub }) }, seconds);
+  }
+
+  /** A token with these claims, of ours unless it is signed with another secret. */
+  sign(claims, seconds = 3600, secret = this.secret) {
     const now = Math.floor(Date.now() / 1000);
     const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
-    const body = `${part({ alg: "HS256", typ: "JWT" })}.${part({
-      role,
-      ...(sub && { sub }),
-      iat: now,
-      exp: now + seconds,
-    })}`;
-    return `${body}.${createHmac("sha256", this.secret).update(body).digest("base64url")}`;
+    const head = part({ alg: "HS256", typ: "JWT" });
+    const body = `${head}.${part({ ...claims, iat: now, exp: now + seconds })}`;
+    return `${body}.${createHmac("sha256", secret).update(body).digest("base64url")}`;
   }
 }
 
