@@ -93,16 +93,26 @@ describe("Socket.IO", () => {
     const tab = await join(ann, kbId);
     await fence(nodeId, tab);
     const { cursor } = await tab.next("node.updated");
-    await tab.denied("kb.join", { kbId, since: "yesterday" }, "VALIDATION_FAILED");
     const [, ordinal, epoch] = cursor.split("-");
     const other = epoch === "00000000" ? "00000001" : "00000000";
-    for (const since of [`0000000000000001-${ordinal}-${epoch}`, `${cursor.slice(0, 25)}-${other}`]) {
-      assert.match(since, CURSOR);
+    const lost = {
+      history_expired: `0000000000000001-${ordinal}-${epoch}`,
+      another_history: `${cursor.slice(0, 25)}-${other}`,
+      malformed_cursor: "yesterday",
+    };
+    for (const [reason, since] of Object.entries(lost)) {
       const late = await stage.open(ann);
       await late.done("kb.join", { kbId, since });
-      const { context } = await late.payload("error", ({ code }) => code === "GAP");
-      having(context, { from: String, to: String, reason: String });
+      const { code, context } = await late.payload("gap");
+      assert.equal(code, "GAP");
+      having(context, { topic: `kb:${kbId}`, to: CURSOR, reason });
+      await late.next("caught_up");
       await fence(nodeId, late);
+    }
+    for (const since of [7, {}, [cursor]]) {
+      const late = await stage.open(ann);
+      const { ok } = await late.ask("kb.join", { kbId, since });
+      if (ok) await late.next("gap");
     }
   });
 
