@@ -155,6 +155,9 @@ async fn serve(
     let (catalog, authorizer) = (Arc::new(new_catalog()), Arc::new(new_authorizer()));
     let replays = Arc::new(Replays::default());
     let status = Arc::new(Status::default());
+    let history_bytes = usize::try_from(config.replication.replay_window()).unwrap_or(usize::MAX);
+    let history_age = Duration::from_millis(config.replication.replay_window_ms);
+    let history = Arc::new(History::new(history_bytes, history_age));
     let (ready, is_ready) = watch::channel(false);
     let access = Arc::new(Access::new(logins.check.clone(), &config.database));
     let joiner = Arc::new(Joiner::new(
@@ -168,12 +171,10 @@ async fn serve(
             status: Arc::clone(&status),
             ready: is_ready.clone(),
             replays: Arc::clone(&replays),
+            history: Arc::clone(&history),
         },
     ));
     let check_timeout = Duration::from_millis(config.database.check_timeout_ms);
-    let history_bytes = usize::try_from(config.replication.replay_window()).unwrap_or(usize::MAX);
-    let history_age = Duration::from_millis(config.replication.replay_window_ms);
-    let history = Arc::new(History::new(history_bytes, history_age));
     let replayer = Replayer {
         replays: Arc::clone(&replays),
         history: Arc::clone(&history),

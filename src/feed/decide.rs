@@ -536,7 +536,7 @@ impl Publisher {
         answers: &Answers,
         memory: &mut Memory,
     ) -> Vec<Outgoing> {
-        let mut frames = Frames::new(memory.epoch);
+        let mut frames = Frames::new(memory.epoch, self.is_of_the_past());
         let mut spoken = spoken.into_iter().peekable();
         let mut rest = candidates;
         let mut wanted = Vec::new();

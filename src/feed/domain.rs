@@ -269,7 +269,8 @@ impl Publisher {
         let number = told.iter().rev().take_while(|earlier| earlier.place == place).count();
         let id = format!("{:016X}-{:08x}.{number}", place.commit.get(), place.ordinal);
         let about = about(origin.as_deref(), table, commit);
-        let meta = Meta { id: Some(id.into()), about: Some(about.into()), ..Meta::default() };
+        let (id, replayed) = (Some(id.into()), self.is_of_the_past());
+        let meta = Meta { id, replayed, about: Some(about.into()), ..Meta::default() };
         let (encoding, data) = (Encoding::Json, Bytes::from(payload));
         let what = Broadcast::User(UserEvent { event: (*name).into(), encoding, data, meta });
         let except = origin.filter(|_| exclude_origin);

@@ -14,6 +14,7 @@ use crate::auth::rls::{Shown, Verdict, Visibility, decide};
 use crate::change::{Change, ColumnSet, Operation};
 use crate::config::DeleteMode;
 use crate::cursor::{Cursor, Epoch, Place};
+use crate::event::broadcast::Broadcast;
 use crate::event::row::{self, OldColumns, RowEvent};
 use crate::hub::{
     self, AudienceId, AudienceView, ClaimsId, Delivery, Interest, Outgoing, Recipients, Side,
@@ -50,6 +51,8 @@ pub(super) struct Rules {
 pub(super) struct Frames {
     /// Of the log that the changes are from.
     epoch: Epoch,
+    /// They are shown again, to those that come back.
+    replayed: bool,
     outgoing: Vec<Outgoing>,
     /// `data` objects of the change being written.
     rendered: Vec<(Operation, OldColumns, Arc<ColumnSet>, Bytes)>,
@@ -61,9 +64,10 @@ pub(super) struct Frames {
 type Variant = (Operation, OldColumns);
 
 impl Frames {
-    /// Nothing yet, of changes in the log of this epoch.
-    pub(super) fn new(epoch: Epoch) -> Self {
-        Self { epoch, ..Self::default() }
+    /// Nothing yet, of changes in the log of this epoch; whether it is shown again, to those that
+    /// come back.
+    pub(super) fn new(epoch: Epoch, replayed: bool) -> Self {
+        Self { epoch, replayed, ..Self::default() }
     }
 
     /// What goes out, in order.
@@ -74,7 +78,11 @@ impl Frames {
     /// Says something to a room, after everything that was added before.
     pub(super) fn say(&mut self, message: &Message) {
         let cursor = Cursor { place: message.place(), epoch: self.epoch };
-        self.outgoing.push(Outgoing::Said(message.room.clone(), message.what.clone(), cursor));
+        let mut what = message.what.clone();
+        if let Broadcast::User(user) = &mut what {
+            user.meta.replayed = self.replayed;
+        }
+        self.outgoing.push(Outgoing::Said(message.room.clone(), what, cursor));
     }
 
     /// Tells rooms of an event, after everything that was added before.

@@ -9,12 +9,12 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hashbrown::HashMap;
 
 use super::reader::{Definition, Reader, Start};
-use crate::cursor::{Epoch, Place};
+use crate::cursor::{Cursor, Epoch, Place};
 use crate::lsn::Lsn;
 use crate::wal::Batch;
 
@@ -40,6 +40,7 @@ pub(super) struct Entry {
     pub(super) one_transaction: bool,
     /// The last place in it.
     pub(super) ends: Place,
+    committed_at: SystemTime,
     read_at: Instant,
 }
 
@@ -58,6 +59,8 @@ pub(super) struct Read {
     pub(super) definers: Box<[u32]>,
     pub(super) one_transaction: bool,
     pub(super) ends: Place,
+    /// When its last transaction was committed.
+    pub(super) committed_at: SystemTime,
 }
 
 #[derive(Debug, Default)]
@@ -141,15 +144,24 @@ impl History {
 
     /// Takes what was read.
     pub(super) fn push(&self, read: Read) {
-        let Read { batch, start, defined, definers, one_transaction, ends } = read;
+        let Read { batch, start, defined, definers, one_transaction, ends, committed_at } = read;
         let mut ring = self.lock();
         let now = Instant::now();
         let fresh = std::mem::take(&mut ring.fresh);
         ring.ends = ring.ends.max(ends);
         let (ends, batch) = (ring.ends, batch.copied());
         let read_at = now;
-        let entry =
-            Entry { batch, start, defined, definers, fresh, one_transaction, ends, read_at };
+        let entry = Entry {
+            batch,
+            start,
+            defined,
+            definers,
+            fresh,
+            one_transaction,
+            ends,
+            committed_at,
+            read_at,
+        };
         ring.bytes += entry.cost();
         ring.entries.push_back(Arc::new(entry));
         let is_old = |entry: &Arc<Entry>| now.duration_since(entry.read_at) > self.age_max;
@@ -173,6 +185,16 @@ impl History {
             defined: ring.defined.clone(),
             definers: ring.definers.iter().copied().collect(),
         })
+    }
+
+    /// A place before everything that is kept and was committed at `time` or later; with it may come
+    /// what was read together with that. None before the first connection.
+    pub fn before(&self, time: SystemTime) -> Option<Cursor> {
+        let ring = self.lock();
+        let older = ring.entries.iter().take_while(|entry| entry.committed_at < time).last();
+        let begins = ring.begins?;
+        let place = older.map_or(begins, |entry| entry.ends.max(begins));
+        Some(Cursor { place, epoch: ring.epoch })
     }
 
     /// The log that is read now.

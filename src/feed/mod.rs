@@ -38,6 +38,7 @@ use crate::cursor::{Cursor, Epoch, Place};
 use crate::db::Login;
 use crate::kill;
 use crate::lsn::Lsn;
+use crate::mapping::Rules;
 use crate::telemetry;
 use crate::wal::{self, Batch, Format, Identity, WalStream};
 
@@ -129,9 +130,24 @@ pub struct Status {
     give_up: watch::Sender<bool>,
     /// A publication that must exist was not found: look at once.
     look_for_publications: Notify,
+    /// What is declared where the log was read to.
+    rules: Mutex<Rules>,
 }
 
 impl Status {
+    fn declared(&self, rules: &Rules) {
+        let mut known = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.is(rules) {
+            *known = rules.clone();
+        }
+    }
+
+    /// Whether changes of some table are told in private rooms of this topic (without `realtime:`).
+    pub fn maps(&self, topic: &str) -> bool {
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        rules.tell(topic)
+    }
+
     /// How it stands with the slot, and in a sentence why it is not read; empty while it is.
     pub fn slot(&self) -> (SlotState, String) {
         if let Some(blockers) = self.opening.blockers() {
@@ -605,7 +621,7 @@ impl Feed {
         let segments = self.publisher.hub.while_reading(|| {
             let start = reader.start();
             let segments = self.publisher.read(batch, reader, memory, one_transaction);
-            let ends = reader.at();
+            let (ends, committed_at) = (reader.at(), reader.committed_at());
             if let Ok(segments) = &segments
                 && !batch.is_empty()
             {
@@ -614,10 +630,19 @@ impl Feed {
                 let (batch, defined, definers) =
                     (batch.clone(), defined.collect(), definers.collect());
                 kill::point(kill::Point::BeforeHistory);
-                self.history.push(Read { batch, start, defined, definers, one_transaction, ends });
+                self.history.push(Read {
+                    batch,
+                    start,
+                    defined,
+                    definers,
+                    one_transaction,
+                    ends,
+                    committed_at,
+                });
             }
             (segments, ends)
         });
+        self.status.declared(reader.rules());
         let decoded = reader.changes_decoded - decoded;
         metrics::counter!(telemetry::CHANGES).increment(decoded);
         segments

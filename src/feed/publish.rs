@@ -83,6 +83,11 @@ impl Publisher {
         Ok(segments)
     }
 
+    /// Whether it shows what was, to those that come back.
+    pub(super) const fn is_of_the_past(&self) -> bool {
+        self.watches.is_none()
+    }
+
     /// Whether anybody may have asked for a table, or for a partitioned table that it is a part of.
     pub(super) fn wants(&self, table: &Definition, anew: bool, roots: &Roots) -> bool {
         if self.hub.wants(&table.schema, &table.table)

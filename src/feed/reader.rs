@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use hashbrown::HashMap;
 
@@ -351,6 +352,8 @@ pub(super) struct Reader {
     rules: Rules,
     /// Whether somebody asked for a table that is known.
     wanting: bool,
+    /// When the last transaction that it came to was committed.
+    committed_at: SystemTime,
     /// Row changes seen so far, wanted or not.
     pub changes_decoded: u64,
 }
@@ -369,6 +372,7 @@ impl Reader {
             payload_bytes_max,
             rules: Rules::default(),
             wanting: false,
+            committed_at: SystemTime::UNIX_EPOCH,
             changes_decoded: 0,
         }
     }
@@ -402,6 +406,16 @@ impl Reader {
     /// What has to be known to read on from here.
     pub(super) fn start(&self) -> Start {
         Start(self.transaction.clone(), self.rules.clone())
+    }
+
+    /// What is declared where it reads.
+    pub(super) const fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// When the last transaction that it came to was committed; 1970 before the first.
+    pub(super) const fn committed_at(&self) -> SystemTime {
+        self.committed_at
     }
 
     /// Everything up to there was read.
@@ -441,6 +455,7 @@ impl Reader {
                     let (lsn, time) = (begin.commit_lsn, begin.time);
                     let commit = Commit { xid: begin.xid, lsn, time };
                     let history = commit.lsn < self.live_from;
+                    self.committed_at = time;
                     self.transaction = Some(Transaction::new(commit, history));
                     segment.xids.push(begin.xid);
                 }

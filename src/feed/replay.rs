@@ -26,7 +26,7 @@ use super::memory::Memory;
 use super::publish::Publisher;
 use crate::catalog::Catalog;
 use crate::cursor::{Cursor, Place};
-use crate::hub::{Comeback, Format, Hub, Returner, Subscriber, Word};
+use crate::hub::{Comeback, Format, Hub, Newest, Returner, Subscriber, Word};
 use crate::kill;
 use crate::lsn::Lsn;
 use crate::mapping::Gathered;
@@ -65,6 +65,8 @@ struct Returning {
     from: Option<Cursor>,
     format: Format,
     topic: Arc<str>,
+    /// Only the last of what it is shown is sent, when all of it was.
+    newest: Option<Arc<Newest>>,
     /// It was told of a gap and goes on behind it.
     told: bool,
 }
@@ -85,13 +87,16 @@ pub struct Resume {
     pub format: Format,
     /// Its topic as it stands in frames.
     pub topic: Arc<str>,
+    /// It wants so much of what was said, and only the last of that.
+    pub newest: Option<usize>,
 }
 
 impl Replays {
     /// Shows a channel what it missed. To be called when its join was answered.
     pub fn begin(&self, channel: Comeback, resume: Resume) {
-        let Resume { from, format, topic } = resume;
-        self.lock().push(Returning { channel, from, format, topic, told: false });
+        let Resume { from, format, topic, newest } = resume;
+        let newest = newest.map(|most| Arc::new(Newest::new(most)));
+        self.lock().push(Returning { channel, from, format, topic, newest, told: false });
         self.came.notify_one();
     }
 
@@ -173,7 +178,8 @@ impl Replayer {
                 continue;
             }
             returning.from = Some(Cursor { place: at, epoch: picture.epoch });
-            match self.hub.enter_past(&channel, &past, at, picture.ends) {
+            let newest = returning.newest.clone();
+            match self.hub.enter_past(&channel, &past, (at, picture.ends), newest) {
                 Ok(Some(subscriber)) => shown.push(Shown { returning, channel, at, subscriber }),
                 // Its claims are being looked at.
                 Ok(None) => waiting.push(returning),
@@ -341,6 +347,10 @@ fn finish(
         &returning.topic,
         &Word::CaughtUp(cursor),
     );
+    // What comes from here on is sent as it comes.
+    for frame in returning.newest.take().into_iter().flat_map(|newest| newest.take()) {
+        channel.tell(frame);
+    }
     channel.caught_up(reached, word)?;
     debug!(topic = &*returning.topic, "more came than could wait: it is replayed too");
     returning.from = Some(cursor);

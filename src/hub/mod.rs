@@ -44,7 +44,7 @@ pub use filter::{
     CONDITIONS_MAX, Condition, FILTER_BYTES_MAX, Operator, ParseError, parse, segments,
 };
 pub use index::TableIndex;
-pub use past::{Comeback, Returner, SubscriptionEnded, Word};
+pub use past::{Comeback, Newest, Returner, SubscriptionEnded, Word};
 pub use predicate::{Bound, Image, Is, Match, Operand, Predicate, Question, Unbound, canonical};
 pub use presence::{MemberId, Presence, Supply, TrackError};
 pub use registry::{AudienceId, BindingId, ClaimsId};

@@ -5,7 +5,8 @@
 //! Out:    where it goes on, by the claims and subscriptions it has now; what its client is told.
 //! Never:  a frame by claims that are no longer in force.
 
-use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 
@@ -32,6 +33,32 @@ pub enum Word {
         /// One word.
         reason: &'static str,
     },
+}
+
+/// The last of what a channel in the past was shown.
+#[derive(Debug)]
+pub struct Newest {
+    most: usize,
+    frames: Mutex<VecDeque<Bytes>>,
+}
+
+impl Newest {
+    /// Nothing yet, and never more than `most`.
+    pub fn new(most: usize) -> Self {
+        Self { most, frames: Mutex::default() }
+    }
+
+    pub(super) fn push(&self, frames: &[Bytes]) {
+        let mut kept = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(frames.iter().cloned());
+        let too_many = kept.len().saturating_sub(self.most);
+        kept.drain(..too_many);
+    }
+
+    /// It; nothing is left.
+    pub fn take(&self) -> VecDeque<Bytes> {
+        std::mem::take(&mut *self.frames.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// A channel that comes back: its row changes, its rooms, or both.
@@ -122,7 +149,8 @@ impl Membership {
 impl Hub {
     /// Shows a channel what is published in `past`, a hub of its own, after `after` and up to
     /// `until`, by the claims and subscriptions it has here now; the channel there, whose
-    /// [`Subscriber::reached`] tells how far it came. None: it has none now, and may again.
+    /// [`Subscriber::reached`] tells how far it came. None: it has none now, and may again. `newest`
+    /// gets what it is shown, if it is given.
     ///
     /// It is shown nothing more there once its claims or subscriptions here change, or it leaves:
     /// then the channel there is gone.
@@ -133,10 +161,10 @@ impl Hub {
         &self,
         channel: &Returner,
         past: &Arc<Self>,
-        after: Place,
-        until: Place,
+        (after, until): (Place, Place),
+        newest: Option<Arc<Newest>>,
     ) -> Result<Option<Arc<Subscriber>>, SubscriptionEnded> {
-        let there = channel.subscriber.in_the_past(after, until);
+        let there = channel.subscriber.in_the_past(after, until, newest);
         let entered = self.show_rows(channel, past, &there, after)?;
         if !entered && channel.rooms.is_empty() {
             return Ok(None);

@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use super::outbox::{Outbox, Waiting, joined};
+use super::past::Newest;
 use crate::cursor::Place;
 use crate::lsn::Lsn;
 
@@ -55,6 +56,8 @@ pub struct Subscriber {
     reached: AtomicPlace,
     /// Of such a channel, between which places something could not be decided.
     missed: Mutex<Option<(Place, Place)>>,
+    /// Of such a channel, where what it is offered goes instead.
+    newest: Option<Arc<Newest>>,
     /// It catches up: row changes go into `later`.
     catching_up: AtomicBool,
     later: Mutex<Later>,
@@ -138,14 +141,20 @@ impl Subscriber {
             until: AtomicPlace::new(Place::LAST),
             reached: AtomicPlace::new(Place::ZERO),
             missed: Mutex::default(),
+            newest: None,
             catching_up: AtomicBool::new(false),
             later: Mutex::new(Later { waiting, let_go: None }),
         }
     }
 
     /// Takes for this channel the row changes of the past that are after `after` and not after
-    /// `until`.
-    pub(super) fn in_the_past(self: &Arc<Self>, after: Place, until: Place) -> Arc<Self> {
+    /// `until`; `newest` gets them, if it is given.
+    pub(super) fn in_the_past(
+        self: &Arc<Self>,
+        after: Place,
+        until: Place,
+        newest: Option<Arc<Newest>>,
+    ) -> Arc<Self> {
         let expires_at = self.expires_at.load(Ordering::Relaxed);
         let past = Self::with(
             Arc::clone(&self.outbox),
@@ -157,7 +166,7 @@ impl Subscriber {
         past.said_after.store(after);
         past.reached.store(after);
         past.until.store(until);
-        Arc::new(past)
+        Arc::new(Self { newest, ..past })
     }
 
     /// Where its row changes begin, to be said before it can be found.
@@ -347,6 +356,10 @@ impl Subscriber {
             return false;
         }
         self.reached.store(reached.max(self.reached.load()));
+        if let Some(newest) = &self.newest {
+            newest.push(frames);
+            return false;
+        }
         !frames.is_empty() && self.outbox.offer_many(frames).unwrap_or(false)
     }
 

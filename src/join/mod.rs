@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -130,6 +130,8 @@ pub struct Stream {
     pub ready: watch::Receiver<bool>,
     /// Those that come back.
     pub replays: Arc<feed::Replays>,
+    /// What they missed.
+    pub history: Arc<feed::History>,
 }
 
 /// Checks and registers.
@@ -148,6 +150,8 @@ pub struct Joiner {
     changes: config::Changes,
     ready: watch::Receiver<bool>,
     replays: Arc<feed::Replays>,
+    history: Arc<feed::History>,
+    status: Arc<feed::Status>,
 }
 
 impl Joiner {
@@ -161,9 +165,15 @@ impl Joiner {
         settings: &config::Config,
         stream: Stream,
     ) -> Self {
-        let Stream { status, ready, replays } = stream;
+        let Stream { status, ready, replays, history } = stream;
         Self {
-            door: Door::new(Arc::clone(&hub), access, Arc::clone(&authorizer), status, settings),
+            door: Door::new(
+                Arc::clone(&hub),
+                access,
+                Arc::clone(&authorizer),
+                Arc::clone(&status),
+                settings,
+            ),
             hub,
             catalog,
             authorizer,
@@ -175,13 +185,15 @@ impl Joiner {
             changes: settings.changes.clone(),
             ready,
             replays,
+            history,
+            status,
         }
     }
 
     /// Registers a channel. Takes seconds at most.
     pub async fn join(&self, mut request: Request) -> Joined {
         let deadline = Instant::now() + request.wait.unwrap_or(WAIT_MAX);
-        let resume = resume(&request);
+        let resume = resume(&request).or_else(|| self.since(&request));
         let from = resume.as_ref().map(|resume| resume.from);
         // What is no cursor has everything to miss, and nothing to be shown twice.
         let place = from.map(|from| from.map_or(Place::LAST, |from| from.place));
@@ -203,6 +215,19 @@ impl Joiner {
                 Joined { entered, begins, starts, resume, ..joined }
             }
         }
+    }
+
+    /// How a channel comes back that wants what was said since some time, in a room where changes of
+    /// tables are told: those are in no store, but in the log, as what is stored is.
+    fn since(&self, request: &Request) -> Option<Resume> {
+        let topic = request.topic.strip_prefix("realtime:").unwrap_or(&request.topic);
+        let (milliseconds, limit) = room::wanted(request.replay.as_deref()?)?;
+        if !request.private || !self.status.maps(topic) {
+            return None;
+        }
+        let from = self.history.before(UNIX_EPOCH + Duration::from_millis(milliseconds))?;
+        let (format, topic) = (request.format, Arc::clone(&request.topic));
+        Some(Resume { from: Some(from), format, topic, newest: Some(limit) })
     }
 
     /// What other claims may read in a private room.
@@ -561,14 +586,19 @@ fn resume(request: &Request) -> Option<Resume> {
     let texts: Vec<String> = elements.chain(request.cursor.as_deref().map(Into::into)).collect();
     let (format, topic) = (request.format, Arc::clone(&request.topic));
     if texts.is_empty() {
-        return request.bookmark.map(|from| Resume { from: Some(from), format, topic });
+        return request.bookmark.map(|from| Resume {
+            from: Some(from),
+            format,
+            topic,
+            newest: None,
+        });
     }
     let cursors: Result<Vec<Cursor>, _> = texts.iter().map(|text| text.parse()).collect();
     let oldest = cursors.unwrap_or_default().into_iter().reduce(|one, other| {
         // Those of two logs do not compare; none of the first is of this one then, or of the second.
         if one.epoch != other.epoch || one.place < other.place { one } else { other }
     });
-    Some(Resume { from: oldest, format, topic })
+    Some(Resume { from: oldest, format, topic, newest: None })
 }
 
 /// An id for parameters that are none: never 0, below 2^31, the same for the same text.

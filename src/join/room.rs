@@ -258,6 +258,14 @@ struct Replay {
 /// The time of the last millisecond of year 9999: Postgres takes it, and nothing is as new.
 const SINCE_MAX: i64 = 253_402_300_799_999;
 
+/// From when on a join wants what was said, in milliseconds since 1970, and how much of it at most;
+/// none when it does not, or not in a way that can be understood.
+pub(super) fn wanted(replay: &RawValue) -> Option<(u64, usize)> {
+    let limits = ReplayLimits { payload_bytes_max: 0, bytes_max: 0 };
+    let since = since(replay, limits).ok()?;
+    Some((since.milliseconds.try_into().ok()?, since.limit.try_into().ok()?))
+}
+
 fn since(replay: &RawValue, limits: ReplayLimits) -> Result<Since, String> {
     let replay: Option<Replay> = serde_json::from_str(replay.get()).ok();
     let valid = replay.filter(|replay| (0..=SINCE_MAX).contains(&replay.since));

@@ -125,6 +125,19 @@ impl Rules {
         self.by_relation.get(&relation)
     }
 
+    /// Whether these are the same, without a look at them.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.by_relation, &other.by_relation)
+    }
+
+    /// Whether one of them is told in private rooms of this topic.
+    pub fn tell(&self, topic: &str) -> bool {
+        let mut rules = self.by_relation.values().flat_map(|declaration| &declaration.rules);
+        rules.any(|rule| {
+            !rule.public && rule.topics.iter().any(|template| template.values(topic).is_some())
+        })
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.by_relation.is_empty()
