@@ -94,16 +94,16 @@ do $$ declare t text; begin
 end $$;
 create policy r on storymap.profiles for select to authenticated using (true);
 create policy r on storymap.tombstones for select to authenticated using (storymap.has_map_access(map_id));
-create policy r on storymap.story_maps for select to authenticated using (created_by = auth.uid() or storymap.has_map_access(id));
-create policy i on storymap.story_maps for insert to authenticated with check (created_by = auth.uid());
+create policy r on storymap.story_maps for select to authenticated using (created_by = (select auth.uid()) or storymap.has_map_access(id));
+create policy i on storymap.story_maps for insert to authenticated with check (created_by = (select auth.uid()));
 create policy u on storymap.story_maps for update to authenticated using (storymap.is_admin(id));
-create policy d on storymap.story_maps for delete to authenticated using (created_by = auth.uid());
+create policy d on storymap.story_maps for delete to authenticated using (created_by = (select auth.uid()));
 create policy r on storymap.collaborators for select to authenticated using (storymap.has_map_access(map_id));
 create policy w on storymap.collaborators for all to authenticated using (storymap.is_admin(map_id)) with check (storymap.is_admin(map_id));
-create policy leave on storymap.collaborators for delete to authenticated using (user_id = auth.uid());
+create policy leave on storymap.collaborators for delete to authenticated using (user_id = (select auth.uid()));
 create policy r on storymap.comments for select to authenticated using (storymap.has_map_access(map_id));
-create policy i on storymap.comments for insert to authenticated with check (author_id = auth.uid() and storymap.has_map_access(map_id));
-create policy d on storymap.comments for delete to authenticated using (author_id = auth.uid() or storymap.can_edit(map_id));
+create policy i on storymap.comments for insert to authenticated with check (author_id = (select auth.uid()) and storymap.has_map_access(map_id));
+create policy d on storymap.comments for delete to authenticated using (author_id = (select auth.uid()) or storymap.can_edit(map_id));
 alter publication supabase_realtime add table
   storymap.story_maps, storymap.collaborators, storymap.steps, storymap.releases, storymap.stories, storymap.comments;
 

@@ -26,8 +26,8 @@ do $$ declare t text; begin
     execute format('create policy r on wiki.%I for select to authenticated using (wiki.role_in(kb_id) is not null)', t);
     execute format($f$create policy w on wiki.%I for all to authenticated using (wiki.role_in(kb_id) >= %L) with check (wiki.role_in(kb_id) >= %L)$f$, t, case t when 'kb_members' then 'admin' else 'writer' end, case t when 'kb_members' then 'admin' else 'writer' end);
   end loop; end $$;
-create policy r on wiki.knowledge_bases for select to authenticated using (created_by = auth.uid() or wiki.role_in(id) is not null);
-create policy i on wiki.knowledge_bases for insert to authenticated with check (created_by = auth.uid());
+create policy r on wiki.knowledge_bases for select to authenticated using (created_by = (select auth.uid()) or wiki.role_in(id) is not null);
+create policy i on wiki.knowledge_bases for insert to authenticated with check (created_by = (select auth.uid()));
 alter publication supabase_realtime add table
   wiki.knowledge_bases, wiki.kb_members, wiki.nodes, wiki.edges;
 

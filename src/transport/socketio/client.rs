@@ -134,6 +134,9 @@ impl Client {
         };
         let packet = packet::connected(&client.who.namespace, &client.who.id, &client.who.private);
         let mut flow = around.send(&packet);
+        let Who { private, namespace, user, .. } = &*client.who;
+        let outbox = around.mailbox.outbox();
+        around.shared.recoveries.enter(private, namespace, user.as_deref(), outbox);
         for seat in seats {
             // Without a word: it did not ask for these now.
             let _ = client.sit_down(around, seat);
@@ -371,10 +374,12 @@ impl Client {
         self.busy = true;
         let there: Vec<Arc<str>> = self.places.keys().map(Arc::clone).collect();
         let (who, mailbox) = (Arc::clone(&self.who), Arc::clone(around.mailbox));
+        let profile = Arc::clone(&self.profile);
         around.ask(|shared| {
             Box::pin(async move {
                 let Asked { payload, .. } = &asked;
-                let came = entrance::join(&shared, &who, &rooms, &there, payload, &mailbox).await;
+                let whose = (&who, &*profile);
+                let came = entrance::join(&shared, whose, &rooms, &there, payload, &mailbox).await;
                 Mail::Came(who.client, asked, came)
             })
         });
@@ -697,10 +702,13 @@ impl Client {
             around.shared.realtime.deadlines.remove(deadline);
         }
         let topics: Vec<Arc<str>> = self.places.keys().map(Arc::clone).collect();
-        if ending != Ending::Left {
+        if ending == Ending::Left {
+            around.shared.recoveries.leave(&self.who.private);
+        } else {
             let lost = Lost {
                 namespace: self.who.namespace.clone(),
                 user: self.who.user.clone(),
+                id: Arc::clone(&self.who.id),
                 topics: topics.clone(),
                 begins: self.who.begins.clone(),
             };
