@@ -23,6 +23,7 @@ describe("pages", () => {
     for (const [user, role] of [[ed, "editor"], [vic, "viewer"]]) {
       await sql("insert into pages.entity_members values ('page', $1, $2, $3)", [page.entityId, user.userId, role]);
     }
+    await stage.settle();
     return { ...page, own, ann, ed, vic, eve };
   };
   const entity = async ({ userId }) => {
