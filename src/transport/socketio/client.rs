@@ -73,8 +73,6 @@ pub(super) struct Place {
     pub(super) asker: Asker,
     /// What it may hear is being looked at; and whether once more after that.
     renewing: Option<bool>,
-    /// Whether it may speak there; none: it was not asked.
-    speaks: Option<bool>,
     /// What it joined with.
     payload: Value,
 }
@@ -259,7 +257,8 @@ impl Client {
             let presence = Arc::clone(presence);
             self.show(around, asked, &presence)
         } else {
-            let text = format!("There is no event {event:?} here");
+            let shown: String = event.chars().take(100).collect();
+            let text = format!("There is no event {shown:?} here");
             self.refuse(around, &asked, Refused::new("UNKNOWN_EVENT", text))
         }
     }
@@ -488,7 +487,6 @@ impl Client {
             grants: entered.grants,
             asker: std::mem::take(&mut seat.asker),
             renewing: None,
-            speaks: None,
             payload: std::mem::take(&mut seat.payload),
         };
         let mut first = false;
@@ -795,34 +793,11 @@ impl Client {
                 return self.refuse(around, &asked, refused);
             }
         };
-        let denied = |place: Option<&Place>| {
-            let room = place.and_then(|place| place.room.as_ref());
-            let text = room.and_then(|room| room.denied.clone()).map(|text| text.into_string());
-            let text = text.unwrap_or_else(|| "You are not in this room".to_owned());
-            Refused::new("ACCESS_DENIED", text)
-        };
-        let Some(place) = self.places.get(&topic) else {
-            return self.refuse(around, &asked, denied(None));
-        };
-        match place.speaks {
-            Some(true) => {}
-            Some(false) => return self.refuse(around, &asked, denied(Some(place))),
-            None => {
-                self.busy = true;
-                let (who, asker) = (Arc::clone(&self.who), place.asker.clone());
-                let doubts = place.occupancy.doubts();
-                around.ask(|shared| {
-                    Box::pin(async move {
-                        let joiner = &shared.realtime.joiner;
-                        let name = topic.strip_prefix("realtime:").unwrap_or(&topic);
-                        let grants =
-                            joiner.may_write(&asker, &who.claims, name, &who.headers).await;
-                        let speaks = grants.map(|grants| grants.broadcast);
-                        Mail::MayWrite(who.client, asked, topic, (doubts, speaks))
-                    })
-                });
-                return ControlFlow::Continue(());
-            }
+        // Its declaration lets whoever is in the room say this there. What may be broadcast in other
+        // words, as anybody, the room's policies say.
+        if !self.places.contains_key(&topic) {
+            let refused = Refused::new("ACCESS_DENIED", "You are not in this room");
+            return self.refuse(around, &asked, refused);
         }
         let told = Telling { client: self, around }.say(relay, &topic, &asked.payload);
         match told {
@@ -874,22 +849,6 @@ impl Client {
                 self.answered(around, &asked, reply.as_deref(), outcome)?;
                 self.go_on(around)
             }
-            Mail::MayWrite(_, asked, topic, (doubts, speaks)) => {
-                // An answer from before a doubt is none, and is asked for again.
-                if let Some(place) = self.places.get_mut(&topic)
-                    && place.occupancy.doubts() == doubts
-                {
-                    place.speaks = speaks;
-                }
-                if speaks.is_some() {
-                    // It is its turn still.
-                    self.waiting.push_front(asked);
-                } else {
-                    let text = "This cannot be decided now: try again";
-                    self.refuse(around, &asked, Refused::new("UNAVAILABLE", text))?;
-                }
-                self.go_on(around)
-            }
             Mail::Doubted(_, topic) => {
                 self.doubted(around, &topic);
                 ControlFlow::Continue(())
@@ -907,7 +866,6 @@ impl Client {
     /// What it may hear in a room is to be found out anew.
     fn doubted(&mut self, around: &mut Around<'_>, topic: &Arc<str>) {
         let Some(place) = self.places.get_mut(topic) else { return };
-        place.speaks = None;
         if let Some(again) = &mut place.renewing {
             *again = true;
             return;
