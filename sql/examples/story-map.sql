@@ -160,10 +160,10 @@ select walcast.room('map:{mapId}', namespace => '/story-maps', join_event => 'ma
   capacity => 5, denied => 'Access denied to this map', pattern => '{"mapId": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"}');
 
 select walcast.command('story.create', table_name => 'storymap.stories', operation => 'insert', namespace => '/story-maps',
-  columns => '{map_id,step_id,release_id,title,description}', key_case => 'camel', required => '{mapId,title}',
+  columns => '{map_id,step_id,release_id,title,description}', required => '{mapId,title}',
   failed => 'CREATE_FAILED', failed_message => 'Failed to create story');
 select walcast.command('story.update', table_name => 'storymap.stories', operation => 'update', namespace => '/story-maps',
-  columns => '{title,description,status,size}', key_case => 'camel', required => '{id}',
+  columns => '{title,description,status,size}', ignores => '{map_id}', required => '{id}',
   version => 'updated_at', version_member => 'baseUpdatedAt',
   failed => 'UPDATE_FAILED', failed_message => 'Failed to update story');
 -- A null is "Unassigned"; what is not there stays.
@@ -184,7 +184,7 @@ select walcast.command('story.delete', table_name => 'storymap.stories', operati
   required => '{id}', failed => 'DELETE_FAILED', failed_message => 'Failed to delete story');
 
 select walcast.command('comment.create', table_name => 'storymap.comments', operation => 'insert', namespace => '/story-maps',
-  columns => '{story_id,content}', key_case => 'camel', required => '{storyId,content}',
+  columns => '{story_id,content}', ignores => '{map_id}', required => '{storyId,content}',
   failed => 'CREATE_FAILED', failed_message => 'Failed to create comment');
 select walcast.command('comment.delete', table_name => 'storymap.comments', operation => 'delete', namespace => '/story-maps',
   required => '{id}', failed => 'DELETE_FAILED', failed_message => 'Failed to delete comment');
@@ -219,7 +219,7 @@ end $$;
 select walcast.command('release.create', 'storymap.release_create(jsonb)', namespace => '/story-maps', required => '{mapId,name}',
   failed => 'CREATE_FAILED', failed_message => 'Failed to create release');
 select walcast.command('release.update', table_name => 'storymap.releases', operation => 'update', namespace => '/story-maps',
-  columns => '{name,description}', key_case => 'camel', required => '{id}', version => 'updated_at', version_member => 'baseUpdatedAt',
+  columns => '{name,description}', ignores => '{map_id}', required => '{id}', version => 'updated_at', version_member => 'baseUpdatedAt',
   failed => 'UPDATE_FAILED', failed_message => 'Failed to update release');
 select walcast.command('release.delete', table_name => 'storymap.releases', operation => 'delete', namespace => '/story-maps',
   required => '{id}', failed => 'DELETE_FAILED', failed_message => 'Failed to delete release');
@@ -228,7 +228,7 @@ select walcast.command('releases.reorder', 'storymap.releases_reorder(jsonb)', n
 select walcast.command('step.create', 'storymap.step_create(jsonb)', namespace => '/story-maps', required => '{mapId,name}',
   failed => 'CREATE_FAILED', failed_message => 'Failed to create step');
 select walcast.command('step.update', table_name => 'storymap.steps', operation => 'update', namespace => '/story-maps',
-  columns => '{name}', key_case => 'camel', required => '{id}', version => 'updated_at', version_member => 'baseUpdatedAt',
+  columns => '{name}', ignores => '{map_id}', required => '{id}', version => 'updated_at', version_member => 'baseUpdatedAt',
   failed => 'UPDATE_FAILED', failed_message => 'Failed to update step');
 select walcast.command('step.delete', table_name => 'storymap.steps', operation => 'delete', namespace => '/story-maps',
   required => '{id}', failed => 'DELETE_FAILED', failed_message => 'Failed to delete step');
