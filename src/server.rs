@@ -336,10 +336,10 @@ async fn serve(
     running.spawn(async move { ("check login", powers.await.map_err(Into::into)) });
     if let Some(owner) = owner.clone() {
         let lifetime = Duration::from_millis(config.rest.key_lifetime_ms);
-        let keys = upkeep::forget_keys(owner, lifetime, stop_feed.clone());
+        let old = upkeep::forget_old(owner, lifetime, stop_feed.clone());
         running.spawn(async move {
-            keys.await;
-            ("keys of writes", Ok(()))
+            old.await;
+            ("what is old", Ok(()))
         });
     }
     let partitions = upkeep::rotate_partitions(owner, lacking, stop_feed.clone());

@@ -55,8 +55,13 @@ const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 /// How often partitions are made and dropped: there are always those of the next three days.
 const PARTITIONS_INTERVAL: Duration = Duration::from_hours(1);
 
-/// How often keys of writes that are over are forgotten. One that is over counts for nothing.
-const KEYS_INTERVAL: Duration = Duration::from_mins(10);
+/// How often keys of writes that are over are forgotten, and declarations that nobody needs any more.
+/// A key that is over counts for nothing.
+const OLD_INTERVAL: Duration = Duration::from_mins(10);
+
+/// How long a declaration stays after it was replaced, though no slot needs it: those of a standby, which
+/// may become the primary, may be behind.
+const MAPPINGS_AGE: Duration = Duration::from_hours(7 * 24);
 
 /// How long they are left alone after an attempt that came to nothing, and after one that did.
 const PARTITIONS_PAUSE: (Duration, Duration) = (Duration::from_mins(1), Duration::from_secs(1));
@@ -429,9 +434,10 @@ pub async fn rotate_partitions(
     }
 }
 
-/// Forgets what writes with a key were answered with, `lifetime` after they were made.
-pub async fn forget_keys(owner: Login, lifetime: Duration, shutdown: CancellationToken) {
-    let mut tick = interval(KEYS_INTERVAL);
+/// Forgets what writes with a key were answered with, `lifetime` after they were made, and what was
+/// declared before anything that can still be read.
+pub async fn forget_old(owner: Login, lifetime: Duration, shutdown: CancellationToken) {
+    let mut tick = interval(OLD_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -441,6 +447,12 @@ pub async fn forget_keys(owner: Login, lifetime: Duration, shutdown: Cancellatio
         match install::forget_keys(&owner, lifetime).await {
             Ok(forgotten) => debug!(forgotten, "keys of writes are over"),
             Err(error) => debug!(error = telemetry::chain(&error), "old keys are not forgotten"),
+        }
+        match install::forget_mappings(&owner, MAPPINGS_AGE).await {
+            Ok(forgotten) => debug!(forgotten, "old declarations are forgotten"),
+            Err(error) => {
+                debug!(error = telemetry::chain(&error), "old declarations are not forgotten");
+            }
         }
     }
 }

@@ -220,6 +220,7 @@ begin
             end if;
         end loop;
     end loop;
+    perform walcast.check_mapping_collisions(relation, declaration);
     -- One after the other: each is made from the one before.
     perform pg_catalog.pg_advisory_xact_lock(
         pg_catalog.hashtextextended('walcast.mappings', declare_mapping.relation::oid::bigint)

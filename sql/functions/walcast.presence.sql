@@ -40,6 +40,10 @@ begin
     if pg_catalog.cardinality(presence.statuses) not between 1 and 16 or '' = any (presence.statuses) then
         raise exception 'walcast.presence: there are 1 to 16 statuses' using errcode = '22023';
     end if;
+    if presence.online is null and presence.write is null then
+        raise exception 'walcast.presence: it tells nothing and writes nothing'
+            using errcode = '22023', hint = 'Say online => an event, or write => a function.';
+    end if;
     if presence.status_member = '' then
         raise exception 'walcast.presence: status_member has no name' using errcode = '22023';
     end if;

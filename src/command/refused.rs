@@ -121,7 +121,11 @@ fn unavailable() -> Refused {
     Refused::new("UNAVAILABLE", "The database does not answer: try again")
 }
 
-/// What a function says to the client: its own words, and those of its DETAIL that are an object.
+/// Bytes of a code that a function gives.
+const CODE_BYTES_MAX: usize = 64;
+
+/// What a function says to the client: its own words, the code that is its HINT, and those of its DETAIL
+/// that are an object.
 fn said(problem: &Problem, digits: &str, words: &Words<'_>) -> Refused {
     let (code, without): (Cow<'static, str>, &str) = match digits {
         "400" => ("VALIDATION_FAILED".into(), "A value is not valid"),
@@ -130,6 +134,14 @@ fn said(problem: &Problem, digits: &str, words: &Words<'_>) -> Refused {
         "409" => ("STALE_UPDATE".into(), "It was changed by somebody else meanwhile"),
         _ => (words.failed.to_owned().into(), words.failed_message),
     };
+    let is_code = |hint: &&str| {
+        let is_part = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+        (1..=CODE_BYTES_MAX).contains(&hint.len())
+            && hint.starts_with(|c: char| c.is_ascii_uppercase())
+            && hint.bytes().all(is_part)
+    };
+    let own = problem.hint.as_deref().filter(is_code);
+    let code = own.map_or(code, |own| own.to_owned().into());
     // Without a message Postgres repeats the code.
     let is_told = !problem.message.is_empty() && *problem.message != *problem.code;
     let message = if is_told { &*problem.message } else { without };
@@ -195,6 +207,25 @@ mod tests {
             let refused = of(&bare, &WORDS);
             assert!(refused.message != code && refused.context.is_none(), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn a_function_gives_a_code_of_its_own_in_its_hint() {
+        for (code, hint, expected) in [
+            ("PT403", "ACCESS_DENIED", "ACCESS_DENIED"),
+            ("PT429", "ROOM_FULL2", "ROOM_FULL2"),
+            ("PT403", "Ask the owner", "PERMISSION_DENIED"),
+            ("PT404", "_X", "NOT_FOUND"),
+            ("PT404", "X-Y", "NOT_FOUND"),
+            ("PT404", "", "NOT_FOUND"),
+            ("42501", "ACCESS_DENIED", "PERMISSION_DENIED"),
+            ("P0001", "ACCESS_DENIED", "UPDATE_FAILED"),
+        ] {
+            let refused = of(&problem(code).with_hint(hint), &WORDS);
+            assert_eq!(refused.code, expected, "{code} {hint}");
+        }
+        let long = problem("PT404").with_hint("X".repeat(CODE_BYTES_MAX + 1));
+        assert_eq!(of(&long, &WORDS).code, "NOT_FOUND");
     }
 
     #[test]

@@ -172,6 +172,7 @@ impl Object {
             "unmap_",
             "explain_mapping",
             "events_of",
+            "topic",
             "profile",
             "unprofile",
             "room",
@@ -298,6 +299,15 @@ const FUNCTIONS: &[(&str, &str)] = &[
     (
         "walcast.check_mapping_topic(regclass, text, text)",
         include_str!("../../sql/functions/walcast.check_mapping_topic.sql"),
+    ),
+    ("walcast.topic_shape(oid, text)", include_str!("../../sql/functions/walcast.topic_shape.sql")),
+    (
+        "walcast.topics_meet(text, text)",
+        include_str!("../../sql/functions/walcast.topics_meet.sql"),
+    ),
+    (
+        "walcast.check_mapping_collisions(regclass, jsonb)",
+        include_str!("../../sql/functions/walcast.check_mapping_collisions.sql"),
     ),
     (
         "walcast.declare_mapping(regclass, jsonb)",
@@ -479,6 +489,21 @@ pub async fn forget_keys(login: &Login, lifetime: Duration) -> Result<u64, Error
     let sql = "delete from walcast.requests as r \
                where r.made_at < pg_catalog.now() - $1::float8 * interval '1 second'";
     client.execute(sql, &[&lifetime.as_secs_f64()]).await.map_err(failed("walcast.requests"))
+}
+
+/// Forgets versions of declarations that were replaced `age` ago or earlier and that no slot can still
+/// need, and those of tables that are gone; how many.
+///
+/// # Errors
+/// [`Error`]; call again later.
+pub async fn forget_mappings(login: &Login, age: Duration) -> Result<u64, Error> {
+    let client = login.connect("walcast old declarations").await?;
+    client.batch_execute(SESSION).await.map_err(failed("session settings"))?;
+    if !own_schema_exists(&client).await? {
+        return Ok(0);
+    }
+    let sql = include_str!("../../sql/install/old_mappings.sql");
+    client.execute(sql, &[&age.as_secs_f64()]).await.map_err(failed("walcast.mappings"))
 }
 
 /// Makes the day partitions of `realtime.messages` that are missing, yesterday to three days

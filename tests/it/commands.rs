@@ -67,9 +67,9 @@ const APP: &str = r#"
         select jsonb_build_object('topic', topic, 'user', auth.uid()) $$;
     create function app.peers() returns setof text language sql as $$ select 'user:' || auth.uid() $$;
     create function app.none() returns text[] language sql as $$ select array[]::text[] $$;
-    create function app.enter(payload jsonb) returns jsonb language plpgsql as $$ begin
-        if payload ->> 'key' is distinct from 'open' then
-            raise sqlstate 'PT403' using message = 'Wrong key', detail = '{"key": false}';
+    create function app.enter(jsonb) returns jsonb language plpgsql as $$ begin
+        if $1 ->> 'key' is distinct from 'open' then
+            raise sqlstate 'PT403' using message = 'Wrong key', detail = '{"key": false}', hint = 'ACCESS_DENIED';
         end if;
         insert into app.stories (title) values ('entered');
         return '{"room": "r1"}';
@@ -497,7 +497,7 @@ async fn functions_are_asked_as_the_user() {
     let shut = key("shut");
     let refused = world.ask("app.enter(jsonb)", Given::Payload(&shut)).await;
     let expected =
-        json!({ "code": "PERMISSION_DENIED", "message": "Wrong key", "context": { "key": false } });
+        json!({ "code": "ACCESS_DENIED", "message": "Wrong key", "context": { "key": false } });
     assert_eq!(refused, Err(expected));
     let refused = world.ask("app.nowhere(text)", Given::Topic("")).await.unwrap_err();
     assert_eq!(refused["code"], "COMMAND_FAILED");

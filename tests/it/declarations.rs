@@ -157,7 +157,7 @@ async fn what_is_taken_away_is_gone() {
         ("room('a:{x}')", "unroom('a:{x}')"),
         ("command('go', 'app.run')", "uncommand('go')"),
         ("relay('typing', 'typing', 'a:{x}')", "unrelay('typing')"),
-        ("presence()", "unpresence()"),
+        ("presence(online => 'on')", "unpresence()"),
         ("profile('/a')", "unprofile('/a')"),
     ] {
         call(&admin, made).await.unwrap();
@@ -264,17 +264,29 @@ async fn what_is_wrong_is_refused_and_named() {
         ("relay('a', 'b', 'a:{x}', min_interval => '-1 s')", "22023", "min_interval"),
         ("relay('a', 'b', 'a:{x}', expires => '2 days')", "22023", "expires"),
         ("relay('a', 'b', 'a:{x}', stop_event => 'a')", "22023", "stops itself"),
+        ("presence(offline => 'off')", "22023", "tells nothing"),
         ("presence(topics => '{\"user:{id}\"}')", "22023", "names id"),
-        ("presence(topics_function => 'app.number')", "42804", "neither setof text nor text[]"),
-        ("presence(statuses => '{}')", "22023", "statuses"),
-        ("presence(write_interval => '0')", "22023", "write_interval"),
-        ("presence(status_event => 'a', heartbeat_event => 'a')", "22023", "the same"),
+        (
+            "presence(online => 'on', topics_function => 'app.number')",
+            "42804",
+            "neither setof text nor text[]",
+        ),
+        ("presence(online => 'on', statuses => '{}')", "22023", "statuses"),
+        ("presence(online => 'on', write_interval => '0')", "22023", "write_interval"),
+        (
+            "presence(online => 'on', status_event => 'a', heartbeat_event => 'a')",
+            "22023",
+            "the same",
+        ),
     ] {
         let (found, message) = call(&admin, sql).await.expect_err(sql);
         assert_eq!(found, code, "{sql}: {message}");
         assert!(message.contains(named), "{sql}: {message}");
     }
-    assert_eq!(call(&admin, "presence(topics_function => 'app.peer_list')").await, Ok(true));
+    assert_eq!(
+        call(&admin, "presence(online => 'on', topics_function => 'app.peer_list')").await,
+        Ok(true)
+    );
 }
 
 #[tokio::test]
@@ -297,8 +309,8 @@ async fn an_event_belongs_to_one_declaration_of_a_namespace() {
         ("command('join', 'app.run')", "room"),
         ("room('c:{x}', '/a', leave_event => 'go')", "command"),
         ("relay('a', 'b', 'a:{x}', stop_event => 'stop', namespace => '/b')", "relay"),
-        ("presence('/b', status_event => 'stop')", "relay"),
-        ("presence('/a', heartbeat_event => 'go')", "command"),
+        ("presence('/b', 'on', status_event => 'stop')", "relay"),
+        ("presence('/a', 'on', heartbeat_event => 'go')", "command"),
     ] {
         let (code, message) = call(&admin, sql).await.expect_err(sql);
         assert_eq!(code, "22023", "{message}");
@@ -389,4 +401,107 @@ async fn a_row_that_somebody_wrote_by_hand_is_read_with_care() {
     assert!(profiles.get("/").is_none() && profiles.get("/b").is_none());
     let profile = profiles.get("/a").unwrap();
     assert!(profile.relay_of("a").is_none() && profile.relay_of("b").is_some());
+}
+
+#[tokio::test]
+async fn topics_of_two_templates_never_are_one_room() {
+    let (_database, admin) = installed().await;
+    admin
+        .batch_execute(
+            "create type app.mood as enum ('sad', 'all');
+             create table app.t (k text, v text, n int, u uuid, m app.mood);
+             create table app.o (k text, v text, n int, u uuid, m app.mood);
+             create publication all_of_it for table app.t, app.o;",
+        )
+        .await
+        .unwrap();
+    let map = async |table: &str, topic: &str| {
+        let sql = format!("map_event('app.{table}', 'e', on_insert => true, topic => '{topic}')");
+        call(&admin, &sql).await
+    };
+    for (one, other, meet) in [
+        // The same kind of topic, whatever the columns are called.
+        ("a:{k}", "a:{v}", false),
+        ("a:{k}", "a:{n}", false),
+        ("a:{k}:{v}", "a:{v}:{k}", false),
+        ("a:{k}", "b:{k}", false),
+        ("a:{k}", "a", false),
+        ("a:{k}", "a:{k}:{v}", false),
+        ("a:{k}", "a/{k}", false),
+        ("room:presence", "room:{k}", true),
+        ("a:x:{k}", "a:{k}:{v}", true),
+        ("a:{k}:x", "a:y:{k}", true),
+        // A value has no separator of its template in it.
+        ("a.{k}", "a.b.c", false),
+        ("a.{k}", "a.b", true),
+        ("a:{k}", "a:b.c", true),
+        ("a:v.{k}", "a:{k}", true),
+        ("a:v.{k}", "a:w.{k}", false),
+        ("a:v.{k}", "a:v.{k}.x", true),
+        // Nor anything that its type does not allow.
+        ("a:{n}", "a:all", false),
+        ("a:{n}", "a:17", true),
+        ("a:{u}", "a:all", false),
+        ("a:{m}", "a:all", true),
+        ("a:{m}", "a:glad", false),
+        ("a:{u}:x", "a:{n}:{k}", false),
+        ("a:{k}:x", "a:{n}:{k}", true),
+    ] {
+        for (one, other) in [(one, other), (other, one)] {
+            map("t", one).await.unwrap();
+            match map("o", other).await {
+                Ok(_) => assert!(!meet, "{one} {other}"),
+                Err((code, message)) => {
+                    assert!(meet, "{one} {other}: {message}");
+                    assert_eq!(code, "22023", "{message}");
+                    assert!(
+                        message.contains("ambiguous") && message.contains("app.t"),
+                        "{message}"
+                    );
+                }
+            }
+            admin
+                .batch_execute("select walcast.unmap_table('app.t'), walcast.unmap_table('app.o')")
+                .await
+                .unwrap();
+        }
+    }
+    let both = "map_event('app.t', 'e', on_insert => true, topics => '{\"a:{k}\",\"a:all\"}')";
+    assert!(call(&admin, both).await.unwrap_err().1.contains("ambiguous"));
+}
+
+#[tokio::test]
+async fn old_declarations_go_when_no_slot_can_need_them() {
+    let (database, admin) = installed().await;
+    admin
+        .batch_execute("create table app.t (k text); create publication of_t for table app.t")
+        .await
+        .unwrap();
+    let declare = async |event: &str| {
+        let sql = format!(
+            "map_event('app.t', '{event}', name => 'n', on_insert => true, topic => 'a:{{k}}')"
+        );
+        call(&admin, &sql).await.unwrap();
+    };
+    let owner = Login::parse(&database.url, Duration::from_mins(1)).unwrap();
+    let forget = async |age: Duration| install::forget_mappings(&owner, age).await.unwrap();
+    declare("first").await;
+    declare("one").await;
+    let slot = database.name.clone();
+    let make = format!("select pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+    admin.execute(&make, &[]).await.unwrap();
+    declare("two").await;
+    declare("three").await;
+    assert_eq!(forget(Duration::from_hours(1)).await, 0, "they are new");
+    // Who begins at the slot's place begins with `one`.
+    assert_eq!(forget(Duration::ZERO).await, 1);
+    admin.execute(&format!("select pg_drop_replication_slot('{slot}')"), &[]).await.unwrap();
+    assert_eq!(forget(Duration::from_hours(1)).await, 0);
+    assert_eq!(forget(Duration::ZERO).await, 2);
+    let left = "select string_agg(r ->> 'event', ' ') from walcast.mappings as m,
+        jsonb_array_elements(m.declaration -> 'rules') as r";
+    assert_eq!(admin.query_one(left, &[]).await.unwrap().get::<_, String>(0), "three");
+    admin.batch_execute("drop table app.t").await.unwrap();
+    assert_eq!(forget(Duration::from_hours(1)).await, 0);
+    assert_eq!(forget(Duration::ZERO).await, 1);
 }
