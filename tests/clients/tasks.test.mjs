@@ -3,6 +3,7 @@
 
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
+import { isDeepStrictEqual } from "node:util";
 
 import { data } from "./rest.mjs";
 import { Applications, TIME, exactly, having, id } from "./socket.mjs";
@@ -103,7 +104,7 @@ describe("tasks", () => {
     exactly(away, { userId: ben.sub, status: "away", timestamp: TIME });
     await b.denied("presence:update", { status: "nowhere" }, "VALIDATION_FAILED", ERROR);
     b.say("presence:viewing", { taskId });
-    const users = (wanted) => (payload) => JSON.stringify(payload.users) === JSON.stringify(wanted);
+    const users = (wanted) => (payload) => isDeepStrictEqual(payload.users, wanted);
     const viewing = await a.payload("presence:users_viewing", users([{ userId: ben.sub, email: ben.email }]));
     assert.equal(viewing.taskId, taskId);
     const from = a.mark;
