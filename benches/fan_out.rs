@@ -256,7 +256,9 @@ fn mapped(runtime: &Runtime) -> serde_json::Value {
         if let Some((node, load)) = &mut node {
             for (place, batch, window) in [(0, BATCH, WINDOW), (3, 1, 1), (6, 1, SINGLE_WINDOW)] {
                 runs[place].push(
-                    load.measure(SUBSCRIBERS, batch, window, &mut |messages| node.publish(messages)),
+                    load.measure(SUBSCRIBERS, batch, window, &mut |messages| {
+                        node.publish(messages)
+                    }),
                 );
             }
         }

@@ -53,21 +53,21 @@ do $$ declare t text; begin
   end loop; end $$;
 grant select on reading.presence_summary, reading.activity_trends to authenticated;
 create policy up_r on reading.user_presence for select to authenticated using (true);
-create policy up_i on reading.user_presence for insert to authenticated with check (user_id = auth.uid());
-create policy up_u on reading.user_presence for update to authenticated using (user_id = auth.uid()) with check (user_id = auth.uid());
-create policy up_d on reading.user_presence for delete to authenticated using (user_id = auth.uid());
-create policy as_r on reading.activity_stream for select to authenticated using (is_public or user_id = auth.uid());
-create policy as_i on reading.activity_stream for insert to authenticated with check (user_id = auth.uid());
-create policy as_u on reading.activity_stream for update to authenticated using (user_id = auth.uid());
-create policy as_d on reading.activity_stream for delete to authenticated using (user_id = auth.uid());
+create policy up_i on reading.user_presence for insert to authenticated with check (user_id = (select auth.uid()));
+create policy up_u on reading.user_presence for update to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
+create policy up_d on reading.user_presence for delete to authenticated using (user_id = (select auth.uid()));
+create policy as_r on reading.activity_stream for select to authenticated using (is_public or user_id = (select auth.uid()));
+create policy as_i on reading.activity_stream for insert to authenticated with check (user_id = (select auth.uid()));
+create policy as_u on reading.activity_stream for update to authenticated using (user_id = (select auth.uid()));
+create policy as_d on reading.activity_stream for delete to authenticated using (user_id = (select auth.uid()));
 create function app.in_session(sid uuid) returns boolean language sql stable security definer set search_path = '' as
   $$ select exists (select from reading.session_participants p where p.session_id = sid and p.user_id = auth.uid() and p.is_active) $$;
-create policy cs_r on reading.collaboration_sessions for select to authenticated using (created_by = auth.uid() or app.in_session(id));
-create policy cs_i on reading.collaboration_sessions for insert to authenticated with check (created_by = auth.uid());
-create policy cs_u on reading.collaboration_sessions for update to authenticated using (created_by = auth.uid());
-create policy sp_r on reading.session_participants for select to authenticated using (user_id = auth.uid() or app.in_session(session_id));
-create policy sp_i on reading.session_participants for insert to authenticated with check (user_id = auth.uid());
-create policy sp_u on reading.session_participants for update to authenticated using (user_id = auth.uid()) with check (user_id = auth.uid());
+create policy cs_r on reading.collaboration_sessions for select to authenticated using (created_by = (select auth.uid()) or app.in_session(id));
+create policy cs_i on reading.collaboration_sessions for insert to authenticated with check (created_by = (select auth.uid()));
+create policy cs_u on reading.collaboration_sessions for update to authenticated using (created_by = (select auth.uid()));
+create policy sp_r on reading.session_participants for select to authenticated using (user_id = (select auth.uid()) or app.in_session(session_id));
+create policy sp_i on reading.session_participants for insert to authenticated with check (user_id = (select auth.uid()));
+create policy sp_u on reading.session_participants for update to authenticated using (user_id = (select auth.uid())) with check (user_id = (select auth.uid()));
 alter publication supabase_realtime add table
   reading.user_presence, reading.activity_stream, reading.collaboration_sessions, reading.session_participants;
 

@@ -94,16 +94,16 @@ do $$ declare t text; begin
 end $$;
 create policy r on storymap.profiles for select to authenticated using (true);
 create policy r on storymap.tombstones for select to authenticated using (storymap.has_map_access(map_id));
-create policy r on storymap.story_maps for select to authenticated using (created_by = auth.uid() or storymap.has_map_access(id));
-create policy i on storymap.story_maps for insert to authenticated with check (created_by = auth.uid());
+create policy r on storymap.story_maps for select to authenticated using (created_by = (select auth.uid()) or storymap.has_map_access(id));
+create policy i on storymap.story_maps for insert to authenticated with check (created_by = (select auth.uid()));
 create policy u on storymap.story_maps for update to authenticated using (storymap.is_admin(id));
-create policy d on storymap.story_maps for delete to authenticated using (created_by = auth.uid());
+create policy d on storymap.story_maps for delete to authenticated using (created_by = (select auth.uid()));
 create policy r on storymap.collaborators for select to authenticated using (storymap.has_map_access(map_id));
 create policy w on storymap.collaborators for all to authenticated using (storymap.is_admin(map_id)) with check (storymap.is_admin(map_id));
-create policy leave on storymap.collaborators for delete to authenticated using (user_id = auth.uid());
+create policy leave on storymap.collaborators for delete to authenticated using (user_id = (select auth.uid()));
 create policy r on storymap.comments for select to authenticated using (storymap.has_map_access(map_id));
-create policy i on storymap.comments for insert to authenticated with check (author_id = auth.uid() and storymap.has_map_access(map_id));
-create policy d on storymap.comments for delete to authenticated using (author_id = auth.uid() or storymap.can_edit(map_id));
+create policy i on storymap.comments for insert to authenticated with check (author_id = (select auth.uid()) and storymap.has_map_access(map_id));
+create policy d on storymap.comments for delete to authenticated using (author_id = (select auth.uid()) or storymap.can_edit(map_id));
 alter publication supabase_realtime add table
   storymap.story_maps, storymap.collaborators, storymap.steps, storymap.releases, storymap.stories, storymap.comments;
 
@@ -160,10 +160,10 @@ select walcast.room('map:{mapId}', namespace => '/story-maps', join_event => 'ma
   capacity => 5, denied => 'Access denied to this map', pattern => '{"mapId": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"}');
 
 select walcast.command('story.create', table_name => 'storymap.stories', operation => 'insert', namespace => '/story-maps',
-  columns => '{map_id,step_id,release_id,title,description}', key_case => 'camel', required => '{mapId,title}',
+  columns => '{map_id,step_id,release_id,title,description}', required => '{mapId,title}',
   failed => 'CREATE_FAILED', failed_message => 'Failed to create story');
 select walcast.command('story.update', table_name => 'storymap.stories', operation => 'update', namespace => '/story-maps',
-  columns => '{title,description,status,size}', key_case => 'camel', required => '{id}',
+  columns => '{title,description,status,size}', ignores => '{map_id}', required => '{id}',
   version => 'updated_at', version_member => 'baseUpdatedAt',
   failed => 'UPDATE_FAILED', failed_message => 'Failed to update story');
 -- A null is "Unassigned"; what is not there stays.
@@ -184,7 +184,7 @@ select walcast.command('story.delete', table_name => 'storymap.stories', operati
   required => '{id}', failed => 'DELETE_FAILED', failed_message => 'Failed to delete story');
 
 select walcast.command('comment.create', table_name => 'storymap.comments', operation => 'insert', namespace => '/story-maps',
-  columns => '{story_id,content}', key_case => 'camel', required => '{storyId,content}',
+  columns => '{story_id,content}', ignores => '{map_id}', required => '{storyId,content}',
   failed => 'CREATE_FAILED', failed_message => 'Failed to create comment');
 select walcast.command('comment.delete', table_name => 'storymap.comments', operation => 'delete', namespace => '/story-maps',
   required => '{id}', failed => 'DELETE_FAILED', failed_message => 'Failed to delete comment');
@@ -219,7 +219,7 @@ end $$;
 select walcast.command('release.create', 'storymap.release_create(jsonb)', namespace => '/story-maps', required => '{mapId,name}',
   failed => 'CREATE_FAILED', failed_message => 'Failed to create release');
 select walcast.command('release.update', table_name => 'storymap.releases', operation => 'update', namespace => '/story-maps',
-  columns => '{name,description}', key_case => 'camel', required => '{id}', version => 'updated_at', version_member => 'baseUpdatedAt',
+  columns => '{name,description}', ignores => '{map_id}', required => '{id}', version => 'updated_at', version_member => 'baseUpdatedAt',
   failed => 'UPDATE_FAILED', failed_message => 'Failed to update release');
 select walcast.command('release.delete', table_name => 'storymap.releases', operation => 'delete', namespace => '/story-maps',
   required => '{id}', failed => 'DELETE_FAILED', failed_message => 'Failed to delete release');
@@ -228,7 +228,7 @@ select walcast.command('releases.reorder', 'storymap.releases_reorder(jsonb)', n
 select walcast.command('step.create', 'storymap.step_create(jsonb)', namespace => '/story-maps', required => '{mapId,name}',
   failed => 'CREATE_FAILED', failed_message => 'Failed to create step');
 select walcast.command('step.update', table_name => 'storymap.steps', operation => 'update', namespace => '/story-maps',
-  columns => '{name}', key_case => 'camel', required => '{id}', version => 'updated_at', version_member => 'baseUpdatedAt',
+  columns => '{name}', ignores => '{map_id}', required => '{id}', version => 'updated_at', version_member => 'baseUpdatedAt',
   failed => 'UPDATE_FAILED', failed_message => 'Failed to update step');
 select walcast.command('step.delete', table_name => 'storymap.steps', operation => 'delete', namespace => '/story-maps',
   required => '{id}', failed => 'DELETE_FAILED', failed_message => 'Failed to delete step');

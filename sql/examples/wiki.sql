@@ -26,8 +26,8 @@ do $$ declare t text; begin
     execute format('create policy r on wiki.%I for select to authenticated using (wiki.role_in(kb_id) is not null)', t);
     execute format($f$create policy w on wiki.%I for all to authenticated using (wiki.role_in(kb_id) >= %L) with check (wiki.role_in(kb_id) >= %L)$f$, t, case t when 'kb_members' then 'admin' else 'writer' end, case t when 'kb_members' then 'admin' else 'writer' end);
   end loop; end $$;
-create policy r on wiki.knowledge_bases for select to authenticated using (created_by = auth.uid() or wiki.role_in(id) is not null);
-create policy i on wiki.knowledge_bases for insert to authenticated with check (created_by = auth.uid());
+create policy r on wiki.knowledge_bases for select to authenticated using (created_by = (select auth.uid()) or wiki.role_in(id) is not null);
+create policy i on wiki.knowledge_bases for insert to authenticated with check (created_by = (select auth.uid()));
 alter publication supabase_realtime add table
   wiki.knowledge_bases, wiki.kb_members, wiki.nodes, wiki.edges;
 
@@ -53,15 +53,15 @@ select walcast.room('kb:{kbId}', namespace => '/wiki', join_event => 'kb.join', 
   capacity => 100, denied => 'Access denied to this knowledge base',
   pattern => '{"kbId": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"}');
 select walcast.command('node.create', table_name => 'wiki.nodes', operation => 'insert', namespace => '/wiki',
-  columns => '{kb_id,kind,title,body,properties}', key_case => 'camel', required => '{kbId,title}',
+  columns => '{kb_id,kind,title,body,properties}', required => '{kbId,title}',
   failed => 'CREATE_FAILED', failed_message => 'Failed to create node');
 select walcast.command('node.update', table_name => 'wiki.nodes', operation => 'update', namespace => '/wiki',
-  columns => '{kind,title,body,properties}', key_case => 'camel', required => '{id}', version => 'version', version_member => 'version',
+  columns => '{kind,title,body,properties}', ignores => '{kb_id}', required => '{id}', version => 'version', version_member => 'version',
   failed => 'UPDATE_FAILED', failed_message => 'Failed to update node');
 select walcast.command('node.delete', table_name => 'wiki.nodes', operation => 'delete', namespace => '/wiki', required => '{id}',
   failed => 'DELETE_FAILED', failed_message => 'Failed to delete node');
 select walcast.command('edge.create', table_name => 'wiki.edges', operation => 'insert', namespace => '/wiki',
-  columns => '{kb_id,source_id,target_id,relation}', key_case => 'camel', required => '{kbId,sourceId,targetId,relation}',
+  columns => '{kb_id,source_id,target_id,relation}', required => '{kbId,sourceId,targetId,relation}',
   failed => 'CREATE_FAILED', failed_message => 'Failed to create edge');
 select walcast.command('edge.delete', table_name => 'wiki.edges', operation => 'delete', namespace => '/wiki', required => '{id}',
   failed => 'DELETE_FAILED', failed_message => 'Failed to delete edge');

@@ -1,7 +1,8 @@
 -- walcast.command: makes an event of clients call a function, or write a row, as the user.
 -- in:     event · function (payload jsonb), which returns one value of any type · or table_name and operation, insert,
 --         update or delete (by the primary key, under its columns' names in the payload) · namespace, null: every one
---         · columns that a client may set · key_case: of payloads, camel, snake or as_is · version: a column that the
+--         · columns that a client may set · ignores: columns that may be in a payload, and are not set; of others it is
+--         refused · key_case: of payloads, camel, snake or as_is · version: a column that the
 --         row must still have as the payload's version_member says, if that is there · reply_event: the result goes
 --         to the caller as this event too · required: members of the payload that are there and not null · failed,
 --         failed_message: code and text where something unforeseen happens · denied: the message of
@@ -23,7 +24,8 @@ create or replace function walcast.command(
     required text[] default '{}',
     failed text default 'COMMAND_FAILED',
     failed_message text default 'The command failed',
-    denied text default null
+    denied text default null,
+    ignores text[] default '{}'
 )
 returns boolean
 language plpgsql
@@ -58,9 +60,9 @@ begin
     end if;
     if command.function is not null then
         if command.operation is not null or command.columns is not null or command.version is not null
-            or command.version_member is not null
+            or command.version_member is not null or pg_catalog.cardinality(command.ignores) > 0
         then
-            raise exception 'walcast.command: % calls a function: operation, columns and version are of tables', what
+            raise exception 'walcast.command: % calls a function: operation, columns, ignores and version are of tables', what
                 using errcode = '22023';
         end if;
     else
@@ -91,7 +93,9 @@ begin
         end if;
         perform walcast.check_mapping_columns(
             written.oid,
-            pg_catalog.array_remove(pg_catalog.array_append(command.columns, command.version), null),
+            pg_catalog.array_remove(
+                pg_catalog.array_append(command.columns || coalesce(command.ignores, '{}'), command.version), null
+            ),
             what
         );
         if exists (
@@ -150,7 +154,7 @@ begin
                     from pg_catalog.pg_attribute as a
                     where a.attrelid = written.oid and a.attnum > 0 and not a.attisdropped
                         and command.operation <> 'delete'
-                        and a.attname <> all (command.columns)
+                        and a.attname <> all (command.columns || coalesce(command.ignores, '{}'))
                         and not (
                             command.operation = 'update'
                             and exists (

@@ -19,7 +19,7 @@ use std::time::SystemTime;
 pub struct Claims {
     /// The Postgres role to decide as; one of the configured list.
     pub role: Arc<str>,
-    /// The `sub` claim, when it is a string.
+    /// The `sub` claim, or `userId` where there is none, when it is a string.
     pub subject: Option<Arc<str>>,
     /// The whole payload as JSON, what policies read as `request.jwt.claims`.
     pub json: Arc<str>,

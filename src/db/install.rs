@@ -377,7 +377,7 @@ const FUNCTIONS: &[(&str, &str)] = &[
     ),
     ("walcast.unroom(text, text)", include_str!("../../sql/functions/walcast.unroom.sql")),
     (
-        "walcast.command(text, text, text, text, text, text[], text, text, text, text, text[], text, text, text)",
+        "walcast.command(text, text, text, text, text, text[], text, text, text, text, text[], text, text, text, text[])",
         include_str!("../../sql/functions/walcast.command.sql"),
     ),
     ("walcast.uncommand(text, text)", include_str!("../../sql/functions/walcast.uncommand.sql")),

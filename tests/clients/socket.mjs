@@ -72,6 +72,16 @@ export class Applications extends Stage {
     return tab;
   }
 
+  /** Resolves once all that is committed by now has been told: whoever joins later hears none of it. */
+  async settle() {
+    const sub = uuid();
+    const watcher = await this.open({ sub }, { namespace: "/" });
+    await watcher.done("join", { topic: `user:${sub}` });
+    await this.query("select realtime.send('{}', 'settled', $1, true)", [`user:${sub}`]);
+    await watcher.next("settled");
+    watcher.close();
+  }
+
   /** Why a connection with these options is refused. */
   async refusal(options) {
     const tab = this.tab(undefined, options);

@@ -46,6 +46,7 @@ describe("story maps", () => {
       );
     }
     await story(map, storyId, "Pay");
+    await stage.settle();
     return map;
   };
   const story = ({ mapId, stepId, releaseId }, key, title) =>
@@ -254,6 +255,7 @@ describe("story maps", () => {
     const map = await world();
     const storyId = uuid();
     await story(map, storyId, "Gone");
+    await stage.settle();
     const [a, b] = [await join(map, alice), await join(map, bob)];
     await a.done("story.delete", { id: storyId, mapId: map.mapId });
     for (const tab of [a, b]) {
@@ -312,6 +314,7 @@ describe("story maps", () => {
         n,
       ]);
     }
+    await stage.settle();
     const [r1, r2, r3] = releases;
     const [a, b] = [await join(map, alice), await join(map, bob)];
     const from = b.mark;

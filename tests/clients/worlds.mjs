@@ -33,6 +33,7 @@ export function board(stage) {
       await sql("insert into tasks.tasks (id, project_id, title) values ($1, $2, 'Task')", [taskId, projectId]);
     }
     await member(ids.workspaceId, ben, "member");
+    await stage.settle();
     return { ...ids, own, ann, ben, eve };
   };
 
@@ -79,6 +80,7 @@ export function wiki(stage) {
     const people = { ann: { sub: uuid() }, ben: { sub: uuid() }, eve: { sub: uuid() } };
     const [kb, own] = [await base(people.ann), await base(people.eve)];
     await member(kb.kbId, people.ben, "writer");
+    await stage.settle();
     return { ...people, ...kb, own };
   };
 

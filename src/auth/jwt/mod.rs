@@ -62,6 +62,10 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
+/// Claims that may say who the bearer is, the first that is a string: that of the standard, and
+/// what many applications with tokens of their own have instead.
+const SUBJECT: [&str; 2] = ["sub", "userId"];
+
 /// Verifies tokens against the configured keys.
 ///
 /// When the settings give the URL of a key set, that set is empty until [`Self::keep_fresh`] runs;
@@ -241,7 +245,7 @@ impl Verifier {
         let expiry = u64::try_from(expiry).unwrap_or(0).min(EXPIRY_MAX);
         Ok(Claims {
             role: Arc::clone(role),
-            subject: claims.get("sub").and_then(Value::as_str).map(Arc::from),
+            subject: SUBJECT.iter().find_map(|name| claims.get(*name)?.as_str()).map(Arc::from),
             json: json.into(),
             expires_at: UNIX_EPOCH + Duration::from_secs(expiry),
         })

@@ -73,8 +73,6 @@ pub(super) struct Place {
     pub(super) asker: Asker,
     /// What it may hear is being looked at; and whether once more after that.
     renewing: Option<bool>,
-    /// Whether it may speak there; none: it was not asked.
-    speaks: Option<bool>,
     /// What it joined with.
     payload: Value,
 }
@@ -134,6 +132,9 @@ impl Client {
         };
         let packet = packet::connected(&client.who.namespace, &client.who.id, &client.who.private);
         let mut flow = around.send(&packet);
+        let Who { private, namespace, user, .. } = &*client.who;
+        let outbox = around.mailbox.outbox();
+        around.shared.recoveries.enter(private, namespace, user.as_deref(), outbox);
         for seat in seats {
             // Without a word: it did not ask for these now.
             let _ = client.sit_down(around, seat);
@@ -256,7 +257,8 @@ impl Client {
             let presence = Arc::clone(presence);
             self.show(around, asked, &presence)
         } else {
-            let text = format!("There is no event {event:?} here");
+            let shown: String = event.chars().take(100).collect();
+            let text = format!("There is no event {shown:?} here");
             self.refuse(around, &asked, Refused::new("UNKNOWN_EVENT", text))
         }
     }
@@ -371,10 +373,12 @@ impl Client {
         self.busy = true;
         let there: Vec<Arc<str>> = self.places.keys().map(Arc::clone).collect();
         let (who, mailbox) = (Arc::clone(&self.who), Arc::clone(around.mailbox));
+        let profile = Arc::clone(&self.profile);
         around.ask(|shared| {
             Box::pin(async move {
                 let Asked { payload, .. } = &asked;
-                let came = entrance::join(&shared, &who, &rooms, &there, payload, &mailbox).await;
+                let whose = (&who, &*profile);
+                let came = entrance::join(&shared, whose, &rooms, &there, payload, &mailbox).await;
                 Mail::Came(who.client, asked, came)
             })
         });
@@ -483,7 +487,6 @@ impl Client {
             grants: entered.grants,
             asker: std::mem::take(&mut seat.asker),
             renewing: None,
-            speaks: None,
             payload: std::mem::take(&mut seat.payload),
         };
         let mut first = false;
@@ -697,10 +700,13 @@ impl Client {
             around.shared.realtime.deadlines.remove(deadline);
         }
         let topics: Vec<Arc<str>> = self.places.keys().map(Arc::clone).collect();
-        if ending != Ending::Left {
+        if ending == Ending::Left {
+            around.shared.recoveries.leave(&self.who.private);
+        } else {
             let lost = Lost {
                 namespace: self.who.namespace.clone(),
                 user: self.who.user.clone(),
+                id: Arc::clone(&self.who.id),
                 topics: topics.clone(),
                 begins: self.who.begins.clone(),
             };
@@ -787,34 +793,11 @@ impl Client {
                 return self.refuse(around, &asked, refused);
             }
         };
-        let denied = |place: Option<&Place>| {
-            let room = place.and_then(|place| place.room.as_ref());
-            let text = room.and_then(|room| room.denied.clone()).map(|text| text.into_string());
-            let text = text.unwrap_or_else(|| "You are not in this room".to_owned());
-            Refused::new("ACCESS_DENIED", text)
-        };
-        let Some(place) = self.places.get(&topic) else {
-            return self.refuse(around, &asked, denied(None));
-        };
-        match place.speaks {
-            Some(true) => {}
-            Some(false) => return self.refuse(around, &asked, denied(Some(place))),
-            None => {
-                self.busy = true;
-                let (who, asker) = (Arc::clone(&self.who), place.asker.clone());
-                let doubts = place.occupancy.doubts();
-                around.ask(|shared| {
-                    Box::pin(async move {
-                        let joiner = &shared.realtime.joiner;
-                        let name = topic.strip_prefix("realtime:").unwrap_or(&topic);
-                        let grants =
-                            joiner.may_write(&asker, &who.claims, name, &who.headers).await;
-                        let speaks = grants.map(|grants| grants.broadcast);
-                        Mail::MayWrite(who.client, asked, topic, (doubts, speaks))
-                    })
-                });
-                return ControlFlow::Continue(());
-            }
+        // Its declaration lets whoever is in the room say this there. What may be broadcast in other
+        // words, as anybody, the room's policies say.
+        if !self.places.contains_key(&topic) {
+            let refused = Refused::new("ACCESS_DENIED", "You are not in this room");
+            return self.refuse(around, &asked, refused);
         }
         let told = Telling { client: self, around }.say(relay, &topic, &asked.payload);
         match told {
@@ -866,22 +849,6 @@ impl Client {
                 self.answered(around, &asked, reply.as_deref(), outcome)?;
                 self.go_on(around)
             }
-            Mail::MayWrite(_, asked, topic, (doubts, speaks)) => {
-                // An answer from before a doubt is none, and is asked for again.
-                if let Some(place) = self.places.get_mut(&topic)
-                    && place.occupancy.doubts() == doubts
-                {
-                    place.speaks = speaks;
-                }
-                if speaks.is_some() {
-                    // It is its turn still.
-                    self.waiting.push_front(asked);
-                } else {
-                    let text = "This cannot be decided now: try again";
-                    self.refuse(around, &asked, Refused::new("UNAVAILABLE", text))?;
-                }
-                self.go_on(around)
-            }
             Mail::Doubted(_, topic) => {
                 self.doubted(around, &topic);
                 ControlFlow::Continue(())
@@ -899,7 +866,6 @@ impl Client {
     /// What it may hear in a room is to be found out anew.
     fn doubted(&mut self, around: &mut Around<'_>, topic: &Arc<str>) {
         let Some(place) = self.places.get_mut(topic) else { return };
-        place.speaks = None;
         if let Some(again) = &mut place.renewing {
             *again = true;
             return;

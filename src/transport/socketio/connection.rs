@@ -42,8 +42,6 @@ pub(super) enum Mail {
     /// Whatever is to be done when its rooms are left, is.
     Left(u32, Asked, Result<(), Refused>),
     Answered(u32, Asked, Option<Box<str>>, Outcome),
-    /// How often the seat had been doubted before it was asked, and whether it may speak.
-    MayWrite(u32, Asked, Arc<str>, (u32, Option<bool>)),
     Doubted(u32, Arc<str>),
     Renewed(u32, Arc<str>, Renewed),
     Expired(u32),
@@ -313,7 +311,6 @@ impl Connection {
             Mail::Came(client, ..)
             | Mail::Left(client, ..)
             | Mail::Answered(client, ..)
-            | Mail::MayWrite(client, ..)
             | Mail::Doubted(client, ..)
             | Mail::Renewed(client, ..)
             | Mail::Expired(client)

@@ -386,10 +386,11 @@ fn unwrapped(frames: &[Bytes]) -> Vec<u8> {
     packets
 }
 
-/// Asks every client for a sign of life now and then, and ends those that give none.
+/// Asks every client for a sign of life now and then, and ends those that gave none since the last
+/// time.
 ///
-/// Sessions are in as many groups as a round has seconds, so that one task with one timer does for
-/// all of them.
+/// Connections are in as many groups as there are beats between two questions, so that one task with
+/// one timer does for all of them.
 #[derive(Debug)]
 pub(super) struct Heart(Mutex<Groups>);
 
@@ -397,7 +398,14 @@ pub(super) struct Heart(Mutex<Groups>);
 struct Groups {
     /// The group that is asked next.
     next: usize,
-    groups: Vec<Vec<Weak<Outbox>>>,
+    groups: Vec<Vec<Asked>>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    outbox: Weak<Outbox>,
+    /// When it was; none: never.
+    at: Option<Instant>,
 }
 
 /// Between two groups.
@@ -406,7 +414,8 @@ const BEAT: Duration = Duration::from_secs(1);
 impl Default for Heart {
     fn default() -> Self {
         let count = usize::try_from(PING_INTERVAL.as_secs()).unwrap_or(1).max(1);
-        Self(Mutex::new(Groups { next: 0, groups: vec![Vec::new(); count] }))
+        let groups = std::iter::repeat_with(Vec::new).take(count).collect();
+        Self(Mutex::new(Groups { next: 0, groups }))
     }
 }
 
@@ -416,29 +425,29 @@ impl Heart {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = inner.groups.len();
         let last = (inner.next + count - 1) % count;
-        inner.groups[last].push(Arc::downgrade(outbox));
+        inner.groups[last].push(Asked { outbox: Arc::downgrade(outbox), at: None });
     }
 
-    /// Asks one group, and ends those of another that did not answer in time.
-    fn beat(&self) {
-        let (asked, awaited) = {
+    /// Asks one group.
+    fn beat(&self, now: Instant) {
+        let asked: Vec<(Arc<Outbox>, Option<Instant>)> = {
             let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = inner.groups.len();
             let next = inner.next;
-            inner.next = (next + 1) % count;
-            inner.groups[next].retain(|outbox| outbox.strong_count() > 0);
-            let late = usize::try_from(PING_TIMEOUT.as_secs()).unwrap_or(0) % count;
-            (inner.groups[next].clone(), inner.groups[(next + count - late) % count].clone())
+            inner.next = (next + 1) % inner.groups.len();
+            let group = &mut inner.groups[next];
+            group.retain(|asked| asked.outbox.strong_count() > 0);
+            let ask = |asked: &mut Asked| Some((asked.outbox.upgrade()?, asked.at.replace(now)));
+            group.iter_mut().filter_map(ask).collect()
         };
-        for outbox in awaited.iter().filter_map(Weak::upgrade) {
-            if outbox.idle() > PING_TIMEOUT {
-                outbox.close(CloseReason::Idle);
-            }
-        }
         let ping = text_frame(b"2");
-        for outbox in asked.iter().filter_map(Weak::upgrade) {
-            // One that takes no more is closed by whoever finds that out.
-            let _ = outbox.send(ping.clone());
+        for (outbox, before) in asked {
+            let since = before.map(|before| now.saturating_duration_since(before));
+            if since.is_some_and(|since| since >= PING_TIMEOUT && outbox.idle() > since) {
+                outbox.close(CloseReason::Idle);
+            } else {
+                // One that takes no more is closed by whoever finds that out.
+                let _ = outbox.send(ping.clone());
+            }
         }
     }
 
@@ -447,7 +456,7 @@ impl Heart {
         let mut interval = tokio::time::interval(BEAT);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stop.run_until_cancelled(interval.tick()).await.is_some() {
-            self.beat();
+            self.beat(Instant::now());
         }
     }
 }
@@ -455,5 +464,50 @@ impl Heart {
 impl From<PacketError> for CloseReason {
     fn from(_: PacketError) -> Self {
         Self::Protocol("not a packet of Socket.IO 5")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_is_asked_once_a_round_and_nobody_ended_before_he_could_answer() {
+        let heart = Heart::default();
+        let rounds = heart.0.lock().unwrap().groups.len();
+        let outbox = outbox();
+        heart.add(&outbox);
+        let start = Instant::now();
+        for round in 0..3 {
+            for beat in 0..u32::try_from(rounds).unwrap() {
+                assert_eq!(outbox.fetch(100), [] as [Bytes; 0], "round {round}, beat {beat}");
+                heart.beat(start + PING_INTERVAL * round + BEAT * beat);
+            }
+            // However late the beats are, it was silent for less than that.
+            assert_eq!(outbox.closing(), None);
+            assert_eq!(outbox.fetch(100), [text_frame(b"2")]);
+        }
+    }
+
+    fn outbox() -> Arc<Outbox> {
+        Arc::new(Outbox::to_be_fetched(10_000))
+    }
+
+    #[test]
+    fn frames_are_unwrapped_for_one_answer() {
+        let long = "x".repeat(70_000);
+        let frames = [&b"2"[..], &b"42[\"a\"]"[..], "é".repeat(100).as_bytes(), long.as_bytes()]
+            .map(text_frame);
+        let packets = String::from_utf8(unwrapped(&frames)).unwrap();
+        let expected = ["2", "42[\"a\"]", &"é".repeat(100), &long].join("\u{1e}");
+        assert_eq!(packets, expected);
+        assert_eq!(unwrapped(&[Bytes::from_static(b"\x88\x00")]), b"");
+    }
+
+    #[test]
+    fn a_handshake_says_what_to_expect() {
+        let text = String::from_utf8(open_packet("id", true, 5)).unwrap();
+        let expected = r#"0{"sid":"id","upgrades":["websocket"],"pingInterval":25000,"pingTimeout":20000,"maxPayload":5}"#;
+        assert_eq!(text, expected);
     }
 }

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -159,11 +159,11 @@ pub(super) async fn admit(
     let json: Value = serde_json::from_str(&claims.json).map_err(|_| invalid())?;
     let user = profile.subject_of(&json);
     let counted = place_of_user(shared, user.as_deref())?;
-    let id: Arc<str> = new_id().into();
-    let lost = auth.pid.as_deref().and_then(|private| {
-        let now = Instant::now();
-        shared.recoveries.take(private, &namespace, user.as_deref(), now)
-    });
+    let lost = match auth.pid.as_deref() {
+        Some(private) => shared.recoveries.take_over(private, &namespace, user.as_deref()).await,
+        None => None,
+    };
+    let id = lost.as_ref().map_or_else(|| new_id().into(), |lost| Arc::clone(&lost.id));
     let (private, begins) = match &lost {
         // What it has heard of the past by its next loss, its offset says.
         Some(lost) => (auth.pid.as_deref().unwrap_or_default().into(), since(lost, &auth).into()),
@@ -236,7 +236,8 @@ async fn first_seats(
     for (room, named) in rooms {
         // Who may not be there is not there; he is told when he asks for it.
         if let Ok(mut seat) = enter(shared, who, named, since, mailbox).await {
-            seat.member = match room.as_ref().and_then(|room| room.member.as_ref()) {
+            let function = room.as_ref().and_then(|room| room.member.as_ref());
+            seat.member = match function.or(profile.member.as_ref()) {
                 Some(function) => {
                     let topic = seat.named.topic.sub_topic();
                     let Ok(member) = ask(shared, who, function, topic).await else { continue };
@@ -300,16 +301,23 @@ pub(super) enum Came {
 /// Takes a client into every room that an event of it names.
 pub(super) async fn join(
     shared: &SocketIo,
-    who: &Arc<Who>,
+    (who, profile): (&Arc<Who>, &Profile),
     rooms: &[Arc<Room>],
     there: &[Arc<str>],
     payload: &Value,
     mailbox: &Arc<Mailbox>,
 ) -> Vec<Came> {
-    let since = payload.get("since").and_then(Value::as_str);
+    let since = match payload.get("since") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(since)) => Some(&**since),
+        Some(_) => {
+            let refused = Refused::new("VALIDATION_FAILED", "since is not valid");
+            return vec![Came::Refused(refused)];
+        }
+    };
     let mut came = Vec::with_capacity(rooms.len());
     for room in rooms {
-        match join_one(shared, who, room, there, payload, since, mailbox).await {
+        match join_one(shared, (who, profile), room, there, payload, since, mailbox).await {
             Ok(Some(one)) => came.push(one),
             Ok(None) => {}
             Err(refused) => came.push(Came::Refused(refused)),
@@ -324,7 +332,7 @@ pub(super) async fn join(
 
 async fn join_one(
     shared: &SocketIo,
-    who: &Arc<Who>,
+    (who, profile): (&Arc<Who>, &Profile),
     room: &Arc<Room>,
     there: &[Arc<str>],
     payload: &Value,
@@ -353,7 +361,7 @@ async fn join_one(
         }
         refused
     })?;
-    if let Some(function) = &room.member {
+    if let Some(function) = room.member.as_ref().or(profile.member.as_ref()) {
         seat.member = Some(ask(shared, who, function, seat.named.topic.sub_topic()).await?);
     }
     seat.room = Some(Arc::clone(room));

@@ -13,8 +13,10 @@ use serde_json::value::RawValue;
 pub const SEPARATOR: u8 = 0x1e;
 /// Packets in one polling body.
 const PACKETS_MAX: usize = 256;
-/// Bytes of a namespace's name, and of an event's.
+/// Bytes of a namespace's name.
 pub const NAME_BYTES_MAX: usize = 255;
+/// Bytes of an event's name: more than any that is declared has.
+const EVENT_BYTES_MAX: usize = 4096;
 /// Arguments of one event.
 const ARGUMENTS_MAX: usize = 16;
 /// Digits of a number by which a client asks for an answer.
@@ -82,8 +84,8 @@ pub enum PacketError {
     /// Binary attachments are not supported: send JSON.
     #[error("binary attachments are not supported: send JSON")]
     Binary,
-    /// A name of more than 255 bytes.
-    #[error("a name of more than 255 bytes")]
+    /// A name that is too long.
+    #[error("a name that is too long")]
     LongName,
     /// An answer's number with too many digits.
     #[error("an answer's number with too many digits")]
@@ -174,7 +176,7 @@ fn event(text: &str) -> Result<Event<'_>, PacketError> {
     let array: Vec<&RawValue> = serde_json::from_str(text).map_err(|_| PacketError::Json)?;
     let (name, arguments) = array.split_first().ok_or(PacketError::NoName)?;
     let name: Cow<'_, str> = text_of(name).ok_or(PacketError::NoName)?;
-    if name.len() > NAME_BYTES_MAX {
+    if name.len() > EVENT_BYTES_MAX {
         return Err(PacketError::LongName);
     }
     if arguments.len() > ARGUMENTS_MAX {
@@ -325,7 +327,7 @@ mod tests {
         }
         let many = format!("2[\"a\"{}]", ",1".repeat(ARGUMENTS_MAX + 1));
         assert_eq!(packet(&many).unwrap_err(), PacketError::TooManyArguments);
-        let long = format!("2[\"{}\"]", "x".repeat(NAME_BYTES_MAX + 1));
+        let long = format!("2[\"{}\"]", "x".repeat(EVENT_BYTES_MAX + 1));
         assert_eq!(packet(&long).unwrap_err(), PacketError::LongName);
     }
 

@@ -1,14 +1,19 @@
 //! Clients that lost their connection and come back: which rooms they were in.
 //!
-//! In:     what a connection had when it was lost, by the private name that its client was told.
-//! Out:    the same, once, to the same user in the same namespace.
+//! In:     connections, by the private name that their clients were told; what each had when it was
+//!         lost.
+//! Out:    the same, once, to the same user in the same namespace; a connection whose client is back
+//!         before it was noticed to be lost, closed.
 //! Never:  rights: whoever comes back is asked about like anybody; more of the lost than a bound.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
+use tokio::sync::Notify;
+
+use crate::hub::outbox::{CloseReason, Outbox};
 
 /// How long somebody may be away.
 const AWAY_MAX: Duration = Duration::from_mins(2);
@@ -16,11 +21,20 @@ const AWAY_MAX: Duration = Duration::from_mins(2);
 /// How many are remembered; of more, those who left first are forgotten.
 const LOST_MAX: usize = 10_000;
 
+/// How long the connection of a client that is back already may take to close.
+const CLOSING_MAX: Duration = Duration::from_secs(2);
+
+/// Its client has another connection.
+const REPLACED: CloseReason =
+    CloseReason::Session { code: 4409, text: "another connection came in its place" };
+
 /// What a connection had.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Lost {
     pub(super) namespace: Box<str>,
     pub(super) user: Option<Box<str>>,
+    /// What it was called.
+    pub(super) id: Arc<str>,
     /// Full topics.
     pub(super) topics: Vec<Arc<str>>,
     /// What its client has everything up to, if it was told of nothing since it came.
@@ -29,33 +43,95 @@ pub(super) struct Lost {
 
 /// Those who may come back.
 #[derive(Debug, Default)]
-pub(super) struct Recoveries(Mutex<Inner>);
+pub(super) struct Recoveries {
+    inner: Mutex<Inner>,
+    /// One was lost.
+    lost: Notify,
+}
+
+#[derive(Debug)]
+struct Live {
+    namespace: Box<str>,
+    user: Option<Box<str>>,
+    outbox: Weak<Outbox>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
+    live: HashMap<Box<str>, Live>,
     lost: HashMap<Box<str>, (Instant, Lost)>,
     /// Names in the order in which they were lost.
     order: VecDeque<(Instant, Box<str>)>,
 }
 
 impl Recoveries {
-    /// Remembers one.
-    pub(super) fn remember(&self, name: &str, lost: Lost, now: Instant) {
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.forget(now, LOST_MAX - 1);
-        inner.order.push_back((now, name.into()));
-        inner.lost.insert(name.into(), (now, lost));
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a client that shows this name had, unless it was somebody else's.
-    pub(super) fn take(
+    /// A client has this connection.
+    pub(super) fn enter(
         &self,
         name: &str,
         namespace: &str,
         user: Option<&str>,
-        now: Instant,
+        outbox: &Arc<Outbox>,
+    ) {
+        let (namespace, user) = (namespace.into(), user.map(Into::into));
+        let live = Live { namespace, user, outbox: Arc::downgrade(outbox) };
+        self.inner().live.insert(name.into(), live);
+    }
+
+    /// It left, and is not coming back.
+    pub(super) fn leave(&self, name: &str) {
+        self.inner().live.remove(name);
+    }
+
+    /// Remembers one that is lost.
+    pub(super) fn remember(&self, name: &str, lost: Lost, now: Instant) {
+        {
+            let mut inner = self.inner();
+            inner.live.remove(name);
+            inner.forget(now, LOST_MAX - 1);
+            inner.order.push_back((now, name.into()));
+            inner.lost.insert(name.into(), (now, lost));
+        }
+        self.lost.notify_waiters();
+    }
+
+    /// The same as [`Self::take`]; of a connection that is not known to be lost, once it is closed.
+    pub(super) async fn take_over(
+        &self,
+        name: &str,
+        namespace: &str,
+        user: Option<&str>,
     ) -> Option<Lost> {
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let closing = async {
+            loop {
+                let told = self.lost.notified();
+                let mut told = std::pin::pin!(told);
+                told.as_mut().enable();
+                if let Some(lost) = self.take(name, namespace, user, Instant::now()) {
+                    return Some(lost);
+                }
+                let outbox = {
+                    let inner = self.inner();
+                    let live = inner.live.get(name)?;
+                    if *live.namespace != *namespace || live.user.as_deref() != user {
+                        return None;
+                    }
+                    live.outbox.upgrade()
+                };
+                outbox?.close(REPLACED);
+                told.await;
+            }
+        };
+        tokio::time::timeout(CLOSING_MAX, closing).await.ok().flatten()
+    }
+
+    /// What a client that shows this name had, unless it was somebody else's.
+    fn take(&self, name: &str, namespace: &str, user: Option<&str>, now: Instant) -> Option<Lost> {
+        let mut inner = self.inner();
         inner.forget(now, LOST_MAX);
         let (_, lost) = inner.lost.get(name)?;
         if *lost.namespace != *namespace || lost.user.as_deref() != user {
@@ -87,6 +163,7 @@ mod tests {
         Lost {
             namespace: "/a".into(),
             user: Some(user.into()),
+            id: "id".into(),
             topics: vec!["realtime:map:1".into()],
             begins: "b".into(),
         }
@@ -112,7 +189,7 @@ mod tests {
         }
         assert_eq!(recoveries.take("0", "/a", Some("u"), now), None);
         assert_eq!(recoveries.take("1", "/a", Some("u"), now), Some(lost("u")));
-        let inner = recoveries.0.lock().unwrap();
+        let inner = recoveries.inner();
         assert!(inner.lost.len() < LOST_MAX && inner.order.len() <= LOST_MAX);
     }
 }
