@@ -60,6 +60,10 @@ pub const DATABASE_BROADCASTS: &str = "walcast_database_broadcasts_total";
 pub const REST_REQUESTS: &str = "walcast_rest_requests_total";
 /// Seconds from the head of such a request to that of its answer.
 pub const REST_SECONDS: &str = "walcast_rest_seconds";
+/// Commands of Socket.IO's clients, by [`RESULT`]: `ok`, `refused`, or `unavailable` where Postgres was.
+pub const COMMANDS: &str = "walcast_commands_total";
+/// Seconds from such a command to its answer, the way of its commit through the log included.
+pub const COMMAND_SECONDS: &str = "walcast_command_seconds";
 /// Frames offered to subscribers.
 pub const DELIVERIES: &str = "walcast_deliveries_total";
 /// Members of rooms whose right to be there was looked at again.
@@ -292,6 +296,8 @@ fn describe() {
     describe_counter!(BROADCAST_REQUESTS, "HTTP requests to broadcast, by result.");
     describe_counter!(REST_REQUESTS, "HTTP requests for rows, by result.");
     describe_histogram!(REST_SECONDS, Unit::Seconds, "HTTP requests for rows.");
+    describe_counter!(COMMANDS, "Commands of Socket.IO's clients, by result.");
+    describe_histogram!(COMMAND_SECONDS, Unit::Seconds, "Commands of Socket.IO's clients.");
     describe_counter!(DATABASE_BROADCASTS, "Broadcasts from the database, by result.");
     describe_counter!(DELIVERIES, "Frames offered to subscribers.");
     describe_counter!(DOUBTED, "Members of rooms asked about anew, because rows changed.");

@@ -18,7 +18,7 @@ mod table;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -36,6 +36,7 @@ use crate::profile::{Command, Function, Operation, Run, TableWrite};
 use crate::rest::problem::Problem;
 use crate::rest::run::{Context, Demand, Done, EVERY_PICTURE, Failure, Job, Key, Runner};
 use crate::rest::sql::{Sql, Statement};
+use crate::telemetry;
 
 pub use refused::Refused;
 
@@ -144,7 +145,16 @@ impl Commander {
 
     /// Runs a command, and waits until it is known where in the log it is.
     pub async fn run(&self, call: Call<'_>) -> Outcome {
-        match self.command(&call).await {
+        let begun = Instant::now();
+        let outcome = self.command(&call).await;
+        let result = match &outcome {
+            Ok(_) => "ok",
+            Err(refused) if refused.code == refused::UNAVAILABLE => "unavailable",
+            Err(_) => "refused",
+        };
+        metrics::counter!(telemetry::COMMANDS, telemetry::RESULT => result).increment(1);
+        metrics::histogram!(telemetry::COMMAND_SECONDS).record(begun.elapsed());
+        match outcome {
             Ok(done) => done,
             Err(refused) => {
                 debug!(event = &*call.command.event, code = &*refused.code, "a command is refused");

@@ -11,6 +11,9 @@ use serde_json::value::RawValue;
 use super::members::Ordered;
 use crate::rest::problem::Problem;
 
+/// Where Postgres does not answer.
+pub(super) const UNAVAILABLE: &str = "UNAVAILABLE";
+
 /// Why nothing was done.
 #[derive(Debug)]
 pub struct Refused {
@@ -118,7 +121,7 @@ pub(super) fn of(problem: &Problem, words: &Words<'_>) -> Refused {
 }
 
 fn unavailable() -> Refused {
-    Refused::new("UNAVAILABLE", "The database does not answer: try again")
+    Refused::new(UNAVAILABLE, "The database does not answer: try again")
 }
 
 /// Bytes of a code that a function gives.

@@ -169,6 +169,11 @@ pub(super) fn renamed(write: &TableWrite, row: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
     use super::*;
     use crate::mapping::KeyCase;
     use crate::profile::Relation;
@@ -222,6 +227,36 @@ mod tests {
             (Operation::Delete, "{}", "id is required"),
         ] {
             assert_eq!(made(operation, payload).unwrap_err(), expected, "{payload}");
+        }
+    }
+
+    proptest! {
+        /// Of whatever values, the text is the same, and parameters are JSON.
+        #[test]
+        fn no_value_is_in_the_text(
+            members in proptest::collection::btree_map(
+                "(id|title|stepId|mapId|baseUpdatedAt|x)", ".{0,9}", 0..6,
+            ),
+        ) {
+            let raw = |members| {
+                RawValue::from_string(serde_json::to_string(members).unwrap()).unwrap()
+            };
+            let same: BTreeMap<_, _> = members.keys().map(|name| (name, "v")).collect();
+            let (payload, same) = (raw(&json!(members)), raw(&json!(same)));
+            let (members, same) = (Members::read(&payload).unwrap(), Members::read(&same).unwrap());
+            for operation in [Operation::Insert, Operation::Update, Operation::Delete] {
+                let write = table(operation);
+                let made = |members| statement(&write, &["mapId".into()], members).ok();
+                let (ours, other) = (made(&members), made(&same));
+                prop_assert_eq!(ours.is_some(), other.is_some());
+                let ours = ours.into_iter().chain([look(&write, &members)]);
+                for (one, two) in ours.zip(other.into_iter().chain([look(&write, &same)])) {
+                    prop_assert_eq!(one.text, two.text);
+                    for parameter in one.parameters.iter().flatten() {
+                        prop_assert!(serde_json::from_slice::<serde_json::Value>(parameter).is_ok());
+                    }
+                }
+            }
         }
     }
 
