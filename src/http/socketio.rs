@@ -1,4 +1,4 @@
-//! Requests of Socket.IO clients: handshakes, polls, posts and WebSockets at one path.
+//! Requests of Socket.IO clients: handshakes, polls, posts and sockets at one path.
 //!
 //! In:     `/socket.io/?EIO=4&transport=…[&sid=…]`.
 //! Out:    answers of Engine.IO; 101 and a running socket.
@@ -57,14 +57,12 @@ pub(super) async fn answer<A: Admit>(
     }
     let wanted = Wanted { transport: value("transport"), session: value("sid") };
     match (wanted.transport, request.method()) {
-        (Some("websocket"), &Method::GET) => {
-            open(&service, &socketio, wanted.session, request).await
-        }
+        (Some("websocket"), &Method::GET) => open(&service, &socketio, wanted.session, request),
         // Only browsers without cross-origin requests ever wanted scripts instead.
         (Some("polling"), _) if value("j").is_some() => response(Answer::BAD),
         (Some("polling"), &Method::GET) => match wanted.session {
             Some(session) => response(socketio.poll(session).await),
-            None => begin(&service, &socketio, request).await,
+            None => begin(&service, &socketio, request),
         },
         (Some("polling"), &Method::POST) => match wanted.session {
             Some(session) => response(post(&service, &socketio, session, request).await),
@@ -76,11 +74,7 @@ pub(super) async fn answer<A: Admit>(
 }
 
 /// A new session that polls.
-async fn begin<A: Admit>(
-    service: &Service<A>,
-    socketio: &Arc<SocketIo>,
-    request: Request,
-) -> Response {
+fn begin<A: Admit>(service: &Service<A>, socketio: &Arc<SocketIo>, request: Request) -> Response {
     let (parts, _body) = request.into_parts();
     let Some(place) = service.connections.reserve() else { return crowded() };
     let Some(place) = place.of(service.gate.address(&parts)) else { return crowded_out() };
@@ -90,7 +84,7 @@ async fn begin<A: Admit>(
 }
 
 /// A WebSocket: a session of its own, or the way on of one that polls.
-async fn open<A: Admit>(
+fn open<A: Admit>(
     service: &Service<A>,
     socketio: &Arc<SocketIo>,
     session: Option<&str>,
@@ -104,15 +98,12 @@ async fn open<A: Admit>(
     };
     let Some(place) = service.connections.reserve() else { return crowded() };
     let Some(place) = place.of(service.gate.address(&parts)) else { return crowded_out() };
-    match session {
-        Some(session) => {
-            let Some(start) = socketio.upgrade(session) else { return response(Answer::UNKNOWN) };
-            place.upgrade(upgraded(parts), start);
-        }
-        None => {
-            let start = socketio.open(&parts);
-            place.upgrade(upgraded(parts), start);
-        }
+    if let Some(session) = session {
+        let Some(start) = socketio.upgrade(session) else { return response(Answer::UNKNOWN) };
+        place.upgrade(upgraded(parts), start);
+    } else {
+        let start = socketio.open(&parts);
+        place.upgrade(upgraded(parts), start);
     }
     switching_protocols(&accept)
 }

@@ -81,6 +81,6 @@ mod tests {
         headers.append(header::IF_NONE_MATCH, HeaderValue::from_static(r#"W/"a", "b""#));
         headers.append(header::IF_NONE_MATCH, HeaderValue::from_static("*"));
         assert_eq!(known(&headers), [r#""a""#, r#""b""#, "*"]);
-        assert_eq!(known(&HeaderMap::new()), [] as [&str; 0]);
+        assert!(known(&HeaderMap::new()).is_empty());
     }
 }

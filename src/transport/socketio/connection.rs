@@ -267,7 +267,7 @@ impl Connection {
         self.around().ask(|shared| {
             Box::pin(async move {
                 let admitted = entrance::admit(&shared, &shown, wanted).await;
-                let admitted = admitted.map(Box::new).map_err(|text| text.into());
+                let admitted = admitted.map(Box::new).map_err(Into::into);
                 Mail::Admitted(client, admitted)
             })
         });

@@ -179,9 +179,7 @@ impl Polled {
             self.told.notify_one();
             if let Some(reason) = self.outbox.closing() {
                 // With its subscriptions: nothing comes after this.
-                if self.peer().take().is_none() {
-                    return None;
-                }
+                self.peer().take()?;
                 self.told.notify_one();
                 let _ = timeout(FAREWELL, self.parted.notified()).await;
                 self.outbox.shut_down();
@@ -335,7 +333,7 @@ impl Peer for Socket {
                 self.0 = Kind::Live(connection);
                 Some(outbox)
             }
-            kind => {
+            kind @ (Kind::Live(_) | Kind::Trial { .. } | Kind::Over) => {
                 self.0 = kind;
                 None
             }
@@ -480,7 +478,7 @@ mod tests {
         let start = Instant::now();
         for round in 0..3 {
             for beat in 0..u32::try_from(rounds).unwrap() {
-                assert_eq!(outbox.fetch(100), [] as [Bytes; 0], "round {round}, beat {beat}");
+                assert!(outbox.fetch(100).is_empty(), "round {round}, beat {beat}");
                 heart.beat(start + PING_INTERVAL * round + BEAT * beat);
             }
             // However late the beats are, it was silent for less than that.

@@ -86,7 +86,8 @@ pub(super) struct Admitted {
     pub(super) seats: Vec<Seat>,
     /// In which its user's presence is told.
     pub(super) hearers: Vec<RoomName>,
-    pub(super) _user: Option<UserPlace>,
+    /// Counts it among the connections of its user.
+    pub(super) counted: Option<UserPlace>,
 }
 
 /// A seat in a room.
@@ -144,7 +145,7 @@ pub(super) async fn admit(
     let (Some(profile), Some(format)) = (profile, format(&namespace)) else {
         return Err("Invalid namespace".into());
     };
-    let auth = auth.as_deref().map(RawValue::get).unwrap_or("{}");
+    let auth = auth.as_deref().map_or("{}", RawValue::get);
     let auth: Auth<'_> = serde_json::from_str(auth).unwrap_or_default();
     let places = profile.token_from.iter().map(|place| match place {
         TokenPlace::Auth => auth.token.as_deref(),
@@ -191,7 +192,7 @@ pub(super) async fn admit(
     if who.claims.expires_at <= SystemTime::now() {
         return Err(invalid());
     }
-    Ok(Admitted { who, profile, seats, hearers, _user: counted })
+    Ok(Admitted { who, profile, seats, hearers, counted })
 }
 
 /// How far a client that comes back has come.

@@ -95,7 +95,7 @@ fn broadcast(namespace: &str, said: &Broadcast, cursor: Option<Cursor>) -> Optio
     };
     let meta = meta.unwrap_or_else(|| "{}".to_owned());
     let cursor = cursor.map(|cursor| format!("\"{cursor}\""));
-    let cursor = cursor.as_ref().map(|cursor| cursor.as_bytes());
+    let cursor = cursor.as_ref().map(String::as_bytes);
     let renamed = RESERVED.contains(&&*name).then(|| {
         let payload = String::from_utf8_lossy(payload);
         let name = serde_json::to_string(&name).unwrap_or_default();

@@ -162,7 +162,11 @@ impl Online {
         let Some(function) = &self.presence.write else { return };
         let mut written = match payload {
             Value::Object(payload) => payload.clone(),
-            _ => serde_json::Map::new(),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_) => serde_json::Map::new(),
         };
         written.insert("status".into(), status.into());
         write(Arc::clone(shared), Arc::clone(who), function.clone(), written.into());
