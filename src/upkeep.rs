@@ -149,6 +149,8 @@ pub async fn watch_server(watched: Watched, shutdown: CancellationToken) {
         };
         guardian.look_for_orphans(&mut client).await;
         let logins = &watched.logins;
+        // Somebody may have changed one login after the other was put right.
+        let missing = watched.status.refused.swap(false, Ordering::Relaxed) || missing;
         if missing && !logins.made().is_empty() {
             match logins.ensure().await {
                 Ok(()) => info!("logins that were dropped or changed are made again"),

@@ -105,6 +105,8 @@ pub struct Status {
     pub attached: AtomicBool,
     /// A batch is held because Postgres did not answer.
     pub held: AtomicBool,
+    /// The server did not let the replication login in, and nobody has seen to that since.
+    pub refused: AtomicBool,
     /// The server answered when it was last asked how it is.
     pub answers: AtomicBool,
     /// How often tables, types or functions may have changed: counted once such a commit can be
@@ -334,6 +336,9 @@ impl Feed {
             let state = state_after(&error);
             let repeated = self.status.slot().0 == state;
             self.status.set_slot(state, error.to_string());
+            if matches!(error, wal::Error::LoginRefused(_)) {
+                self.status.refused.store(true, Ordering::Relaxed);
+            }
             match error {
                 wal::Error::Disconnected(_)
                 | wal::Error::SlotBusy { .. }
