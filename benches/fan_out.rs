@@ -255,11 +255,9 @@ fn mapped(runtime: &Runtime) -> serde_json::Value {
     for _ in 0..ROUNDS {
         if let Some((node, load)) = &mut node {
             for (place, batch, window) in [(0, BATCH, WINDOW), (3, 1, 1), (6, 1, SINGLE_WINDOW)] {
-                runs[place].push(
-                    load.measure(SUBSCRIBERS, batch, window, &mut |messages| {
-                        node.publish(messages)
-                    }),
-                );
+                runs[place].push(load.measure(SUBSCRIBERS, batch, window, &mut |messages| {
+                    node.publish(messages);
+                }));
             }
         }
         for (place, (map, load)) in walcast.iter_mut().enumerate() {

@@ -392,9 +392,10 @@ async fn examples_are_made_once_and_shown_with_tokens_of_their_users() {
 
 #[tokio::test]
 async fn an_example_that_is_not_known_is_refused_with_those_that_are() {
+    type Given<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)]);
     let home = Home::new("unknown");
     let directory = home.path.to_str().unwrap();
-    let given: [(&[&str], &[(&str, &str)]); 3] = [
+    let given: [Given<'_>; 3] = [
         (&["dev", "--example", "chat"], &[("WALCAST_DATA_DIR", directory)]),
         (&["dev", "--example", "wiki,chat"], &[("WALCAST_DATA_DIR", directory)]),
         (&["dev"], &[("WALCAST_DATA_DIR", directory), ("WALCAST_EXAMPLE", "wiki,chat")]),
