@@ -25,7 +25,7 @@ export const BIN =
   process.env.WALCAST_BIN ?? fileURLToPath(new URL("../../target/debug/walcast", import.meta.url));
 
 /** Longest wait for anything; a reconnecting client pauses 1, 2, 5 and 10 s between attempts. */
-export const DEADLINE_MS = 60_000;
+export const DEADLINE_MS = 120_000;
 
 export const ALICE = "00000000-0000-4000-8000-00000000000a";
 export const BOB = "00000000-0000-4000-8000-00000000000b";
