@@ -8,7 +8,7 @@
 //! wire format in the room, whoever many get it. Each room has a lock of its own: a crowded one
 //! does not hold up the others.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -99,7 +99,7 @@ struct Member {
     expires_at: u64,
     replay: Option<Box<Replay>>,
     /// Newer claims are being looked at; what comes after the older ones expired waits here.
-    late: Option<Box<Waiting<()>>>,
+    late: Option<Box<Waiting<Option<Heard>>>>,
     /// How often its right to be here was doubted: an answer from before is none.
     doubts: u32,
     connection_id: Option<Arc<str>>,
@@ -107,9 +107,25 @@ struct Member {
     past: Option<Box<Past>>,
 }
 
+/// Whether somebody has heard what waits for him in several rooms.
+type Heard = Arc<AtomicBool>;
+
+/// Whose turn it is, of what is said in several rooms.
+#[derive(Debug, Default)]
+enum Turn {
+    /// It is said in one.
+    #[default]
+    Only,
+    /// Who hears it now. Whether for some it has to wait.
+    First(bool),
+    /// Who has not heard it anywhere, and may hear it later: in whichever room lets him first.
+    Last(HashMap<(usize, u8), Heard>),
+}
+
 /// Whom a broadcast passes over.
 #[derive(Debug, Default)]
 struct Except<'a> {
+    turn: Turn,
     /// The member with this number.
     member: Option<u64>,
     /// The connection that calls itself this.
@@ -121,6 +137,24 @@ struct Except<'a> {
 }
 
 impl Except<'_> {
+    /// Whether it is not a member's turn.
+    fn puts_off(&mut self, is_late: bool) -> bool {
+        match &mut self.turn {
+            Turn::Only => false,
+            Turn::First(some_are_late) => {
+                *some_are_late |= is_late;
+                is_late
+            }
+            Turn::Last(_) => !is_late,
+        }
+    }
+
+    /// By what a member's rooms know that it has heard something.
+    fn heard(&mut self, member: &Member, format: u8) -> Option<Heard> {
+        let Turn::Last(waiting) = &mut self.turn else { return None };
+        Some(Arc::clone(waiting.entry(member.connection(format)).or_default()))
+    }
+
     /// Whether a member is one of them. It is counted as one from now on.
     fn takes(&mut self, member: &Member, format: u8) -> bool {
         self.member == Some(member.number)
@@ -128,7 +162,10 @@ impl Except<'_> {
             || self.heard.as_mut().is_some_and(|heard| {
                 // Whoever is not owed it here may be owed it in another room.
                 let is_owed = self.place.is_none_or(|place| member.subscriber.is_owed(place));
-                !is_owed || !heard.insert((Arc::as_ptr(member.subscriber.outbox()).addr(), format))
+                let connection = member.connection(format);
+                let is_last = matches!(self.turn, Turn::Last(_));
+                !is_owed
+                    || if is_last { heard.contains(&connection) } else { !heard.insert(connection) }
             })
     }
 }
@@ -337,14 +374,21 @@ impl Rooms {
         let Told { rooms, what, except, place, cursor } = told;
         let heard = (rooms.len() > 1).then(HashSet::new);
         let (connection, place) = (except.as_deref(), Some(*place));
-        let mut except = Except { member: None, connection, heard, place };
+        let turn = if rooms.len() > 1 { Turn::First(false) } else { Turn::Only };
+        let mut except = Except { turn, member: None, connection, heard, place };
         let mut delivered = 0;
-        for name in rooms {
-            let room = locked(&self.open).get(name).map(Arc::clone);
-            let say = |room: Arc<Room>| room.broadcast(what, Some(*cursor), &mut except, dirty);
-            delivered += room.map_or(0, say);
+        loop {
+            for name in rooms {
+                let room = locked(&self.open).get(name).map(Arc::clone);
+                let say = |room: Arc<Room>| room.broadcast(what, Some(*cursor), &mut except, dirty);
+                delivered += room.map_or(0, say);
+            }
+            // What waits in one room, and may come to nothing, was perhaps heard in another.
+            if !matches!(except.turn, Turn::First(true)) {
+                return delivered;
+            }
+            except.turn = Turn::Last(HashMap::new());
         }
-        delivered
     }
 }
 
@@ -363,9 +407,15 @@ impl Room {
         for group in &mut locked(&self.inner).groups {
             let mut frame = None;
             for member in &mut group.members {
-                if !member.hears || !member.takes(now) || except.takes(member, group.format.id) {
+                let (is_late, format) = (member.is_late(now), group.format.id);
+                if !member.hears
+                    || !member.takes(now)
+                    || except.puts_off(is_late)
+                    || except.takes(member, format)
+                {
                     continue;
                 }
+                let heard = except.heard(member, format);
                 if frame.is_none() {
                     frame = (group.format.broadcast)(
                         group.format.namespace,
@@ -378,10 +428,10 @@ impl Room {
                 let Some(frame) = &frame else { break };
                 delivered += 1;
                 match member.replay.as_deref_mut() {
-                    None => member.say(frame, stands, now, dirty),
+                    None => member.say(frame, heard, stands, now, dirty),
                     Some(Replay::Sent(ids)) => {
                         if !broadcast.id().is_some_and(|id| ids.iter().any(|sent| **sent == *id)) {
-                            member.say(frame, stands, now, dirty);
+                            member.say(frame, heard, stands, now, dirty);
                         }
                     }
                     Some(Replay::Waiting(frames)) => {
@@ -406,7 +456,7 @@ impl Room {
                 for member in members.iter_mut().filter(|m| m.watches && m.takes(now)) {
                     let make = || (format.push)(&self.name.topic, "presence_diff", &diff);
                     let frame = frame.get_or_insert_with(make);
-                    member.tell(frame, now, dirty);
+                    member.tell(frame, None, now, dirty);
                 }
             }
         }
@@ -481,10 +531,21 @@ impl Member {
         now < self.expires_at || self.late.is_some()
     }
 
-    /// Offers a frame, or keeps it until newer claims were looked at.
-    fn tell(&mut self, frame: &Bytes, now: u64, dirty: &mut DirtyList) {
+    /// Whether what it is told waits until newer claims were looked at.
+    fn is_late(&self, now: u64) -> bool {
+        self.late.is_some() && now >= self.expires_at
+    }
+
+    /// Which connection hears it, in which format.
+    fn connection(&self, format: u8) -> (usize, u8) {
+        (Arc::as_ptr(self.subscriber.outbox()).addr(), format)
+    }
+
+    /// Offers a frame, or keeps it until newer claims were looked at, and `heard` says that it was
+    /// not heard elsewhere.
+    fn tell(&mut self, frame: &Bytes, heard: Option<Heard>, now: u64, dirty: &mut DirtyList) {
         match &mut self.late {
-            Some(late) if now >= self.expires_at => late.push((), frame.clone()),
+            Some(late) if now >= self.expires_at => late.push(heard, frame.clone()),
             Some(_) | None => self.offer(std::slice::from_ref(frame), dirty),
         }
     }
@@ -502,12 +563,21 @@ impl Member {
     }
 
     /// The same for a broadcast, which waits while the channel catches up if it came through the log.
-    fn say(&mut self, frame: &Bytes, cursor: Option<Cursor>, now: u64, dirty: &mut DirtyList) {
-        let Some(Cursor { place, .. }) = cursor else { return self.tell(frame, now, dirty) };
-        if self.late.is_some() && now >= self.expires_at {
+    fn say(
+        &mut self,
+        frame: &Bytes,
+        heard: Option<Heard>,
+        cursor: Option<Cursor>,
+        now: u64,
+        dirty: &mut DirtyList,
+    ) {
+        let Some(Cursor { place, .. }) = cursor else {
+            return self.tell(frame, heard, now, dirty);
+        };
+        if self.is_late(now) {
             // Of a channel that is behind, the claims that decide are those it has when it comes there.
             if !self.subscriber.lets_go() {
-                self.tell(frame, now, dirty);
+                self.tell(frame, heard, now, dirty);
             }
         } else if self.subscriber.offer_said(frame, place) {
             dirty.push(self.subscriber.outbox());
@@ -576,7 +646,12 @@ impl Occupancy {
             if let Some(mut late) = member.late.take()
                 && (hears || !member.hears)
             {
-                let late: Vec<Bytes> = late.take().into_iter().map(|((), frame)| frame).collect();
+                let late = late.take().into_iter();
+                let is_new = |heard: &Option<Heard>| {
+                    heard.as_ref().is_none_or(|heard| !heard.swap(true, Ordering::AcqRel))
+                };
+                let late = late.filter(|(heard, _)| is_new(heard)).map(|(_, frame)| frame);
+                let late: Vec<Bytes> = late.collect();
                 member.offer(&late, dirty);
             }
             member.hears = hears;

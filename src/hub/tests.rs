@@ -778,6 +778,55 @@ fn who_is_doubted_hears_nothing_until_that_is_answered() {
     assert_eq!(subscriber.waiting().len(), 1);
 }
 
+/// An event of two rooms, both of one connection: what it hears when the rooms that are `doubted` are
+/// answered with whether it may stay.
+#[track_caller]
+fn heard_of_two_rooms(doubted: &[(&str, bool)], at_once: usize, in_the_end: usize) {
+    let hub = Arc::new(Hub::default());
+    let later = SystemTime::now() + Duration::from_mins(1);
+    let outbox = outbox();
+    let private =
+        |topic: &str| RoomName { topic: format!("realtime:{topic}").into(), private: true };
+    let mut members: Vec<_> = ["a", "b"]
+        .map(|topic| {
+            let entrant = Entrant { expires_at: later, ..entrant(&outbox, 0) };
+            let subscriber = Arc::clone(&entrant.subscriber);
+            (topic, Some(hub.enter(&private(topic), entrant)), subscriber)
+        })
+        .into();
+    hub.doubt(|topic| doubted.iter().any(|(doubted, _)| *doubted == topic));
+    let cursor = Cursor { place: Place::ZERO, epoch: Epoch::default() };
+    let (what, place) = (said(10), Place::after(Lsn::new(1)));
+    let rooms = ["a", "b"].map(private).into();
+    hub.publish(&[Outgoing::Told(super::Told { rooms, what, except: None, place, cursor })]);
+    let count = |members: &[(&str, Option<Occupancy>, Arc<Subscriber>)]| {
+        members.iter().map(|(_, _, member)| member.waiting().len()).sum::<usize>()
+    };
+    assert_eq!(count(&members), at_once, "{doubted:?}");
+    for (topic, stays) in doubted {
+        let (_, place, _) = members.iter_mut().find(|(known, ..)| known == topic).unwrap();
+        if *stays {
+            let place = place.as_ref().unwrap();
+            place.renew(true, later, place.doubts(), &mut DirtyList::default());
+        } else {
+            *place = None;
+        }
+    }
+    assert_eq!(count(&members), in_the_end, "{doubted:?}");
+}
+
+#[test]
+fn an_event_of_several_rooms_is_heard_once_in_whichever_lets_its_hearer_stay() {
+    heard_of_two_rooms(&[], 1, 1);
+    heard_of_two_rooms(&[("a", true)], 1, 1);
+    heard_of_two_rooms(&[("a", false)], 1, 1);
+    heard_of_two_rooms(&[("b", false)], 1, 1);
+    heard_of_two_rooms(&[("a", true), ("b", true)], 0, 1);
+    heard_of_two_rooms(&[("a", false), ("b", true)], 0, 1);
+    heard_of_two_rooms(&[("b", true), ("a", false)], 0, 1);
+    heard_of_two_rooms(&[("a", false), ("b", false)], 0, 0);
+}
+
 /// What a client gets that replays `stored` after `live` has come; a message is its name and the
 /// second it was stored in, if it was.
 fn replayed(stored: &[(&str, u8)], live: &[(&str, Option<u8>)]) -> String {
