@@ -7,7 +7,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::value::RawValue;
 
@@ -39,8 +39,8 @@ const MAIL_MAX: usize = 10_000;
 pub(super) enum Mail {
     Admitted(u32, Result<Box<Admitted>, Box<str>>),
     Came(u32, Asked, Vec<Came>),
-    /// Whatever is to be done when its rooms are left, is.
-    Left(u32, Asked, Result<(), Refused>),
+    /// What was asked for is done, or not.
+    Settled(u32, Asked, Result<(), Refused>),
     Answered(u32, Asked, Option<Box<str>>, Outcome),
     Doubted(u32, Arc<str>),
     Renewed(u32, Arc<str>, Renewed),
@@ -172,6 +172,8 @@ pub(super) struct Connection {
     entering: Vec<(u32, Box<str>)>,
     /// Clients so far.
     made: u32,
+    /// Those of this second, and which one that is.
+    entered: (u64, usize),
     dirty: DirtyList,
     gathered: usize,
 }
@@ -192,6 +194,7 @@ impl Connection {
             clients: Vec::new(),
             entering: Vec::new(),
             made: 0,
+            entered: (0, 0),
             dirty: DirtyList::default(),
             gathered: 0,
         }
@@ -258,6 +261,20 @@ impl Connection {
             let refused = packet::refused(namespace, "Too many namespaces on one connection");
             return self.around().send(&refused);
         }
+        let realtime = &self.shared.realtime;
+        let (now, limits) = (SystemTime::now(), &realtime.limits);
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        if self.entered.0 != second {
+            self.entered = (second, 0);
+        }
+        self.entered.1 += 1;
+        if self.entered.1 > limits.connection_joins_per_second_max {
+            return ControlFlow::Break(CloseReason::Session { code: 1008, text: "too many joins" });
+        }
+        if !realtime.rates.admit_join(limits.joins_per_second_max, now) {
+            let refused = packet::refused(namespace, "Too many joins: try again");
+            return self.around().send(&refused);
+        }
         self.made += 1;
         let client = self.made;
         self.entering.push((client, namespace.into()));
@@ -309,7 +326,7 @@ impl Connection {
                 return self.admitted(client, admitted);
             }
             Mail::Came(client, ..)
-            | Mail::Left(client, ..)
+            | Mail::Settled(client, ..)
             | Mail::Answered(client, ..)
             | Mail::Doubted(client, ..)
             | Mail::Renewed(client, ..)

@@ -62,6 +62,8 @@ impl Online {
 
     /// What a user says of himself.
     ///
+    /// Others are told; what is to be written down is given back.
+    ///
     /// # Errors
     /// It is none of what he may be.
     pub(super) fn show(
@@ -70,7 +72,7 @@ impl Online {
         presence: &Arc<Presence>,
         payload: &Value,
         around: &mut Around<'_>,
-    ) -> Result<(), Refused> {
+    ) -> Result<Option<Value>, Refused> {
         self.presence = Arc::clone(presence);
         let status = payload.get(&*presence.status_member).and_then(Value::as_str);
         let known = |status: &&str| presence.statuses.iter().any(|known| **known == **status);
@@ -82,27 +84,18 @@ impl Online {
         around.shared.rosters.show(&list(who), who.name(), shown);
         self.tell(who, status, payload, around);
         self.written_at = Instant::now();
-        self.write(who, status, payload, around.shared);
-        Ok(())
+        Ok(Some(written(status, payload)))
     }
 
-    /// A user still is there.
-    pub(super) fn beat(
-        &mut self,
-        who: &Arc<Who>,
-        presence: &Arc<Presence>,
-        around: &mut Around<'_>,
-    ) {
+    /// A user still is there; what is to be written down, if it is time for that.
+    pub(super) fn beat(&mut self, presence: &Arc<Presence>) -> Option<Value> {
         self.presence = Arc::clone(presence);
         let now = Instant::now();
         if now < self.written_at + presence.write_interval {
-            return;
+            return None;
         }
         self.written_at = now;
-        let heartbeat = json!({ "heartbeat": true });
-        if let Some(function) = &presence.write {
-            write(Arc::clone(around.shared), Arc::clone(who), function.clone(), heartbeat);
-        }
+        Some(json!({ "heartbeat": true }))
     }
 
     /// A client went.
@@ -160,17 +153,21 @@ impl Online {
 
     fn write(&self, who: &Arc<Who>, status: &str, payload: &Value, shared: &Arc<SocketIo>) {
         let Some(function) = &self.presence.write else { return };
-        let mut written = match payload {
-            Value::Object(payload) => payload.clone(),
-            Value::Null
-            | Value::Bool(_)
-            | Value::Number(_)
-            | Value::String(_)
-            | Value::Array(_) => serde_json::Map::new(),
-        };
-        written.insert("status".into(), status.into());
-        write(Arc::clone(shared), Arc::clone(who), function.clone(), written.into());
+        let written = written(status, payload);
+        write(Arc::clone(shared), Arc::clone(who), function.clone(), written);
     }
+}
+
+/// What is written down of how a user is.
+fn written(status: &str, payload: &Value) -> Value {
+    let mut written = match payload {
+        Value::Object(payload) => payload.clone(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+            serde_json::Map::new()
+        }
+    };
+    written.insert("status".into(), status.into());
+    written.into()
 }
 
 /// Writes down how a user is. What becomes of it is in the log: it is his state, not his request.

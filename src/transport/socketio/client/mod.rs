@@ -23,15 +23,16 @@ use super::packet::{self, Event};
 use super::recovery::Lost;
 use super::relays::Relays;
 use super::telling::{Telling, Told};
-use crate::command::{Call, Caller, Outcome, Refused};
+use crate::command::{Call, Caller, Given, Outcome, Refused};
 use crate::hub::outbox::CloseReason;
 use crate::profile::{Command, Presence, Profile, Relay, Scope};
 use crate::session::UserPlace;
 use crate::telemetry;
 use crate::transport::deadlines::{DeadlineId, Expires};
 
-/// Events that wait for the one before them.
+/// Events that wait for the one before them, and the bytes of their payloads.
 const WAITING_MAX: usize = 1024;
+const WAITING_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Bytes of a payload that is shown again to who sent it, when it is refused.
 const CONTEXT_BYTES_MAX: usize = 16 * 1024;
@@ -163,7 +164,7 @@ impl Client {
             bytes: event.arguments.first().map_or(0, |first| first.get().len()),
             ack: event.ack,
         };
-        if !self.is_in_time(around) || self.waiting.len() >= WAITING_MAX {
+        if !self.is_in_time(around) || self.is_behind(asked.bytes) {
             let refused = Refused::new("RATE_LIMITED", "Too many events: slow down");
             return self.refuse(around, &asked, refused);
         }
@@ -188,6 +189,13 @@ impl Client {
             }
             Err(text) => self.refuse(around, &asked, Refused::new("VALIDATION_FAILED", text)),
         }
+    }
+
+    /// Whether too much waits already.
+    fn is_behind(&self, bytes: usize) -> bool {
+        let waiting: usize = self.waiting.iter().map(|asked| asked.bytes).sum();
+        self.waiting.len() >= WAITING_MAX
+            || !self.waiting.is_empty() && waiting.saturating_add(bytes) > WAITING_BYTES_MAX
     }
 
     /// Whether it may say one thing more in this second, as all together may.
@@ -236,7 +244,7 @@ impl Client {
         } else if let Some(presence) = profile.presence.as_ref().filter(|p| online::is_of(p, event))
         {
             let presence = Arc::clone(presence);
-            self.show(around, &asked, &presence)
+            self.show(around, asked, &presence)
         } else {
             let shown: String = event.chars().take(100).collect();
             let text = format!("There is no event {shown:?} here");
@@ -247,23 +255,37 @@ impl Client {
     fn show(
         &mut self,
         around: &mut Around<'_>,
-        asked: &Asked,
+        asked: Asked,
         presence: &Arc<Presence>,
     ) -> ControlFlow<CloseReason> {
         let Some(online) = &mut self.online else {
             let refused = Refused::new("UNAVAILABLE", "Presence was declared after you came");
-            return self.refuse(around, asked, refused);
+            return self.refuse(around, &asked, refused);
         };
-        let shown = if presence.heartbeat_event.as_deref() == Some(&*asked.event) {
-            online.beat(&self.who, presence, around);
-            Ok(())
+        let written = if presence.heartbeat_event.as_deref() == Some(&*asked.event) {
+            Ok(online.beat(presence))
         } else {
             online.show(&self.who, presence, &asked.payload, around)
         };
-        match shown {
-            Ok(()) => self.done(around, asked, None, None),
-            Err(refused) => self.refuse(around, asked, refused),
-        }
+        let (written, function) = match written {
+            Ok(written) => (written, presence.write.clone()),
+            Err(refused) => return self.refuse(around, &asked, refused),
+        };
+        let (Some(written), Some(function)) = (written, function) else {
+            return self.done(around, &asked, None, None);
+        };
+        // One after the other, as everything that it asks for.
+        self.busy = true;
+        let who = Arc::clone(&self.who);
+        around.ask(|shared| {
+            Box::pin(async move {
+                let written = entrance::raw(&written);
+                let writing =
+                    shared.commander.ask(who.caller(), &function, Given::Payload(&written));
+                Mail::Settled(who.client, asked, writing.await.map(drop))
+            })
+        });
+        ControlFlow::Continue(())
     }
 
     // -------------------------------------------------------------------------- how it is answered
@@ -498,7 +520,7 @@ impl Client {
                 self.came(around, &asked, came)?;
                 self.go_on(around)
             }
-            Mail::Left(_, asked, outcome) => {
+            Mail::Settled(_, asked, outcome) => {
                 match outcome {
                     Ok(()) => self.done(around, &asked, None, None)?,
                     Err(refused) => self.refuse(around, &asked, refused)?,

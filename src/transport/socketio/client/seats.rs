@@ -291,7 +291,7 @@ impl Client {
                 for parted in parted {
                     outcome = outcome.and(parted.tell(&shared, &who).await);
                 }
-                Mail::Left(who.client, asked, outcome)
+                Mail::Settled(who.client, asked, outcome)
             })
         });
         ControlFlow::Continue(())
