@@ -340,7 +340,7 @@ mod tests {
             (
                 "command",
                 "story.update",
-                r#"{"table": "s.stories", "operation": "update", "columns": ["step_id"], "required": ["id", "why"],
+                r#"{"table": "s.stories", "operation": "update", "key": ["id"], "columns": ["step_id"], "required": ["id", "why"],
                     "version": "v", "version_member": "seen"}"#,
             ),
             (
