@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use hashbrown::HashMap;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -187,8 +188,13 @@ pub(super) async fn admit(
         who.member = ask(shared, &who, function, "").await.map_err(|refused| refused.message)?;
     }
     let hearers = hearers(shared, &who, &profile).await.map_err(|refused| refused.message)?;
+    let (seats, is_whole) =
+        first_seats(shared, &who, &profile, lost.as_ref(), &auth, &mailbox).await;
+    if !is_whole {
+        // By another name it is told that it is not what it was: it joins its rooms anew.
+        who.private = new_id().into();
+    }
     let who = Arc::new(who);
-    let seats = first_seats(shared, &who, &profile, lost.as_ref(), &auth, &mailbox).await;
     if who.claims.expires_at <= SystemTime::now() {
         return Err(invalid());
     }
@@ -210,47 +216,65 @@ fn place_of_user(
     place.map(Some).ok_or_else(|| "Too many connections of this user".into())
 }
 
-/// The rooms that come with a namespace, and those that a client was in before it was lost.
+/// The rooms that come with a namespace, and those that a client was in before it was lost; whether it
+/// has all of those again.
 async fn first_seats(
     shared: &SocketIo,
-    who: &Arc<Who>,
+    who: &Who,
     profile: &Profile,
     lost: Option<&Lost>,
     auth: &Auth<'_>,
     mailbox: &Arc<Mailbox>,
-) -> Vec<Seat> {
+) -> (Vec<Seat>, bool) {
     let since = lost.map(|lost| since(lost, auth));
     let named = profile.topics.iter();
     let mut rooms: Vec<(Option<Arc<Room>>, Named)> = named
         .filter_map(|naming| personal(naming, who.user.as_deref(), &who.json))
         .map(|named| (None, named))
         .collect();
-    for topic in lost.into_iter().flat_map(|lost| &lost.topics) {
+    let mut payloads = HashMap::new();
+    for (topic, payload) in lost.into_iter().flat_map(|lost| &lost.rooms) {
         let Ok(topic) = Topic::parse(topic) else { continue };
         if let Some(room) = profile.room_of(&topic)
             && let Some(values) = room.naming.values(&topic)
         {
+            payloads.insert(topic.to_shared(), payload.clone());
             rooms.push((Some(Arc::clone(room)), Named { topic, values }));
         }
     }
     let mut seats = Vec::with_capacity(rooms.len());
+    let mut is_whole = true;
     for (room, named) in rooms {
-        // Who may not be there is not there; he is told when he asks for it.
-        if let Ok(mut seat) = enter(shared, who, named, since, mailbox).await {
-            let function = room.as_ref().and_then(|room| room.member.as_ref());
-            seat.member = match function.or(profile.member.as_ref()) {
-                Some(function) => {
-                    let topic = seat.named.topic.sub_topic();
-                    let Ok(member) = ask(shared, who, function, topic).await else { continue };
-                    Some(member)
-                }
-                None => None,
-            };
-            seat.room = room;
-            seats.push(seat);
+        let comes_back = room.is_some();
+        let payload = payloads.remove(&named.topic.to_shared()).unwrap_or_default();
+        match seat_again(shared, (who, profile), room, named, since, mailbox).await {
+            Ok(mut seat) => {
+                seat.payload = payload;
+                seats.push(seat);
+            }
+            // Who may not be there is not there; he is told when he asks for it.
+            Err(_) => is_whole &= !comes_back,
         }
     }
-    seats
+    (seats, is_whole)
+}
+
+/// A seat that nobody asked for now.
+async fn seat_again(
+    shared: &SocketIo,
+    (who, profile): (&Who, &Profile),
+    room: Option<Arc<Room>>,
+    named: Named,
+    since: Option<&str>,
+    mailbox: &Arc<Mailbox>,
+) -> Result<Seat, Refused> {
+    let mut seat = enter(shared, who, named, since, mailbox).await?;
+    let function = room.as_ref().and_then(|room| room.member.as_ref());
+    if let Some(function) = function.or(profile.member.as_ref()) {
+        seat.member = Some(ask(shared, who, function, seat.named.topic.sub_topic()).await?);
+    }
+    seat.room = room;
+    Ok(seat)
 }
 
 /// Which rooms hear of a user's presence.

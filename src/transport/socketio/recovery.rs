@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
+use serde_json::Value;
 use tokio::sync::Notify;
 
 use crate::hub::outbox::{CloseReason, Outbox};
@@ -35,8 +36,8 @@ pub(super) struct Lost {
     pub(super) user: Option<Box<str>>,
     /// What it was called.
     pub(super) id: Arc<str>,
-    /// Full topics.
-    pub(super) topics: Vec<Arc<str>>,
+    /// Full topics of its rooms, and what it joined them with.
+    pub(super) rooms: Vec<(Arc<str>, Value)>,
     /// What its client has everything up to, if it was told of nothing since it came.
     pub(super) begins: Box<str>,
 }
@@ -164,7 +165,7 @@ mod tests {
             namespace: "/a".into(),
             user: Some(user.into()),
             id: "id".into(),
-            topics: vec!["realtime:map:1".into()],
+            rooms: vec![("realtime:map:1".into(), Value::Null)],
             begins: "b".into(),
         }
     }

@@ -141,6 +141,12 @@ impl Client {
         self.places.get(topic)
     }
 
+    /// Its rooms, and what it joined them with.
+    fn rooms(&self) -> Vec<(Arc<str>, Value)> {
+        let rooms = self.places.iter();
+        rooms.map(|(topic, place)| (Arc::clone(topic), place.payload.clone())).collect()
+    }
+
     /// What is declared for it now.
     fn profile(&mut self, shared: &SocketIo) -> Arc<Profile> {
         let known = shared.declarations.now();
@@ -389,7 +395,7 @@ impl Client {
                 namespace: self.who.namespace.clone(),
                 user: self.who.user.clone(),
                 id: Arc::clone(&self.who.id),
-                topics: topics.clone(),
+                rooms: self.rooms(),
                 begins: self.who.begins.clone(),
             };
             around.shared.recoveries.remember(&self.who.private, lost, Instant::now());

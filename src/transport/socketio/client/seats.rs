@@ -35,7 +35,7 @@ pub(in crate::transport::socketio) struct Place {
     /// What it may hear is being looked at; and whether once more after that.
     renewing: Option<bool>,
     /// What it joined with.
-    payload: Value,
+    pub(super) payload: Value,
 }
 
 impl Drop for Place {
