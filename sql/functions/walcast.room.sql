@@ -5,7 +5,8 @@
 --         user_left, at the end of his last one, with user_left_payload · announce_self: who joined is told too ·
 --         member: as in walcast.profile, for this kind of room · capacity: distinct users · denied: the message of
 --         ACCESS_DENIED · pattern: {"mapId": "^[0-9]+$"}, what values match · on_join: a function (payload jsonb),
---         called as the user before policies are asked; what it returns is payload too · on_leave: likewise
+--         called as the user before policies are asked; what it returns is payload too · on_leave: called when
+--         his last connection has left
 -- out:    whether anything changed
 -- needs:  the owner of the database, or of walcast's tables
 -- Never:  decides who may enter: the policies of realtime.messages do, see walcast.guard_topic

@@ -5,7 +5,11 @@
 //! Never:  a look into a user's payload; a rendering of opaque bytes as JSON.
 //! Source: spec of the realtime protocol, section 2.3.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use crate::cursor::Cursor;
 
@@ -128,6 +132,20 @@ impl UserEvent {
         json.push(b'}');
         Some(json.into())
     }
+}
+
+/// Event and payload of a broadcast that is passed on as its sender wrote it; none when it names no
+/// event.
+pub fn parts(whole: &[u8]) -> Option<(Cow<'_, str>, Option<&[u8]>)> {
+    #[derive(Deserialize)]
+    struct Parts<'a> {
+        #[serde(borrow)]
+        event: Cow<'a, str>,
+        #[serde(borrow, default)]
+        payload: Option<&'a RawValue>,
+    }
+    let Parts { event, payload } = serde_json::from_slice(whole).ok()?;
+    Some((event, payload.map(|payload| payload.get().as_bytes())))
 }
 
 fn json_string(text: &str) -> String {

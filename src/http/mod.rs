@@ -1,8 +1,9 @@
 //! The routes, and who answers them.
 //!
 //! In:     requests; an [`Admit`] that knows who may open a socket.
-//! Out:    101 and a running socket, an event stream, or a refusal as JSON; probes and metrics; rows;
-//!         what another Supabase service answers, when we stand in front of one.
+//! Out:    101 and a running socket, an event stream, or a refusal as JSON; polls and posts of
+//!         Socket.IO; probes and metrics; rows; what another Supabase service answers, when we stand
+//!         in front of one.
 //! Never:  logs a path or a query: both may hold a token.
 
 mod body;

@@ -25,7 +25,7 @@ const LOOKUPS_MAX: usize = 8;
 pub(super) const EVENT_BYTES_MAX: usize = 255;
 
 /// Names that mean something of their own to Socket.IO's clients and servers.
-const RESERVED: [&str; 6] =
+pub const RESERVED: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
 /// What a table's changes mean.

@@ -27,7 +27,7 @@ mod typescript;
 
 pub use announced::{AnnounceError, Key, PREFIX, Rules, verified};
 pub use declaration::{
-    Declaration, DeclarationError, KeyCase, Operations, Rule, event_name_problem,
+    Declaration, DeclarationError, KeyCase, Operations, RESERVED, Rule, event_name_problem,
 };
 pub use fire::{Fired, Firing, Phase, Refusal, fire};
 pub use gather::{Gathered, Group, Limits};

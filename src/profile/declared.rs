@@ -95,7 +95,7 @@ pub struct Room {
     pub denied: Option<Box<str>>,
     /// Called before the policies are asked.
     pub on_join: Option<Function>,
-    /// Called before leaving.
+    /// Called when the last connection of a user has left.
     pub on_leave: Option<Function>,
 }
 

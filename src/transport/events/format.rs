@@ -18,12 +18,10 @@ use std::borrow::Cow;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use serde::Deserialize;
 use serde_json::json;
-use serde_json::value::RawValue;
 
 use crate::cursor::Cursor;
-use crate::event::broadcast::{Broadcast, Encoding};
+use crate::event::broadcast::{self, Broadcast, Encoding};
 use crate::hub::{Format, Shown, Word};
 
 /// The wire format of every stream.
@@ -31,7 +29,7 @@ pub(super) const FORMAT: Format = Format {
     id: 16,
     namespace: "",
     encode: row,
-    broadcast: |_, topic, said, cursor| broadcast(topic, said, cursor),
+    broadcast: |_, topic, what, cursor| said(topic, what, cursor),
     push: |_topic, event, payload| Event::named(event).data(payload).finish(),
     word: |_, _topic, said| word(said),
 };
@@ -121,19 +119,17 @@ fn row(shown: &Shown<'_>) -> Bytes {
     Event::named(shown.operation.as_str()).id(Some(shown.cursor)).data(shown.data).finish()
 }
 
-fn broadcast(topic: &str, broadcast: &Broadcast, cursor: Option<Cursor>) -> Option<Bytes> {
-    let (event, data) = match broadcast {
-        Broadcast::Whole(payload) => match parts(payload) {
-            Some((event, data)) if is_name(&event) => (event, Cow::Borrowed(data)),
+fn said(topic: &str, what: &Broadcast, cursor: Option<Cursor>) -> Option<Bytes> {
+    let (event, data) = match what {
+        Broadcast::Whole(payload) => match broadcast::parts(payload) {
+            Some((event, Some(data))) if is_name(&event) => (event, Cow::Borrowed(data)),
             Some(_) | None => (BROADCAST.into(), Cow::Borrowed(&**payload)),
         },
         Broadcast::User(user) => {
             let name = is_name(&user.event);
             match (user.encoding, name) {
                 (Encoding::Json, true) => ((&*user.event).into(), Cow::Borrowed(&*user.data)),
-                (Encoding::Json, false) => {
-                    (BROADCAST.into(), Cow::Owned(broadcast.payload()?.to_vec()))
-                }
+                (Encoding::Json, false) => (BROADCAST.into(), Cow::Owned(what.payload()?.to_vec())),
                 (Encoding::Bytes, true) => {
                     ((&*user.event).into(), data_url(&user.data).into_bytes().into())
                 }
@@ -155,19 +151,6 @@ fn data_url(bytes: &[u8]) -> String {
     let mut url = String::from("data:application/octet-stream;base64,");
     BASE64_STANDARD.encode_string(bytes, &mut url);
     url
-}
-
-/// Event and payload of a broadcast that is passed on as its sender wrote it.
-fn parts(whole: &[u8]) -> Option<(Cow<'_, str>, &[u8])> {
-    #[derive(Deserialize)]
-    struct Parts<'a> {
-        #[serde(borrow)]
-        event: Cow<'a, str>,
-        #[serde(borrow)]
-        payload: &'a RawValue,
-    }
-    let Parts { event, payload } = serde_json::from_slice(whole).ok()?;
-    Some((event, payload.get().as_bytes()))
 }
 
 fn is_line(text: &str) -> bool {
@@ -200,7 +183,7 @@ mod tests {
     }
 
     fn check(what: &Broadcast, cursor: Option<Cursor>, expected: &str) {
-        let block = broadcast("realtime:room", what, cursor).unwrap();
+        let block = said("realtime:room", what, cursor).unwrap();
         assert_eq!(text(&block), expected);
     }
 
@@ -257,10 +240,8 @@ mod tests {
     fn no_broadcast_passes_for_something_else() {
         for name in ["INSERT", "close", "ready", "error", "", "broadcast", "a\nevent: INSERT", "\r"]
         {
-            let json =
-                broadcast("realtime:room", &user(name, Encoding::Json, b"{}"), None).unwrap();
-            let bytes =
-                broadcast("realtime:room", &user(name, Encoding::Bytes, b"x"), None).unwrap();
+            let json = said("realtime:room", &user(name, Encoding::Json, b"{}"), None).unwrap();
+            let bytes = said("realtime:room", &user(name, Encoding::Bytes, b"x"), None).unwrap();
             for block in [json, bytes] {
                 let rest =
                     text(&block).strip_prefix("event: broadcast\ntopic: room\ndata: ").unwrap();
@@ -270,10 +251,10 @@ mod tests {
             }
         }
         for odd in [&br#"{"type":"broadcast"}"#[..], br#"{"event":7,"payload":1}"#] {
-            let block = broadcast("t", &Broadcast::Whole(Bytes::from_static(odd)), None).unwrap();
+            let block = said("t", &Broadcast::Whole(Bytes::from_static(odd)), None).unwrap();
             assert!(text(&block).starts_with("event: broadcast\n"), "{block:?}");
         }
-        let block = broadcast("realtime:a\nid: 1", &user("e", Encoding::Json, b"1"), None).unwrap();
+        let block = said("realtime:a\nid: 1", &user("e", Encoding::Json, b"1"), None).unwrap();
         assert_eq!(text(&block), "event: e\ndata: 1\n\n");
     }
 }

@@ -12,24 +12,20 @@ use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use serde::Deserialize;
 use serde_json::json;
-use serde_json::value::RawValue;
 
 use super::packet;
 use crate::cursor::Cursor;
-use crate::event::broadcast::{Broadcast, Encoding};
+use crate::event::broadcast::{self, Broadcast, Encoding};
 use crate::hub::{Format, Word};
+use crate::mapping::RESERVED;
 use crate::transport::websocket::text_frame;
 
 /// Numbers of formats from here on are namespaces'.
 const FIRST: u8 = 32;
 
-/// Names that clients have for what happens to them. A broadcast does not get to say them.
-const RESERVED: [&str; 6] =
-    ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
-
-/// What those are called instead: their arguments are an object with the name.
+/// What a broadcast is called that has a name which clients keep for what happens to them: it does not
+/// get to say that. Its argument is an object with the name.
 const BROADCAST: &str = "broadcast";
 
 /// How a client is told that it has heard what it missed.
@@ -52,7 +48,7 @@ pub(super) fn format(namespace: &str) -> Option<Format> {
         id,
         namespace,
         encode: |_shown| Bytes::new(),
-        broadcast: |namespace, _topic, said, cursor| broadcast(namespace, said, cursor),
+        broadcast: |namespace, _topic, what, cursor| said(namespace, what, cursor),
         push: |_topic, _event, _payload| Bytes::new(),
         word,
     })
@@ -81,10 +77,10 @@ pub(super) fn event(namespace: &str, name: &str, arguments: &[&[u8]]) -> Bytes {
     text_frame(&packet::event_text(namespace, name, arguments))
 }
 
-fn broadcast(namespace: &str, said: &Broadcast, cursor: Option<Cursor>) -> Option<Bytes> {
-    let (name, payload, meta) = match said {
-        Broadcast::Whole(whole) => match parts(whole) {
-            Some((name, payload)) => (name, payload, None),
+fn said(namespace: &str, what: &Broadcast, cursor: Option<Cursor>) -> Option<Bytes> {
+    let (name, payload, meta) = match what {
+        Broadcast::Whole(whole) => match broadcast::parts(whole) {
+            Some((name, payload)) => (name, payload.unwrap_or(b"null"), None),
             None => (Cow::Borrowed(BROADCAST), &**whole, None),
         },
         Broadcast::User(user) => match user.encoding {
@@ -110,19 +106,6 @@ fn broadcast(namespace: &str, said: &Broadcast, cursor: Option<Cursor>) -> Optio
     Some(event(namespace, name, &arguments))
 }
 
-/// Event and payload of a broadcast that is passed on as its sender wrote it.
-fn parts(whole: &[u8]) -> Option<(Cow<'_, str>, &[u8])> {
-    #[derive(Deserialize)]
-    struct Parts<'a> {
-        #[serde(borrow)]
-        event: Cow<'a, str>,
-        #[serde(borrow, default)]
-        payload: Option<&'a RawValue>,
-    }
-    let Parts { event, payload } = serde_json::from_slice(whole).ok()?;
-    Some((event, payload.map_or(b"null", |payload| payload.get().as_bytes())))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,26 +129,26 @@ mod tests {
 
     #[test]
     fn an_event_of_the_log_ends_with_its_cursor_and_others_with_an_object() {
-        let frame = broadcast("/a", &user("moved", "{\"id\":1}"), CURSOR.parse().ok()).unwrap();
+        let frame = said("/a", &user("moved", "{\"id\":1}"), CURSOR.parse().ok()).unwrap();
         let expected = format!(r#"42/a,["moved",{{"id":1}},{{"cursor":"{CURSOR}"}},"{CURSOR}"]"#);
         assert_eq!(text(&frame), expected);
-        let frame = broadcast("/", &user("typing", "\"text\""), None).unwrap();
+        let frame = said("/", &user("typing", "\"text\""), None).unwrap();
         assert_eq!(text(&frame), r#"42["typing","text",{}]"#);
         let whole = Broadcast::Whole(Bytes::from_static(br#"{"type":"broadcast","event":"e"}"#));
-        assert_eq!(text(&broadcast("/", &whole, None).unwrap()), r#"42["e",null,{}]"#);
+        assert_eq!(text(&said("/", &whole, None).unwrap()), r#"42["e",null,{}]"#);
     }
 
     #[test]
     fn nobody_says_what_only_the_client_says() {
         for name in RESERVED {
-            let frame = broadcast("/", &user(name, "1"), None).unwrap();
+            let frame = said("/", &user(name, "1"), None).unwrap();
             let expected = format!(
                 r#"42["broadcast",{{"event":"{name}","payload":1,"type":"broadcast"}},{{}}]"#
             );
             assert_eq!(text(&frame), expected);
         }
         let odd = Broadcast::Whole(Bytes::from_static(br#"{"event":7}"#));
-        assert_eq!(text(&broadcast("/", &odd, None).unwrap()), r#"42["broadcast",{"event":7},{}]"#);
+        assert_eq!(text(&said("/", &odd, None).unwrap()), r#"42["broadcast",{"event":7},{}]"#);
     }
 
     #[test]

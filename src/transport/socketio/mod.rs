@@ -14,7 +14,7 @@
 //! | `packet`* | text ↔ packets |
 //! | `engine` | sessions that poll, the way to a WebSocket, signs of life |
 //! | `connection` | one connection and the namespaces it is in |
-//! | `client` | one client in a namespace: its events, its rooms |
+//! | `client/` | one client in a namespace: its events, and its rooms (`seats`) |
 //! | `entrance` | what entering a namespace or a room asks of the database |
 //! | `telling` `relays`* | what a client says to others, and when |
 //! | `online` `roster` `recovery` | who is online, who is in a room, who comes back |
